@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -44,3 +45,189 @@ class Run(msgspec.Struct, frozen=True):
     seconds: float
     stdout: Path
     stderr: Path
+
+
+class CacheTypes(msgspec.Struct, frozen=True, order=True):
+    """The types of the K and of the V cache, by the names that llama.cpp's ``-ctk`` and ``-ctv`` take."""
+
+    k: str
+    v: str
+
+    @classmethod
+    def parse(cls, text: str) -> CacheTypes:
+        """Read ``turbo3`` (both) or ``turbo4/turbo3`` (K/V)."""
+        k, _, v = text.strip().partition("/")
+        return cls(k.strip(), (v or k).strip())
+
+    def __str__(self) -> str:
+        """``turbo3`` when both are equal, ``turbo4/turbo3`` otherwise."""
+        return self.k if self.k == self.v else f"{self.k}/{self.v}"
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """A GGUF file and what of its metadata the measurements need."""
+
+    path: Path
+    sha256: str
+    size: int  # bytes
+    name: str  # file name, or general.name
+    arch: str
+    n_layer: int
+    n_head_kv: tuple[int, ...]  # per layer; 0 where a layer has no KV cache
+    head_k: int  # K head size
+    head_v: int  # V head size
+    n_ctx_train: int
+    n_vocab: int
+    uniform: bool  # False: head sizes differ between layers (SWA, MLA): sizes of the cache cannot be derived
+
+
+class TextFile(msgspec.Struct, frozen=True):
+    """The evaluation text."""
+
+    path: Path
+    sha256: str
+    name: str
+    size: int  # bytes
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """A measured value and its standard error."""
+
+    value: float
+    error: float
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One measurement to make: everything that decides its numbers, nothing else."""
+
+    types: CacheTypes
+    ctx: int  # tokens of a chunk; the second half is scored
+    chunks: int  # -1: as many as the text has
+    batch: int  # tokens of a llama_decode call
+    base_batch: int  # the same for the base logits; differs from ``batch`` in the noise floor only
+    backend: str  # prefix of the KV buffer names: "CPU", "CUDA" or "ROCm"
+    build_id: str
+    model_sha256: str
+    text_sha256: str
+    env: tuple[str, ...] = ()  # GGML_*, TURBO_* variables in force, as NAME=value
+    metrics_version: int = METRICS_VERSION
+
+    @property
+    def key(self) -> str:
+        """Name of this case in the store: the same key means the same measurement."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:20]
+
+    @property
+    def is_noise_floor(self) -> bool:
+        """Whether this is the base type measured again at another batch size."""
+        return self.batch != self.base_batch
+
+
+class KvCache(msgspec.Struct, frozen=True):
+    """One ``llama_kv_cache`` of the log. A model with sliding-window attention has two."""
+
+    type_k: str
+    type_v: str
+    mib_k: float  # rounded to 0.01 by the tool
+    mib_v: float
+    cells: int  # per stream
+    layers: int
+    streams: int
+    buffers: tuple[str, ...]  # names of the backend buffers that hold it
+    rot_k: bool | None = None  # None: the log does not say
+    rot_v: bool | None = None
+
+
+class LogFacts(msgspec.Struct, frozen=True):
+    """What really ran, as the log of a llama.cpp tool tells it."""
+
+    caches: tuple[KvCache, ...]
+    flash_attn: str  # "enabled", "disabled" or "" when the log does not say
+    n_ctx_seq: int
+    backends: tuple[str, ...]  # of the system_info line
+    offloaded: tuple[int, int] | None  # layers on a GPU, layers in all; None without the line
+    splits: int | None  # graph splits: more of them means that work moved between devices
+    warnings: tuple[str, ...]
+
+
+class KldStats(msgspec.Struct, frozen=True):
+    """Final statistics of ``llama-perplexity --kl-divergence``. KL divergence in nats, rates in percent."""
+
+    mean: Metric
+    median: Metric
+    p90: Metric
+    p99: Metric
+    p999: Metric
+    max: float
+    same_top: Metric  # percent of tokens whose most probable next token is the same
+    ppl: Metric
+    ppl_base: Metric
+    ln_ppl_ratio: Metric
+    mean_dp: Metric  # change of the probability of the right token, percent
+    rms_dp: Metric
+    chunks: int
+    tokens: int  # scored
+
+
+class Bits(msgspec.Struct, frozen=True):
+    """Bits per value of a KV cache, K and V together."""
+
+    nominal: float  # of the types' block layouts
+    low: float | None = None  # least and greatest value that the sizes in the log allow; None: not derivable
+    high: float | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the nominal number lies within what was measured (True when nothing could be measured)."""
+        return self.low is None or self.high is None or self.low <= self.nominal <= self.high
+
+
+class BaseRun(msgspec.Struct, frozen=True):
+    """Base logits on disk: the f16 run that the others are compared with."""
+
+    key: str
+    chunks: int  # really in the file; the text may be shorter than asked for
+    ppl: Metric
+    splits: int | None
+    seconds: float
+    size: int  # bytes of the logits file
+    schema_version: int = SCHEMA_VERSION
+
+
+class Result(msgspec.Struct, frozen=True, tag_field="kind", tag="kld"):
+    """One finished case."""
+
+    key: str
+    case: Case
+    stats: KldStats
+    bits: Bits
+    model: str
+    text: str
+    upstream_commit: str
+    patch_digest: str
+    facts: LogFacts
+    seconds: float
+    argv: tuple[str, ...]
+    time: str  # UTC, ISO 8601
+    schema_version: int = SCHEMA_VERSION
+
+
+class BenchRow(msgspec.Struct, frozen=True, tag_field="kind", tag="bench"):
+    """One row of ``llama-bench``: prefill or decode speed at a depth, of one round."""
+
+    key: str  # of the bench set-up: build, model, threads, backend, environment
+    types: CacheTypes
+    depth: int  # tokens in the cache before the test starts
+    n_prompt: int
+    n_gen: int
+    round: int
+    tokens_per_second: Metric
+    build_id: str
+    patch_digest: str
+    row: dict[str, str | int | float | bool | None]  # as llama-bench printed it
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def test(self) -> str:
+        """``pp512`` or ``tg32``, as llama-bench names it."""
+        return f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"

@@ -1,0 +1,48 @@
+# Only names things: what they do is in scripts/setup.sh and in the turbo-gguf command. ARGS="..." is handed on.
+
+PYTHON_VENV := .venv/bin/python
+TURBO := .venv/bin/turbo-gguf
+OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' \))
+
+.DEFAULT_GOAL := help
+.PHONY: help ppl-gate test check build-cpu build-cpu-debug build-rocm build-cuda check-upstreams setup setup-dev clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+ppl-gate: setup ## the main job: build, measure and judge the turbo cache types (set-up included)
+	$(PYTHON_VENV) -m turbo_gguf.ppl-gate $(ARGS)
+
+test: setup-dev check ## all checks and tests (set-up included)
+	$(PYTHON_VENV) -m pytest $(ARGS)
+
+check: setup-dev ## lint, types, patch set and generated code
+	$(PYTHON_VENV) -m ruff check .
+	$(PYTHON_VENV) -m ruff format --check .
+	$(PYTHON_VENV) -m mypy
+	$(PYTHON_VENV) -m turbo_gguf.codec.codegen --check
+	$(TURBO) patch check
+	.venv/bin/clang-format --dry-run -Werror --style=file:$$($(TURBO) upstream fetch)/.clang-format $(OVERLAY_SOURCES)
+
+build-cpu build-cpu-debug build-rocm build-cuda: setup
+	$(TURBO) build --preset $(@:build-%=%) $(ARGS)
+
+build-cpu: ## compile the patched llama.cpp for this CPU
+build-cpu-debug: ## the same with assertions and sanitizers
+build-rocm: ## compile it for the AMD GPUs here (or GPU_TARGETS=gfx1100)
+build-cuda: ## compile it for the NVIDIA GPUs here
+
+check-upstreams: setup ## compile every supported upstream for the CPU (an hour; not part of the tests)
+	for name in $$($(TURBO) upstream list --names); do $(TURBO) build --upstream $$name --target llama-cli || exit 1; done
+
+setup: ## make .venv with what the package needs
+	@scripts/setup.sh run
+
+setup-dev: ## make .venv with what the tests need, too
+	@scripts/setup.sh dev
+
+clean: ## remove trees, builds and logs; keep downloads, results and .venv
+	rm -rf build/trees build/builds build/oracle build/logs
+
+distclean: ## remove all that was made, results and .venv too
+	rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

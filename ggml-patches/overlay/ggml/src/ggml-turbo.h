@@ -1,0 +1,133 @@
+#pragma once
+
+// turbo2_0, turbo3_0, turbo4_0: scalar codebook types for KV caches, 2.5 / 3.5 / 4.5 bits per value
+//
+// The format contract. A block holds 32 values; value i decodes to
+//
+//     d * codebook[index(i)]          d: fp16, codebook: int8 (ggml-turbo-tables.h), ascending and odd-symmetric
+//
+// which is exact in binary32 (11 x 7 bits), so CPU, GPU and the Python reference decode to the same numbers. The codebook is
+// the definition for float decoding and for integer dot products alike. Bits, least significant on the right:
+//
+//     block_turbo2_0   10 bytes   | d | qs[8] |
+//         qs[j]      bits 76 | 54 | 32 | 10        j = 0 .. 7
+//         values        j+24 j+16  j+8    j
+//
+//     block_turbo3_0   14 bytes   | d | qs[8] | signs[4] |
+//         qs[j]      bits 76 | 54 | 32 | 10        the low two bits of the index, ordered as in turbo2
+//         values        j+24 j+16  j+8    j
+//         signs[j]   bits   7    6   ..   0        the high bit of the index: set for the positive half
+//         values         8j+7 8j+6   ..  8j
+//
+//     block_turbo4_0   18 bytes   | d | qs[16] |
+//         qs[j]      bits 7654 | 3210              j = 0 .. 15
+//         values          j+16      j
+//
+// The high bit of an index is the sign: clear for the negative half. A block of zero bytes decodes to zeros.
+//
+// What the encoder promises (ggml-turbo.c is the reference; SIMD and GPU encoders store the same bits):
+//     zeros, and rows too small for an fp16 scale    a block of zero bytes
+//     a NaN anywhere in the block                    d is NaN: all 32 values decode to NaN, ggml_validate_row_data says no
+//     infinity                                       encoded like +-FLT_MAX
+//     finite input                                   finite output: d is clamped to the largest fp16 number, 65504
+//     -x                                             the block of x with all indices mirrored, same d
+
+#include "ggml.h"
+
+#ifndef GGML_COMMON_DECL
+#    define GGML_COMMON_DECL_C
+#endif
+#include "ggml-common.h"
+#include "ggml-turbo-tables.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    ggml_half d;                 // scale
+    uint8_t   qs[QK_TURBO / 4];  // indices, 2 bits
+} block_turbo2_0;
+
+typedef struct {
+    ggml_half d;                    // scale
+    uint8_t   qs[QK_TURBO / 4];     // indices, low 2 bits
+    uint8_t   signs[QK_TURBO / 8];  // indices, high bit
+} block_turbo3_0;
+
+typedef struct {
+    ggml_half d;                 // scale
+    uint8_t   qs[QK_TURBO / 2];  // indices, 4 bits
+} block_turbo4_0;
+
+#ifdef __cplusplus
+static_assert(sizeof(block_turbo2_0) == TURBO2_BLOCK_BYTES, "wrong turbo2_0 block size/padding");
+static_assert(sizeof(block_turbo3_0) == TURBO3_BLOCK_BYTES, "wrong turbo3_0 block size/padding");
+static_assert(sizeof(block_turbo4_0) == TURBO4_BLOCK_BYTES, "wrong turbo4_0 block size/padding");
+#else
+_Static_assert(sizeof(block_turbo2_0) == TURBO2_BLOCK_BYTES, "wrong turbo2_0 block size/padding");
+_Static_assert(sizeof(block_turbo3_0) == TURBO3_BLOCK_BYTES, "wrong turbo3_0 block size/padding");
+_Static_assert(sizeof(block_turbo4_0) == TURBO4_BLOCK_BYTES, "wrong turbo4_0 block size/padding");
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// How the encoder chooses d once the indices c are known, for a block x. The format is the same.
+enum ggml_turbo_scale {
+    GGML_TURBO_SCALE_LEAST_SQUARES = 0,  // <x,c> / |c|^2: smallest squared error
+    GGML_TURBO_SCALE_MATCHED_NORM  = 1,  // |x| / |c|: decoded blocks keep their norm
+    GGML_TURBO_SCALE_INNER_PRODUCT = 2,  // |x|^2 / <x,c>: <x, decoded x> = |x|^2, scores are unbiased
+};
+
+// The scale rule of all encoders of this process. Without a call: environment variable TURBO_SCALE (ls, matched or ip) as it is
+// at the first encoded row, else least squares. Takes effect with the next row; rows already stored stay valid.
+GGML_API void                  ggml_turbo_set_scale(enum ggml_turbo_scale scale);
+GGML_API enum ggml_turbo_scale ggml_turbo_get_scale(void);
+
+// Encode one row with everything explicit; search = false takes one fixed step instead of the best of several.
+// k: number of values, a multiple of QK_TURBO. type: one of the turbo types.
+GGML_API void ggml_turbo_quantize_row(enum ggml_type              type,
+                                      enum ggml_turbo_scale       scale,
+                                      bool                        search,
+                                      const float * GGML_RESTRICT x,
+                                      void * GGML_RESTRICT        y,
+                                      int64_t                     k);
+
+// For ggml_quantize_chunk and ggml_validate_row_data. nbytes must be a multiple of the block size.
+GGML_API size_t ggml_turbo_quantize(enum ggml_type              type,
+                                    const float * GGML_RESTRICT src,
+                                    void * GGML_RESTRICT        dst,
+                                    int64_t                     nrows,
+                                    int64_t                     n_per_row);
+GGML_API bool   ggml_turbo_validate_row(enum ggml_type type, const void * data, size_t nbytes);
+
+GGML_API void quantize_row_turbo2_0_ref(const float * GGML_RESTRICT x, block_turbo2_0 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_turbo3_0_ref(const float * GGML_RESTRICT x, block_turbo3_0 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_turbo4_0_ref(const float * GGML_RESTRICT x, block_turbo4_0 * GGML_RESTRICT y, int64_t k);
+
+GGML_API void dequantize_row_turbo2_0(const block_turbo2_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_turbo3_0(const block_turbo3_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_turbo4_0(const block_turbo4_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+
+// Like the other quantize_* of ggml: return the bytes written. The importance matrix is ignored (cache rows have none).
+GGML_API size_t quantize_turbo2_0(const float * GGML_RESTRICT src,
+                                  void * GGML_RESTRICT        dst,
+                                  int64_t                     nrows,
+                                  int64_t                     n_per_row,
+                                  const float *               imatrix);
+GGML_API size_t quantize_turbo3_0(const float * GGML_RESTRICT src,
+                                  void * GGML_RESTRICT        dst,
+                                  int64_t                     nrows,
+                                  int64_t                     n_per_row,
+                                  const float *               imatrix);
+GGML_API size_t quantize_turbo4_0(const float * GGML_RESTRICT src,
+                                  void * GGML_RESTRICT        dst,
+                                  int64_t                     nrows,
+                                  int64_t                     n_per_row,
+                                  const float *               imatrix);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,218 @@
+#include "llama-turbo.h"
+
+#include "llama-arch.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+// upstream rotates head sizes that are multiples of this, ours is the rest
+static constexpr int64_t UPSTREAM_GROUP_MIN = 64;
+
+static bool env_is_set(const char * name) {
+    const char * value = getenv(name);
+    return value && atoi(value) != 0;
+}
+
+//
+// context check
+//
+
+// Whether every layer's head size can be cut into blocks of the type.
+static bool check_head_size(const llama_hparams & hparams, ggml_type type, bool is_k) {
+    const uint32_t blck_size = ggml_blck_size(type);
+
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (!hparams.has_kv(il)) {
+            continue;
+        }
+        const uint32_t n_embd_head = is_k ? hparams.n_embd_head_k(il) : hparams.n_embd_head_v(il);
+        if (n_embd_head % blck_size != 0) {
+            LLAMA_LOG_ERROR("%s: %s cache type %s needs a head size that is a multiple of %u, but layer %u has %u: use -ct%s f16 or bf16\n",
+                    __func__, is_k ? "K" : "V", ggml_type_name(type), blck_size, il, n_embd_head, is_k ? "k" : "v");
+            return false;
+        }
+    }
+
+    return true;
+}
+
+// Whether the device can write rows of the type into its cache.
+static bool device_stores(ggml_backend_dev_t dev, ggml_type type) {
+    ggml_init_params params = {
+        /*.mem_size   =*/ 4*ggml_tensor_overhead(),
+        /*.mem_buffer =*/ nullptr,
+        /*.no_alloc   =*/ true,
+    };
+    ggml_context_ptr ctx { ggml_init(params) };
+
+    ggml_tensor * cache = ggml_new_tensor_2d(ctx.get(), type, 128, 2);
+    ggml_tensor * rows  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 128, 1);
+    ggml_tensor * idxs  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1);
+
+    return ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx.get(), cache, rows, idxs));
+}
+
+static bool check_devices(const llama_model & model, ggml_type type) {
+    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
+        ggml_backend_dev_t dev = model.dev_layer(il);
+        if (!device_stores(dev, type)) {
+            LLAMA_LOG_ERROR("%s: device %s can't store cache type %s: keep the cache in host memory with -nkvo, or use -ngl 0\n",
+                    __func__, ggml_backend_dev_name(dev), ggml_type_name(type));
+            return false;
+        }
+    }
+
+    return true;
+}
+
+bool llama_turbo_check_context(const llama_model & model, llama_context_params & params) {
+    const bool turbo_k = ggml_is_turbo(params.type_k);
+    const bool turbo_v = ggml_is_turbo(params.type_v);
+
+    if (!turbo_k && !turbo_v) {
+        return true;
+    }
+
+    const char * name = ggml_type_name(turbo_k ? params.type_k : params.type_v);
+
+    if (model.hparams.is_mla()) {
+        LLAMA_LOG_ERROR("%s: cache type %s does not support models with multi-head latent attention yet: use -ctk f16 or q8_0\n", __func__, name);
+        return false;
+    }
+
+    if (model.arch == LLM_ARCH_GROK) {
+        LLAMA_LOG_ERROR("%s: cache type %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv f16\n", __func__, name);
+        return false;
+    }
+
+    if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+        LLAMA_LOG_ERROR("%s: cache type %s needs flash attention, which was switched off: use -fa auto or -fa on\n", __func__, name);
+        return false;
+    }
+
+    if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_AUTO) {
+        LLAMA_LOG_INFO("%s: enabling flash_attn since it is required for cache type %s\n", __func__, name);
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    }
+
+    return
+        (!turbo_k || check_head_size(model.hparams, params.type_k, true)) &&
+        (!turbo_v || check_head_size(model.hparams, params.type_v, false)) &&
+        (!turbo_k || !params.offload_kqv || check_devices(model, params.type_k)) &&
+        (!turbo_v || !params.offload_kqv || check_devices(model, params.type_v));
+}
+
+//
+// rotation
+//
+
+int64_t llama_turbo_rotation_group(int64_t n_embd_head) {
+    int64_t group = 1;
+    while (group < 128 && n_embd_head % (2*group) == 0) {
+        group *= 2;
+    }
+
+    return group;
+}
+
+bool llama_turbo_rotates(ggml_type type) {
+    return ggml_is_turbo(type) || (type == GGML_TYPE_F32 && env_is_set("LLAMA_TURBO_ROTATE_F32"));
+}
+
+// Sylvester's construction: H[i][j] = (-1)^popcount(i & j) / sqrt(n)
+static std::vector<float> hadamard_matrix(int64_t n) {
+    std::vector<float> res(n*n);
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            bool odd = false;
+            for (int64_t bits = i & j; bits != 0; bits &= bits - 1) {
+                odd = !odd;
+            }
+            res[i*n + j] = (odd ? -1.0f : 1.0f)/sqrtf(n);
+        }
+    }
+
+    return res;
+}
+
+void llama_turbo_init_rotation(
+        ggml_type type_k,
+        ggml_type type_v,
+        int32_t   n_embd_head_k,
+        int32_t   n_embd_head_v,
+        bool    & rot_k,
+        bool    & rot_v,
+        std::unordered_map<int64_t, std::vector<float>> & hadamard) {
+    if (env_is_set("LLAMA_ATTN_ROT_DISABLE")) {
+        return;
+    }
+
+    const auto init = [&](ggml_type type, int32_t n_embd_head, bool & rot) {
+        if (!llama_turbo_rotates(type) || n_embd_head == 0) {
+            return;
+        }
+        if (n_embd_head < 0) {
+            throw std::runtime_error(std::string("cache type ") + ggml_type_name(type) +
+                    " does not support layers of different head sizes in one cache: use q8_0 or f16");
+        }
+        rot = true;
+
+        const int64_t group = llama_turbo_rotation_group(n_embd_head);
+        if (group < UPSTREAM_GROUP_MIN) {
+            hadamard[group] = hadamard_matrix(group);
+        }
+    };
+
+    init(type_k, n_embd_head_k, rot_k);
+    init(type_v, n_embd_head_v, rot_v);
+}
+
+ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, const char * name) {
+    if (n_embd_head % UPSTREAM_GROUP_MIN == 0) {
+        return nullptr;
+    }
+
+    const int64_t group = llama_turbo_rotation_group(n_embd_head);
+
+    ggml_tensor * res = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, group, group);
+    ggml_set_input(res);
+    ggml_set_name(res, name);
+
+    return res;
+}
+
+//
+// K-shift
+//
+
+ggml_tensor * llama_turbo_build_shift(
+        ggml_context * ctx,
+        ggml_tensor  * cur,
+        ggml_tensor  * rot,
+        const std::function<ggml_tensor * (ggml_tensor *)> & rope) {
+    // models with RoPE at the end of the head (MLA) are refused by llama_turbo_check_context
+    GGML_ASSERT(cur->view_offs == 0);
+
+    // the rotation mixes the whole head, so all of it is decoded, also where RoPE covers only its beginning
+    const int64_t n_embd_head = cur->nb[1]/ggml_type_size(cur->type)*ggml_blck_size(cur->type);
+
+    ggml_tensor * k = ggml_view_3d(ctx, cur->view_src, n_embd_head, cur->ne[1], cur->ne[2], cur->nb[1], cur->nb[2], 0);
+
+    ggml_tensor * res = ggml_cast(ctx, k, GGML_TYPE_F32);
+    if (rot) {
+        res = llama_mul_mat_hadamard(ctx, res, rot);
+    }
+    res = rope(res);
+    if (rot) {
+        res = llama_mul_mat_hadamard(ctx, res, rot);
+    }
+
+    return ggml_cpy(ctx, res, k);
+}

@@ -1,0 +1,56 @@
+#pragma once
+
+#include "llama.h"
+
+#include <cstdint>
+#include <functional>
+#include <unordered_map>
+#include <vector>
+
+struct llama_model;
+
+// What llama needs to know about turbo cache types: when a context may use them, how K and V are rotated,
+// and how cached keys move when positions shift.
+//
+// A turbo type is a codebook for Gaussian values, so K and V must be rotated by a Walsh-Hadamard matrix before they are
+// stored, and Q and the attention output likewise. Upstream's graph does that for quantized types whose head size is a
+// multiple of 64; the functions here extend it to other head sizes (adaptive group) and make K-shift right for them and
+// for partial RoPE.
+
+// Switches flash attention on for turbo types and refuses what can't work, with the reason in the log.
+// False means that the context must not be made.
+bool llama_turbo_check_context(const llama_model & model, llama_context_params & params);
+
+// Largest power of two that divides the head size, at most 128.
+int64_t llama_turbo_rotation_group(int64_t n_embd_head);
+
+// Whether a cache of this type is rotated by our rules: turbo types, and f32 if LLAMA_TURBO_ROTATE_F32=1 is set, which makes
+// an f32 cache a turbo cache without quantization error (to test the rotation, or to measure its cost).
+bool llama_turbo_rotates(ggml_type type);
+
+// Adds our rules to upstream's decision on the rotation of K and V.
+//   n_embd_head_k, n_embd_head_v: head size in all layers of this cache; 0 = no such tensor, -1 = layers differ
+//   rot_k, rot_v:                 whether the graph rotates
+//   hadamard:                     group size n -> symmetric orthonormal matrix [n*n]; gets groups that upstream lacks
+// Throws std::runtime_error if the layers of the cache have different head sizes.
+void llama_turbo_init_rotation(
+        ggml_type type_k,
+        ggml_type type_v,
+        int32_t   n_embd_head_k,
+        int32_t   n_embd_head_v,
+        bool    & rot_k,
+        bool    & rot_v,
+        std::unordered_map<int64_t, std::vector<float>> & hadamard);
+
+// Graph input [n, n] for the rotation of head sizes that upstream does not rotate; nullptr: leave it to upstream.
+ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, const char * name);
+
+// K-shift of a rotated cache: to f32, rotate back, RoPE by the shift, rotate, store.
+//   cur:  view of the roped part of each head in the cache, [n_rot, n_head_kv, n_cells]
+//   rot:  rotation matrix of K, or nullptr if K is not rotated
+//   rope: applies RoPE by the shift to the first n_rot values of each head of an f32 tensor, keeps the others
+ggml_tensor * llama_turbo_build_shift(
+        ggml_context * ctx,
+        ggml_tensor  * cur,
+        ggml_tensor  * rot,
+        const std::function<ggml_tensor * (ggml_tensor *)> & rope);

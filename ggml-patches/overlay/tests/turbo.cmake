@@ -1,0 +1,3 @@
+# Our own native tests, included by upstream's tests/CMakeLists.txt. Run by tests/native with models that it makes.
+
+llama_build(test-turbo-cache.cpp)

@@ -1,0 +1,92 @@
+"""The command ``turbo-gguf``: one module per command, loaded when it is used; errors become a message, a hint and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import click
+
+from turbo_gguf import __version__
+from turbo_gguf.assets import home
+from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError
+
+COMMANDS = {
+    "ppl-gate": ("gate", "Measure what turbo KV caches cost in quality, and judge it against upstream's own types."),
+    "bench": ("bench", "Measure prefill and decode speed against context depth."),
+    "models": ("models", "Fetch, list and check model files."),
+    "build": ("build", "Fetch, patch and compile llama.cpp."),
+    "upstream": ("upstream", "List and fetch the llama.cpp snapshots that we work on."),
+    "patch": ("patch", "Apply, check and write the patch set."),
+    "doctor": ("doctor", "Say what is there, what is missing, and the command that fixes it."),
+}
+"""Name of a command -> module below ``turbo_gguf.cli`` that has it as ``command``, and its line in ``--help``."""
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+class LazyGroup(click.Group):
+    """Loads the module of a command when it is called; ``--help`` needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table: the main job first."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"turbo_gguf.cli.{COMMANDS[cmd_name][0]}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; turn what a user can act on into a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except TurboError as error:
+            report(error.message, error.hint)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            report("interrupted", "the same command again continues where it stopped")
+            ctx.exit(EXIT_INTERRUPTED)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            report(f"the disk is full: {error}", f"free space, or set TURBO_GGUF_HOME (now {home()}) to a folder on another disk")
+            ctx.exit(EXIT_ENVIRONMENT)
+
+
+def report(message: str, hint: str = "") -> None:
+    """Print an error, and what to type next, on standard error."""
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="turbo-gguf")
+def main() -> None:
+    """KV caches of 2.5 to 4.5 bits per value for llama.cpp: patched, built, measured and gated.
+
+    Exit codes: 0 pass, 1 gate failed, 2 usage, 3 environment or tool missing, 4 tool crashed or log not understood.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Leave through the ordinary way out, on which running tools are ended and locks released."""
+    raise SystemExit(128 + number)

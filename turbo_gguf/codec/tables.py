@@ -1,0 +1,131 @@
+"""The constants of the turbo formats, once; ``codegen`` writes the C header from here.
+
+A value decodes to ``d * codebook[index]``: ``d`` is the fp16 scale of its block and the codebook holds small integers, the
+same ones for float decoding, integer dot products and GPU kernels. They are the Lloyd-Max levels of N(0, 1) times
+``int_scale``, rounded; ``int_scale`` is chosen so that rounding costs less than 0.1 % of the squared error
+(``docs/design/0001-scalar-formats.md``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from fractions import Fraction
+from itertools import pairwise
+from math import floor
+
+QK_TURBO = 32
+"""Values per block."""
+
+T_MAX = 8191
+"""The encoder turns |x| / max|x| into integers from 0 to this: 32 squares of it just fit in an int32."""
+
+AMAX_MIN_EXP = -40
+"""A block whose largest magnitude is below 2**AMAX_MIN_EXP is stored as zeros: its scale would round to 0 in fp16."""
+
+HALF_MAX = 65504.0
+"""Largest finite fp16 number: scales are clamped to it."""
+
+HALF_NAN = 0x7E00
+"""Scale of a block that contains a NaN."""
+
+
+class Scale(IntEnum):
+    """How the encoder chooses ``d`` for a block ``x`` with levels ``c``; values as in ``enum ggml_turbo_scale``."""
+
+    LEAST_SQUARES = 0
+    """<x,c> / |c|^2: smallest squared error."""
+    MATCHED_NORM = 1
+    """|x| / |c|: decoded blocks keep their norm."""
+    INNER_PRODUCT = 2
+    """|x|^2 / <x,c>: <x, decoded x> is |x|^2, so that scores are unbiased."""
+
+
+@dataclass(frozen=True)
+class TurboType:
+    """One cache type of the scalar family."""
+
+    bits: int
+    levels: tuple[float, ...]
+    """Positive Lloyd-Max levels of N(0, 1), ascending; the negative ones mirror them."""
+    magnitudes: tuple[int, ...]
+    """Positive half of the codebook, ascending: ``levels * int_scale`` rounded."""
+    int_scale: float
+    """Codebook units per standard deviation."""
+    ratios: tuple[float, ...]
+    """Scale search: where the outermost level is put, as a multiple of max|x| of the block; tried in this order."""
+    plain_ratio: float
+    """The same without a search: the best single ratio for N(0, 1)."""
+    lloyd_max_error: float
+    """Squared error of ``levels`` on N(0, 1)."""
+    block_error: float
+    """Relative squared error of blocks of N(0, 1) data, with scale search, least squares, and the fp16 scale."""
+
+    @property
+    def name(self) -> str:
+        """Name on the command line of llama.cpp, such as ``turbo3``."""
+        return f"turbo{self.bits}"
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of ``block_turbo*_0``: an fp16 scale and ``bits`` bits for each of 32 values."""
+        return 2 + QK_TURBO * self.bits // 8
+
+    @property
+    def codebook(self) -> tuple[int, ...]:
+        """All levels, ascending: index 0 is the most negative, so the high index bit is the sign."""
+        return tuple(-m for m in reversed(self.magnitudes)) + self.magnitudes
+
+    @property
+    def thresholds(self) -> tuple[tuple[int, ...], ...]:
+        """For each ratio: the magnitude index of a value is the number of these that its integer (see ``T_MAX``) exceeds."""
+        return tuple(self._thresholds(ratio) for ratio in self.ratios)
+
+    @property
+    def plain_thresholds(self) -> tuple[int, ...]:
+        """Thresholds without a scale search."""
+        return self._thresholds(self.plain_ratio)
+
+    @property
+    def type_id(self) -> int:
+        """``GGML_TYPE_TURBO*_0``."""
+        return 62 + self.bits
+
+    def _thresholds(self, ratio: float) -> tuple[int, ...]:
+        step = Fraction(str(ratio)) * T_MAX / self.magnitudes[-1]
+        return tuple(floor(step * (a + b) / 2) for a, b in pairwise(self.magnitudes))
+
+
+TURBO2 = TurboType(
+    bits=2,
+    levels=(0.452780, 1.510418),
+    magnitudes=(3, 10),
+    int_scale=6.62,
+    ratios=(0.50, 0.60, 0.70, 0.80),
+    plain_ratio=0.65,
+    lloyd_max_error=0.117482,
+    block_error=0.1053,
+)
+TURBO3 = TurboType(
+    bits=3,
+    levels=(0.245094, 0.756005, 1.343909, 2.151946),
+    magnitudes=(10, 31, 55, 88),
+    int_scale=40.91,
+    ratios=(0.75, 0.83, 0.92, 1.00),
+    plain_ratio=0.90,
+    lloyd_max_error=0.034548,
+    block_error=0.0257,
+)
+TURBO4 = TurboType(
+    bits=4,
+    levels=(0.128395, 0.388048, 0.656759, 0.942340, 1.256231, 1.618046, 2.069017, 2.732590),
+    magnitudes=(5, 15, 25, 36, 48, 62, 79, 104),
+    int_scale=38.14,
+    ratios=(0.90, 0.95, 0.99, 1.04),
+    plain_ratio=0.95,
+    lloyd_max_error=0.009501,
+    block_error=0.0058,
+)
+
+TYPES = (TURBO2, TURBO3, TURBO4)
+BY_BITS = {t.bits: t for t in TYPES}

@@ -1,0 +1,187 @@
+"""Measure KL divergence: base logits once per context, then each case against them, each result stored as soon as it is there.
+
+Finished cases are never repeated: the store is asked for the key of a case first. A run that is interrupted or killed loses the
+case in hand and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from turbo_gguf import assets, base_logits, guard, parse, tools
+from turbo_gguf.cache_types import BASE, check_head_sizes
+from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
+from turbo_gguf.progress import Estimate, Progress
+from turbo_gguf.records import BaseRun, Build, CacheTypes, Case, LogFacts, ModelFile, Result, Run, TextFile
+from turbo_gguf.store import Store
+
+TRIES = 3
+"""Runs of one case when the tool loses the end of its log (see :class:`turbo_gguf.parse.LogCut`).
+
+Measured with upstream 0c1e57098 on two busy cores: 9 of 36 runs lost it, 2 of 36 with :data:`ENVIRONMENT`, 0 of 24 when the
+logger is flushed at exit. Three tries leave a chance of one in some thousands.
+"""
+
+ENVIRONMENT = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "passive"}
+"""OpenMP workers that sleep instead of spin leave the core to the thread that prints the log; on busy cores they are also faster."""
+
+T = TypeVar("T")
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What the cases of a run are measured with."""
+
+    build: Build
+    model: ModelFile
+    text: TextFile
+    threads: int
+
+
+def measure(cases: Sequence[Case], job: Job, store: Store, say: Callable[[str], None] | None = None) -> list[Result]:
+    """Measure what is not in the store yet, and return the results of all cases in their order.
+
+    Args:
+        cases: grouped by context, as :func:`turbo_gguf.sweep.cases` returns them.
+        job: build, model and text, which the cases must have been made for.
+        store: where results are looked up and appended.
+        say: gets words about progress; standard error when None.
+
+    Raises:
+        UsageError: a case does not fit the model (head size, context), or the text is too short.
+        EnvironmentMissing: disk space.
+        ToolFailed: the tool crashed, its log is incomplete or not understood, or it ran something else than asked for.
+    """
+    for case in cases:
+        _check_fit(case, job.model)
+    done = {result.key: result for result in store.results()}
+    todo = [case for case in cases if case.key not in done]
+    progress = Progress(todo, Estimate(r for r in done.values() if r.case.model_sha256 == job.model.sha256))
+    if say is not None:
+        progress.say = say  # type: ignore[method-assign]
+    if len(todo) < len(cases):
+        progress.say(f"{len(cases) - len(todo)} of {len(cases)} cases are in the store already")
+    for _, group in groupby(todo, base_logits.key_of):
+        members = list(group)
+        path, base = _base(members[0], job, progress)
+        for case in members:
+            result = _measure_case(case, job, path, base, progress)
+            store.append([result])
+            done[case.key] = result
+            progress.finish(case, result)
+    return [done[case.key] for case in cases]
+
+
+def _check_fit(case: Case, model: ModelFile) -> None:
+    check_head_sizes(case.types, model.head_k, model.head_v)
+    if 0 < model.n_ctx_train < case.ctx:
+        raise UsageError(
+            f"context {case.ctx} is longer than the {model.n_ctx_train} tokens that {model.name} was trained on",
+            f"use --ctx {model.n_ctx_train} or less",
+        )
+
+
+def _base(case: Case, job: Job, progress: Progress) -> tuple[Path, BaseRun]:
+    """Find or make the base logits of a case."""
+
+    def write(part: Path) -> BaseRun:
+        base_logits.require_disk(case, job.model, job.text)
+        progress.start(case, f"{BASE} (base logits)")
+        argv = [*_argv(case, job, BASE, case.base_batch), "--kl-divergence-base", str(part), "--chunks", str(case.chunks)]
+
+        def read(run: Run, out: str, err: str) -> BaseRun:
+            facts = parse.log_facts(err)
+            guard.check(facts, BASE, backend=case.backend, model=job.model)
+            ppl, chunks = parse.perplexity(out, err)
+            return BaseRun(
+                key=base_logits.key_of(case),
+                chunks=chunks,
+                ppl=ppl,
+                splits=facts.splits,
+                seconds=run.seconds,
+                size=base_logits.size_of(case.ctx, job.model.n_vocab, chunks),
+            )
+
+        made = _run(argv, f"base-{base_logits.key_of(case)}", read, progress)
+        if 0 < case.chunks != made.chunks:
+            progress.say(f"    the text has only {made.chunks} chunks of {case.ctx} tokens, {case.chunks} were asked for")
+        return made
+
+    return base_logits.ensure(case, write)
+
+
+def _measure_case(case: Case, job: Job, path: Path, base: BaseRun, progress: Progress) -> Result:
+    """Run one case and check everything that its log says."""
+    argv = [*_argv(case, job, case.types, case.batch), "--kl-divergence", "--kl-divergence-base", str(path)]
+
+    def read(run: Run, out: str, err: str) -> Result:
+        facts: LogFacts = parse.log_facts(err)
+        guard.check(facts, case.types, backend=case.backend, model=job.model, base_splits=base.splits)
+        bits = parse.bits_per_value(facts, case.types, job.model)
+        guard.check_bits(bits, case.types)
+        stats = parse.kld_stats(out, err)
+        if stats.chunks != base.chunks:
+            raise LogNotUnderstood(f"{stats.chunks} chunks were compared, the base has {base.chunks}")
+        return Result(
+            key=case.key,
+            case=case,
+            stats=stats,
+            bits=bits,
+            model=job.model.name,
+            text=job.text.name,
+            upstream_commit=job.build.tree.commit,
+            patch_digest=job.build.tree.digest,
+            facts=facts,
+            seconds=run.seconds,
+            argv=run.argv,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def on_line(line: str) -> None:
+        if chunk := re.match(r"\s*(\d+) +[\d.]+ ±", line):
+            progress.chunk(case, int(chunk[1]), base.chunks)
+
+    progress.start(case)
+    return _run(argv, f"kld-{case.key}", read, progress, on_line)
+
+
+def _argv(case: Case, job: Job, types: CacheTypes, batch: int) -> list[str]:
+    """Command line of a run: everything that decides the numbers is said, nothing is left to a default."""
+    return [
+        str(job.build.tool("llama-perplexity")),
+        *("-m", str(job.model.path), "-f", str(job.text.path)),
+        *("-c", str(case.ctx), "-b", str(batch), "-ub", str(min(batch, 512)), "-t", str(job.threads)),
+        *("-ctk", types.k, "-ctv", types.v, "-fa", "on", "-fit", "off"),
+        *(() if case.backend == "CPU" else ("-ngl", "999")),
+        *("-lv", "4"),  # the lines about the KV cache are of level trace
+    ]
+
+
+def _run(
+    argv: Sequence[str],
+    name: str,
+    read: Callable[[Run, str, str], T],
+    progress: Progress,
+    on_line: Callable[[str], None] | None = None,
+) -> T:
+    """Run the tool and read its log; once more when the end of the log was lost, and only then."""
+    log = assets.home() / "logs" / "ppl-gate" / f"{name}.log"
+    for left in reversed(range(TRIES)):
+        run = tools.run(argv, log=log, env=ENVIRONMENT, on_line=on_line, fail_hint="the log says more; a crash is no verdict on quality")
+        out, err = (path.read_text(encoding="utf-8", errors="replace") for path in (run.stdout, run.stderr))
+        try:
+            return read(run, out, err)
+        except parse.LogCut as error:
+            if not left:
+                raise LogNotUnderstood(f"{error.message}, in {TRIES} runs; log: {run.stdout}") from error
+            progress.say(f"    {error.message}: llama.cpp lost the end of its log; running it again")
+        except (LogNotUnderstood, SilentFallback) as error:
+            raise type(error)(f"{error.message}; log: {run.stderr}", error.hint) from error
+    raise AssertionError("unreachable")

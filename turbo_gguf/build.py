@@ -31,7 +31,7 @@ DEFAULT_TARGETS = ("llama-cli", "llama-server", "llama-completion", "llama-perpl
 MANIFEST = "turbo-gguf-build.json"
 
 _PROGRESS = re.compile(r"^\[\s*(\d+)/(\d+)\]|^\[\s*(\d+)%\]")
-_ERROR = re.compile(r"\berror\b|\bFAILED\b|undefined reference|No space left", re.IGNORECASE)
+_ERROR = re.compile(r"\b[Ee]rror\b|FAILED: |undefined reference|No space left")
 _KEPT_ERRORS = 12
 
 
@@ -50,9 +50,13 @@ class Toolchain(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """What a build folder holds, written when a build has ended well."""
 
-    build: Build
-    targets: tuple[str, ...]
+    id: str
+    folder: str  # programs find their libraries by this path: a folder that was moved is built again
+    commit: str
+    digest: str
+    compiler: str
     options: dict[str, str]
+    targets: tuple[str, ...]
 
 
 def ensure_build(
@@ -93,17 +97,17 @@ def build(tree: Tree, chosen: Preset, *, targets: Sequence[str], jobs: int) -> B
     folder = build_folder(tree, chosen.name)
     found = Build(id=build_id(tree, chosen.name, tools, options), path=folder, preset=chosen.name, tree=tree, compiler=tools.compiler)
     old = read_manifest(folder)
-    if old is not None and old.build == found and set(targets) <= set(old.targets) and all(_is_built(found, name) for name in targets):
+    if old is not None and (old.id, old.folder) != (found.id, str(folder)):
+        old = None
+    if old is not None and set(targets) <= set(old.targets) and all(_is_built(found, name) for name in targets):
         return found
     _require_disk(chosen, folder)
     (folder / MANIFEST).unlink(missing_ok=True)
     environment = _environment(tree)
-    if old is None or old.build != found or not (folder / "CMakeCache.txt").is_file():
+    if old is None:
         _configure(tree, folder, tools, options, environment)
     _compile(folder, tools, targets, jobs, environment)
-    kept = old.targets if old is not None and old.build == found else ()
-    manifest = Manifest(found, tuple(sorted({*kept, *targets})), options)
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    _write_manifest(found, options, {*targets, *(old.targets if old is not None else ())})
     return found
 
 
@@ -118,6 +122,12 @@ def read_manifest(folder: Path) -> Manifest | None:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
+
+
+def _write_manifest(found: Build, options: dict[str, str], targets: set[str]) -> None:
+    tree = found.tree
+    manifest = Manifest(found.id, str(found.path), tree.commit, tree.digest, found.compiler, options, tuple(sorted(targets)))
+    (found.path / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
 
 
 def build_id(tree: Tree, preset_name: str, tools: Toolchain, options: Mapping[str, str]) -> str:

@@ -166,7 +166,7 @@ def _build(tree: Tree, preset: Preset) -> Finding | None:
         expected = build_id(tree, preset.name, tools, {**preset.options, **machine_options(preset.name)})
     except TurboError as error:
         return Finding(name, "none", error.message, error.hint)
-    if manifest.build.id != expected:
-        return Finding(name, "none", f"{manifest.build.id}, made from other patches, options or compilers", fix)
+    if manifest.id != expected:
+        return Finding(name, "none", f"{manifest.id}, made from other patches, options or compilers", fix)
     programs = [target for target in manifest.targets if re.match(r"llama-", target)]
     return Finding(name, "ok", f"{expected}: {', '.join(programs)}")

@@ -12,7 +12,7 @@ from turbo_gguf.cache_types import cache_type
 from turbo_gguf.errors import SilentFallback, UsageError
 from turbo_gguf.records import Bits, CacheTypes, LogFacts, ModelFile
 
-_HARMLESS = ("LLAMA_CACHE", "LLAMA_LOG_COLORS", "LLAMA_OFFLINE")
+_HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
 
 BACKENDS = {"cpu": "CPU", "rocm": "ROCm", "hip": "ROCm", "cuda": "CUDA"}
 """First word of a preset's name -> prefix of the buffer names of its backend."""
@@ -20,11 +20,11 @@ BACKENDS = {"cpu": "CPU", "rocm": "ROCm", "hip": "ROCm", "cuda": "CUDA"}
 
 def backend_of(preset: str) -> str:
     """Backend that a build of this preset must run on."""
-    return BACKENDS.get(preset.split("-")[0].lower(), "CPU")
+    return BACKENDS.get(preset.partition("-")[0].lower(), "CPU")
 
 
-def settings_in_environment() -> tuple[str, ...]:
-    """GGML_* and TURBO_* variables in force, as NAME=value: part of what a case is.
+def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> tuple[str, ...]:
+    """Variables in force whose names start so, as NAME=value: part of what a case is.
 
     Raises:
         UsageError: a LLAMA_* variable is set that would change what is measured behind the back of the case.
@@ -35,7 +35,7 @@ def settings_in_environment() -> tuple[str, ...]:
             f"the environment sets {', '.join(bad)}: llama.cpp would read it and measure something else",
             f"unset {' '.join(bad)}",
         )
-    return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("GGML_", "TURBO_")) and k != "TURBO_GGUF_HOME"))
+    return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and k != "TURBO_GGUF_HOME"))
 
 
 def check(facts: LogFacts, types: CacheTypes, *, backend: str, model: ModelFile, base_splits: int | None = None) -> None:

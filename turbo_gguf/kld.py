@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import msgspec
 
@@ -45,14 +45,14 @@ class Job(msgspec.Struct, frozen=True):
     threads: int
 
 
-def measure(cases: Sequence[Case], job: Job, store: Store, say: Callable[[str], None] | None = None) -> list[Result]:
+def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None = None) -> list[Result]:
     """Measure what is not in the store yet, and return the results of all cases in their order.
 
     Args:
         cases: grouped by context, as :func:`turbo_gguf.sweep.cases` returns them.
         job: build, model and text, which the cases must have been made for.
         store: where results are looked up and appended.
-        say: gets words about progress; standard error when None.
+        stream: where words about progress go; standard error when None.
 
     Raises:
         UsageError: a case does not fit the model (head size, context), or the text is too short.
@@ -60,12 +60,10 @@ def measure(cases: Sequence[Case], job: Job, store: Store, say: Callable[[str], 
         ToolFailed: the tool crashed, its log is incomplete or not understood, or it ran something else than asked for.
     """
     for case in cases:
-        _check_fit(case, job.model)
+        check_fit(case, job.model)
     done = {result.key: result for result in store.results()}
     todo = [case for case in cases if case.key not in done]
-    progress = Progress(todo, Estimate(r for r in done.values() if r.case.model_sha256 == job.model.sha256))
-    if say is not None:
-        progress.say = say  # type: ignore[method-assign]
+    progress = Progress(todo, Estimate(r for r in done.values() if r.case.model_sha256 == job.model.sha256), stream)
     if len(todo) < len(cases):
         progress.say(f"{len(cases) - len(todo)} of {len(cases)} cases are in the store already")
     for _, group in groupby(todo, base_logits.key_of):
@@ -79,7 +77,12 @@ def measure(cases: Sequence[Case], job: Job, store: Store, say: Callable[[str], 
     return [done[case.key] for case in cases]
 
 
-def _check_fit(case: Case, model: ModelFile) -> None:
+def check_fit(case: Case, model: ModelFile) -> None:
+    """Refuse a case that this model cannot run.
+
+    Raises:
+        UsageError: head size or context.
+    """
     check_head_sizes(case.types, model.head_k, model.head_v)
     if 0 < model.n_ctx_train < case.ctx:
         raise UsageError(

@@ -67,14 +67,14 @@ def read(path: Path) -> ModelFile:
     mark = f"1 {path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
     cached = assets.home() / "models" / (hashlib.sha256(mark.encode()).hexdigest()[:20] + ".json")
     try:
-        return msgspec.json.decode(cached.read_bytes(), type=ModelFile)
+        return msgspec.json.decode(cached.read_bytes(), type=ModelFile, dec_hook=lambda kind, text: kind(text))
     except (OSError, msgspec.DecodeError):
         pass
     model = _read_gguf(path, stat.st_size)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(msgspec.json.encode(model))
+        temporary.write_bytes(msgspec.json.encode(model, enc_hook=str))
         temporary.replace(cached)
     except OSError:
         pass  # only a cache: a full disk must not hide the model

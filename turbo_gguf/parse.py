@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from statistics import NormalDist
 
 from turbo_gguf.cache_types import cache_type
@@ -160,7 +161,7 @@ def quantile_error(quantiles: dict[float, float], largest: float, p: float, n: i
     def at(q: float) -> float:
         x = normal.inv_cdf(min(max(q, 0.5 / n), 1 - 0.5 / n))
         x = min(max(x, points[0][0]), points[-1][0])
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             if x <= x1:
                 return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
         return points[-1][1]

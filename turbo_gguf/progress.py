@@ -25,6 +25,7 @@ class Estimate:
     """Seconds that a case takes, from those that are done: same types and context first, then same context, then any."""
 
     def __init__(self, done: Iterable[Result]) -> None:
+        """Learn from the results of earlier runs."""
         self._per_chunk: dict[tuple[str, int], float] = {}
         for result in done:
             self.add(result.case, result.stats.chunks, result.seconds)
@@ -50,6 +51,7 @@ class Progress:
     """Writes words, never data, to a stream (standard error by default)."""
 
     def __init__(self, cases: Sequence[Case], estimate: Estimate, stream: TextIO | None = None) -> None:
+        """Take the cases that are to be run, in order."""
         self._todo = list(cases)
         self._total = len(cases)
         self._estimate = estimate

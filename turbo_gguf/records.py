@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -224,7 +225,7 @@ class BenchRow(msgspec.Struct, frozen=True, tag_field="kind", tag="bench"):
     tokens_per_second: Metric
     build_id: str
     patch_digest: str
-    row: dict[str, str | int | float | bool | None]  # as llama-bench printed it
+    row: dict[str, Any]  # as llama-bench printed it
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -31,7 +31,7 @@ class _Version(msgspec.Struct):
     schema_version: int
 
 
-_DECODER = msgspec.json.Decoder(Record)
+_DECODER: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 _VERSION = msgspec.json.Decoder(_Version)
 
 
@@ -44,6 +44,7 @@ class Store:
     """The results in a folder, which is made when the first record is written."""
 
     def __init__(self, folder: Path | None = None) -> None:
+        """Open nothing yet; ``folder`` is :func:`default_folder` when None."""
         self.folder = folder or default_folder()
         self.path = self.folder / "results.jsonl"
         self.bench_path = self.folder / "llama-bench.jsonl"

@@ -116,10 +116,11 @@ def override(
     return check(msgspec.structs.replace(sweep, run=tuple(picked), **batches), "command line")
 
 
-def cases(sweep: Sweep, setup: Setup) -> list[Case]:
+def cases(sweep: Sweep, setup: Setup, references: Mapping[str, str] | None = None) -> list[Case]:
     """List the cases of a sweep, grouped by context so that each group needs one file of base logits.
 
-    Each group starts with the noise floor and upstream's competitors, whatever the file says: a verdict is relative to them.
+    Each group starts with the noise floor and what verdicts are relative to, whatever the file says: upstream's competitors, when
+    one of our types is in it, and ``references`` (type -> the type that its gate compares it with).
     """
     found: dict[Case, None] = {}
     for run in sweep.run:
@@ -141,6 +142,7 @@ def cases(sweep: Sweep, setup: Setup) -> list[Case]:
         found[case(BASE, sweep.noise_batch)] = None
         asked = [parse_types(text) for text in run.types]
         needed = COMPETITORS if any(is_turbo(types) for types in asked) else ()
-        for types in (*needed, *asked):
+        compared = [parse_types(name) for t in asked if (name := (references or {}).get(str(t)))]
+        for types in (*needed, *compared, *asked):
             found[case(types, sweep.batch)] = None
     return list(found)

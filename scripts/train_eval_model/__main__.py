@@ -1,8 +1,35 @@
 """Train the evaluation model that ships in turbo_gguf/data/model.
 
-Usage, from the repository's root, with torch, sentencepiece, numpy and gguf installed::
+Usage, from the repository's root, with the extra ``train`` installed::
 
-    python -m scripts.train_eval_model all --seconds 3600 --work WORK
+    python -m scripts.train_eval_model all --compile --seconds 3500 --work WORK
+
+``tokenizer``, ``train`` and ``export`` are the three steps of ``all``. Decisions, and why:
+
+Data (corpus.py). Sources of the standard library, which every machine has: the modules of
+``turbo_gguf.eval_text.HELD_OUT``, whatever is named like them, their tests, generated tables and
+installed packages are left out. Several ``--stdlib`` folders give more text; identical files
+count once. A quarter of the sequences comes from tests, the rest from library code, which is
+what the held-out text is.
+
+Tokenizer (tokens.py). 4096 pieces keep the tied embedding at a sixth of the weights. Pieces may
+hold punctuation and line ends: 3.7 bytes per token, so that a chunk of 1024 tokens is a hundred
+lines of code with something to look back at.
+
+Model (model.py). Four layers of width 384, four query heads on two KV heads, head size 128 (the
+size that KV-cache types are blocked for), 8.7 million weights, 9.3 MB as q8_0.
+
+Training (training.py). Wall time decides the schedule, because a CPU shared with other work has
+no known speed. Sequences grow from 512 to 4096 tokens. Muon on the matrices and AdamW on the
+embedding and the norms; bf16 autocast; one thread (two were slower). Every sequence begins with
+BOS, as llama-perplexity's chunks do. Seeds are fixed, but since the schedule follows the clock
+two runs do not give the same bits.
+
+Export (export.py). Matrices as q8_0 and norms as f32; the quality is measured on the weights
+read back from that file, in f32, the way llama-perplexity counts.
+
+Validation during training and the final numbers use the held-out text; nothing was selected by
+them (one run, no search over settings).
 """
 
 from __future__ import annotations

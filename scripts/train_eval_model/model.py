@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 256) -> Tenso
     pass; keys after a block are never multiplied.
     """
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     length = q.shape[2]
     mask = torch.full((block, block), -math.inf, dtype=q.dtype).triu(1)
     q = q * q.shape[-1] ** -0.5
@@ -73,7 +73,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        return functional.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
 class Block(nn.Module):
@@ -109,7 +109,7 @@ class Block(nn.Module):
         a = causal_attention(q, k, v).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_output(a)
         h = self.ffn_norm(x)
-        return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        return x + self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
 
 
 class Llama(nn.Module):
@@ -139,9 +139,9 @@ class Llama(nn.Module):
         cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
         for block in self.blk:
             x = block(x, cos, sin)
-        return F.linear(self.output_norm(x), self.token_embd.weight)
+        return functional.linear(self.output_norm(x), self.token_embd.weight)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy in nats per token."""
         logits = self(ids).float()
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+        return functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))

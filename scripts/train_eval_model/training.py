@@ -125,10 +125,13 @@ def with_bos(ids: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 @dataclass
 class State:
-    """What the loop has done so far: optimizer steps, tokens, seconds, next side jobs."""
+    """Where the loop is: optimizer steps, tokens, seconds, and the last batch's length and loss."""
 
     step: int = 0
     tokens: int = 0
+    elapsed: float = 0.0
+    length: int = 0
+    loss: float = 0.0
     next_save: float = CHECKPOINT_SECONDS
     next_validation: float = 60.0
 
@@ -160,7 +163,8 @@ def build(device: str, compiled: bool) -> tuple[Llama, Callable[[Tensor, Tensor]
 
 def split_weights(model: Llama) -> tuple[list[Tensor], list[Tensor]]:
     """Return (matrices of the layers, embedding and norms)."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, weight in model.named_parameters():
         inner = weight.ndim == 2 and not name.startswith("token_embd")
         (matrices if inner else others).append(weight)
@@ -180,27 +184,27 @@ def train(work: Path, seconds: float, compiled: bool, log: Callable[[str], None]
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     batches, held_out = Batches(work), with_bos(read_stream(work, "heldout"))
-    state, path = State(), work / "checkpoint.pt"
-    begin, seen = time.monotonic(), set[int]()
+    state, path, compiled_lengths = State(), work / "checkpoint.pt", set[int]()
+    begin = time.monotonic()
     while (elapsed := time.monotonic() - begin) < seconds:
         fraction = elapsed / seconds
         length = next(t for end, t in STAGES if fraction < end)
         ids, targets = batches.batch(length, device)
         with torch.autocast(device, dtype=torch.bfloat16):
             loss = loss_of(ids, targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         factor = rate(fraction, state.step)
         for group in adam.param_groups:
             group["lr"] = ADAM_LR * factor
         adam.step()
         muon.step(MUON_LR * factor, min(0.95, 0.85 + state.step / 3000))
         model.zero_grad(set_to_none=True)
-        state.step += 1
-        state.tokens += BATCH_TOKENS
-        if length not in seen:
-            seen.add(length)
-            begin += time.monotonic() - begin - elapsed
-        report(model, held_out, state, elapsed, length, loss, log)
+        if length not in compiled_lengths:
+            compiled_lengths.add(length)
+            begin = time.monotonic() - elapsed
+        state.step, state.tokens = state.step + 1, state.tokens + BATCH_TOKENS
+        state.elapsed, state.length, state.loss = elapsed, length, loss.item()
+        report(model, held_out, state, log)
         if elapsed > state.next_save:
             save(model, state, path)
             state.next_save = elapsed + CHECKPOINT_SECONDS
@@ -209,21 +213,13 @@ def train(work: Path, seconds: float, compiled: bool, log: Callable[[str], None]
     return path
 
 
-def report(
-    model: Llama,
-    held_out: NDArray[np.uint16],
-    state: State,
-    elapsed: float,
-    length: int,
-    loss: Tensor,
-    log: Callable[[str], None],
-) -> None:
+def report(model: Llama, held_out: NDArray[np.uint16], state: State, log: Callable[[str], None]) -> None:
     """Log every 20th step; validate on 12 held-out chunks of 1024 tokens now and then."""
     if state.step % 20:
         return
-    line = f"{elapsed:6.0f} s  step {state.step:5d}  tokens {state.tokens:9d}  length {length:4d}"
-    line += f"  loss {loss.item():.4f}  {state.tokens / max(elapsed, 1.0):.0f} tok/s"
-    if elapsed > state.next_validation:
+    line = f"{state.elapsed:6.0f} s  step {state.step:5d}  tokens {state.tokens:9d}  length {state.length:4d}"
+    line += f"  loss {state.loss:.4f}  {state.tokens / max(state.elapsed, 1.0):.0f} tok/s"
+    if state.elapsed > state.next_validation:
         line += f"  val {nll_per_token(model, held_out, 1024, 12):.4f}"
-        state.next_validation = elapsed + VALIDATION_SECONDS
+        state.next_validation = state.elapsed + VALIDATION_SECONDS
     log(line)

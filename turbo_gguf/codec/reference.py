@@ -46,7 +46,8 @@ def dequantize(t: TurboType, packed: Bytes) -> Floats:
     blocks = np.ascontiguousarray(packed).reshape(-1, t.block_bytes)
     d = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
     levels = np.array(t.codebook, dtype=np.float32)[_unpack(t, blocks[:, 2:])]
-    return (d * levels).reshape(*packed.shape[:-1], -1)
+    with np.errstate(invalid="ignore"):  # NaN scales
+        return (d * levels).reshape(*packed.shape[:-1], -1)
 
 
 def _encode(t: TurboType, x: Floats, scale: Scale, search: bool) -> tuple[Bytes, npt.NDArray[np.float16]]:

@@ -1,11 +1,10 @@
 #include "llama-turbo.h"
 
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
 #include "llama-arch.h"
 #include "llama-impl.h"
 #include "llama-model.h"
-
-#include "ggml-backend.h"
-#include "ggml-cpp.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -34,8 +33,10 @@ static bool check_head_size(const llama_hparams & hparams, ggml_type type, bool 
         }
         const uint32_t n_embd_head = is_k ? hparams.n_embd_head_k(il) : hparams.n_embd_head_v(il);
         if (n_embd_head % blck_size != 0) {
-            LLAMA_LOG_ERROR("%s: %s cache type %s needs a head size that is a multiple of %u, but layer %u has %u: use -ct%s f16 or bf16\n",
-                    __func__, is_k ? "K" : "V", ggml_type_name(type), blck_size, il, n_embd_head, is_k ? "k" : "v");
+            LLAMA_LOG_ERROR(
+                "%s: %s cache type %s needs a head size that is a multiple of %u, but layer %u has %u: use -ct%s f16 "
+                "or bf16\n",
+                __func__, is_k ? "K" : "V", ggml_type_name(type), blck_size, il, n_embd_head, is_k ? "k" : "v");
             return false;
         }
     }
@@ -46,11 +47,11 @@ static bool check_head_size(const llama_hparams & hparams, ggml_type type, bool 
 // Whether the device can write rows of the type into its cache.
 static bool device_stores(ggml_backend_dev_t dev, ggml_type type) {
     ggml_init_params params = {
-        /*.mem_size   =*/ 4*ggml_tensor_overhead(),
-        /*.mem_buffer =*/ nullptr,
-        /*.no_alloc   =*/ true,
+        /*.mem_size   =*/4 * ggml_tensor_overhead(),
+        /*.mem_buffer =*/nullptr,
+        /*.no_alloc   =*/true,
     };
-    ggml_context_ptr ctx { ggml_init(params) };
+    ggml_context_ptr ctx{ ggml_init(params) };
 
     ggml_tensor * cache = ggml_new_tensor_2d(ctx.get(), type, 128, 2);
     ggml_tensor * rows  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 128, 1);
@@ -63,8 +64,9 @@ static bool check_devices(const llama_model & model, ggml_type type) {
     for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
         ggml_backend_dev_t dev = model.dev_layer(il);
         if (!device_stores(dev, type)) {
-            LLAMA_LOG_ERROR("%s: device %s can't store cache type %s: keep the cache in host memory with -nkvo, or use -ngl 0\n",
-                    __func__, ggml_backend_dev_name(dev), ggml_type_name(type));
+            LLAMA_LOG_ERROR(
+                "%s: device %s can't store cache type %s: keep the cache in host memory with -nkvo, or use -ngl 0\n",
+                __func__, ggml_backend_dev_name(dev), ggml_type_name(type));
             return false;
         }
     }
@@ -83,17 +85,23 @@ bool llama_turbo_check_context(const llama_model & model, llama_context_params &
     const char * name = ggml_type_name(turbo_k ? params.type_k : params.type_v);
 
     if (model.hparams.is_mla()) {
-        LLAMA_LOG_ERROR("%s: cache type %s does not support models with multi-head latent attention yet: use -ctk f16 or q8_0\n", __func__, name);
+        LLAMA_LOG_ERROR(
+            "%s: cache type %s does not support models with multi-head latent attention yet: use -ctk f16 or q8_0\n",
+            __func__, name);
         return false;
     }
 
     if (model.arch == LLM_ARCH_GROK) {
-        LLAMA_LOG_ERROR("%s: cache type %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv f16\n", __func__, name);
+        LLAMA_LOG_ERROR(
+            "%s: cache type %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv "
+            "f16\n",
+            __func__, name);
         return false;
     }
 
     if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
-        LLAMA_LOG_ERROR("%s: cache type %s needs flash attention, which was switched off: use -fa auto or -fa on\n", __func__, name);
+        LLAMA_LOG_ERROR("%s: cache type %s needs flash attention, which was switched off: use -fa auto or -fa on\n",
+                        __func__, name);
         return false;
     }
 
@@ -102,11 +110,10 @@ bool llama_turbo_check_context(const llama_model & model, llama_context_params &
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     }
 
-    return
-        (!turbo_k || check_head_size(model.hparams, params.type_k, true)) &&
-        (!turbo_v || check_head_size(model.hparams, params.type_v, false)) &&
-        (!turbo_k || !params.offload_kqv || check_devices(model, params.type_k)) &&
-        (!turbo_v || !params.offload_kqv || check_devices(model, params.type_v));
+    return (!turbo_k || check_head_size(model.hparams, params.type_k, true)) &&
+           (!turbo_v || check_head_size(model.hparams, params.type_v, false)) &&
+           (!turbo_k || !params.offload_kqv || check_devices(model, params.type_k)) &&
+           (!turbo_v || !params.offload_kqv || check_devices(model, params.type_v));
 }
 
 //
@@ -115,7 +122,7 @@ bool llama_turbo_check_context(const llama_model & model, llama_context_params &
 
 int64_t llama_turbo_rotation_group(int64_t n_embd_head) {
     int64_t group = 1;
-    while (group < 128 && n_embd_head % (2*group) == 0) {
+    while (group < 128 && n_embd_head % (2 * group) == 0) {
         group *= 2;
     }
 
@@ -128,28 +135,27 @@ bool llama_turbo_rotates(ggml_type type) {
 
 // Sylvester's construction: H[i][j] = (-1)^popcount(i & j) / sqrt(n)
 static std::vector<float> hadamard_matrix(int64_t n) {
-    std::vector<float> res(n*n);
+    std::vector<float> res(n * n);
     for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j < n; ++j) {
             bool odd = false;
             for (int64_t bits = i & j; bits != 0; bits &= bits - 1) {
                 odd = !odd;
             }
-            res[i*n + j] = (odd ? -1.0f : 1.0f)/sqrtf(n);
+            res[i * n + j] = (odd ? -1.0f : 1.0f) / sqrtf(n);
         }
     }
 
     return res;
 }
 
-void llama_turbo_init_rotation(
-        ggml_type type_k,
-        ggml_type type_v,
-        int32_t   n_embd_head_k,
-        int32_t   n_embd_head_v,
-        bool    & rot_k,
-        bool    & rot_v,
-        std::unordered_map<int64_t, std::vector<float>> & hadamard) {
+void llama_turbo_init_rotation(ggml_type                                         type_k,
+                               ggml_type                                         type_v,
+                               int32_t                                           n_embd_head_k,
+                               int32_t                                           n_embd_head_v,
+                               bool &                                            rot_k,
+                               bool &                                            rot_v,
+                               std::unordered_map<int64_t, std::vector<float>> & hadamard) {
     if (env_is_set("LLAMA_ATTN_ROT_DISABLE")) {
         return;
     }
@@ -160,7 +166,7 @@ void llama_turbo_init_rotation(
         }
         if (n_embd_head < 0) {
             throw std::runtime_error(std::string("cache type ") + ggml_type_name(type) +
-                    " does not support layers of different head sizes in one cache: use q8_0 or f16");
+                                     " does not support layers of different head sizes in one cache: use q8_0 or f16");
         }
         rot = true;
 
@@ -192,16 +198,15 @@ ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, con
 // K-shift
 //
 
-ggml_tensor * llama_turbo_build_shift(
-        ggml_context * ctx,
-        ggml_tensor  * cur,
-        ggml_tensor  * rot,
-        const std::function<ggml_tensor * (ggml_tensor *)> & rope) {
+ggml_tensor * llama_turbo_build_shift(ggml_context *                                      ctx,
+                                      ggml_tensor *                                       cur,
+                                      ggml_tensor *                                       rot,
+                                      const std::function<ggml_tensor *(ggml_tensor *)> & rope) {
     // models with RoPE at the end of the head (MLA) are refused by llama_turbo_check_context
     GGML_ASSERT(cur->view_offs == 0);
 
     // the rotation mixes the whole head, so all of it is decoded, also where RoPE covers only its beginning
-    const int64_t n_embd_head = cur->nb[1]/ggml_type_size(cur->type)*ggml_blck_size(cur->type);
+    const int64_t n_embd_head = cur->nb[1] / ggml_type_size(cur->type) * ggml_blck_size(cur->type);
 
     ggml_tensor * k = ggml_view_3d(ctx, cur->view_src, n_embd_head, cur->ne[1], cur->ne[2], cur->nb[1], cur->nb[2], 0);
 

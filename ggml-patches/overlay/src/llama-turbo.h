@@ -33,14 +33,13 @@ bool llama_turbo_rotates(ggml_type type);
 //   rot_k, rot_v:                 whether the graph rotates
 //   hadamard:                     group size n -> symmetric orthonormal matrix [n*n]; gets groups that upstream lacks
 // Throws std::runtime_error if the layers of the cache have different head sizes.
-void llama_turbo_init_rotation(
-        ggml_type type_k,
-        ggml_type type_v,
-        int32_t   n_embd_head_k,
-        int32_t   n_embd_head_v,
-        bool    & rot_k,
-        bool    & rot_v,
-        std::unordered_map<int64_t, std::vector<float>> & hadamard);
+void llama_turbo_init_rotation(ggml_type                                         type_k,
+                               ggml_type                                         type_v,
+                               int32_t                                           n_embd_head_k,
+                               int32_t                                           n_embd_head_v,
+                               bool &                                            rot_k,
+                               bool &                                            rot_v,
+                               std::unordered_map<int64_t, std::vector<float>> & hadamard);
 
 // Graph input [n, n] for the rotation of head sizes that upstream does not rotate; nullptr: leave it to upstream.
 ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, const char * name);
@@ -49,8 +48,7 @@ ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, con
 //   cur:  view of the roped part of each head in the cache, [n_rot, n_head_kv, n_cells]
 //   rot:  rotation matrix of K, or nullptr if K is not rotated
 //   rope: applies RoPE by the shift to the first n_rot values of each head of an f32 tensor, keeps the others
-ggml_tensor * llama_turbo_build_shift(
-        ggml_context * ctx,
-        ggml_tensor  * cur,
-        ggml_tensor  * rot,
-        const std::function<ggml_tensor * (ggml_tensor *)> & rope);
+ggml_tensor * llama_turbo_build_shift(ggml_context *                                      ctx,
+                                      ggml_tensor *                                       cur,
+                                      ggml_tensor *                                       rot,
+                                      const std::function<ggml_tensor *(ggml_tensor *)> & rope);

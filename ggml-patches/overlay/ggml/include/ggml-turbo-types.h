@@ -3,7 +3,7 @@
 // The turbo cache types as the rest of ggml and llama sees them. Included by ggml.h after enum ggml_type;
 // block layouts and codecs are in ggml-turbo.h.
 
-#undef  GGML_TYPE_COUNT
+#undef GGML_TYPE_COUNT
 #define GGML_TYPE_COUNT GGML_TYPE_TURBO_COUNT
 
 // all turbo types, for lists of types

@@ -11,30 +11,30 @@
 // Rows of a turbo tensor as f32, [n, n_idxs, ...], one index at a time, split over the threads.
 static void ggml_turbo_get_rows(const ggml_compute_params * params, ggml_tensor * dst) {
     const ggml_tensor * src0 = dst->src[0];
-    const ggml_tensor * src1 = dst->src[1]; // I32
+    const ggml_tensor * src1 = dst->src[1];  // I32
 
     GGML_TENSOR_BINARY_OP_LOCALS
 
     GGML_ASSERT(ne0 == ne00);
     GGML_ASSERT(nb0 == sizeof(float));
 
-    ggml_to_float_t const to_float = ggml_get_type_traits(src0->type)->to_float;
+    const ggml_to_float_t to_float = ggml_get_type_traits(src0->type)->to_float;
 
     const int64_t nr  = ggml_nelements(src1);
-    const int64_t dr  = (nr + params->nth - 1)/params->nth;
-    const int64_t ir0 = dr*params->ith;
+    const int64_t dr  = (nr + params->nth - 1) / params->nth;
+    const int64_t ir0 = dr * params->ith;
     const int64_t ir1 = std::min(ir0 + dr, nr);
 
     for (int64_t ir = ir0; ir < ir1; ++ir) {
-        const int64_t i12 = ir/(ne11*ne10);
-        const int64_t i11 = (ir - i12*ne11*ne10)/ne10;
-        const int64_t i10 = ir - i12*ne11*ne10 - i11*ne10;
-        const int64_t i01 = *(const int32_t *) ((const char *) src1->data + i10*nb10 + i11*nb11 + i12*nb12);
+        const int64_t i12 = ir / (ne11 * ne10);
+        const int64_t i11 = (ir - i12 * ne11 * ne10) / ne10;
+        const int64_t i10 = ir - i12 * ne11 * ne10 - i11 * ne10;
+        const int64_t i01 = *(const int32_t *) ((const char *) src1->data + i10 * nb10 + i11 * nb11 + i12 * nb12);
 
         GGML_ASSERT(i01 >= 0 && i01 < ne01);
 
-        to_float((const char *) src0->data + i01*nb01 + i11*nb02 + i12*nb03,
-                 (float *) ((char *) dst->data + i10*nb1 + i11*nb2 + i12*nb3), ne00);
+        to_float((const char *) src0->data + i01 * nb01 + i11 * nb02 + i12 * nb03,
+                 (float *) ((char *) dst->data + i10 * nb1 + i11 * nb2 + i12 * nb3), ne00);
     }
 }
 

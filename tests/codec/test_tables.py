@@ -1,0 +1,109 @@
+"""The tables are what the theory says; a table of equiprobable-bin means shipped elsewhere for months with twice the error."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import erf, exp, inf, pi, sqrt
+
+import pytest
+from codec_cases import each_type
+
+from turbo_gguf.codec.tables import QK_TURBO, T_MAX, TURBO4, TYPES, TurboType
+
+EQUIPROBABLE_4BIT = (0.078, 0.237, 0.402, 0.576, 0.767, 0.987, 1.266, 1.968)
+"""Positive means of 16 equally likely bins of N(0, 1): the wrong table."""
+
+
+def density(x: float) -> float:
+    return 0.0 if x == inf else exp(-x * x / 2) / sqrt(2 * pi)
+
+
+def below(x: float) -> float:
+    return 1.0 if x == inf else (1 + erf(x / sqrt(2))) / 2
+
+
+def cells(levels: tuple[float, ...]) -> list[tuple[float, float]]:
+    edges = [0.0, *((a + b) / 2 for a, b in pairwise(levels)), inf]
+    return list(pairwise(edges))
+
+
+def centroids(levels: tuple[float, ...]) -> tuple[float, ...]:
+    """Means of N(0, 1) over the cells of positive levels: one step of Lloyd's iteration."""
+    return tuple((density(a) - density(b)) / (below(b) - below(a)) for a, b in cells(levels))
+
+
+def lloyd_max(count: int) -> tuple[float, ...]:
+    levels = tuple((i + 0.5) * 3 / count for i in range(count))
+    while True:
+        step = centroids(levels)
+        if max(abs(a - b) for a, b in zip(step, levels, strict=True)) < 1e-10:
+            return step
+        levels = step
+
+
+def squared_error(levels: tuple[float, ...]) -> float:
+    """Error of positive levels on N(0, 1) with the nearest level chosen and the best common factor applied."""
+    mean = sum(2 * level * (density(a) - density(b)) for level, (a, b) in zip(levels, cells(levels), strict=True))
+    power = sum(2 * level * level * (below(b) - below(a)) for level, (a, b) in zip(levels, cells(levels), strict=True))
+    return 1 - mean * mean / power
+
+
+def differs_from_lloyd_max(levels: tuple[float, ...]) -> float:
+    return max(abs(a - b) for a, b in zip(levels, lloyd_max(len(levels)), strict=True))
+
+
+@each_type
+def test_levels_are_lloyd_max(t: TurboType) -> None:
+    assert differs_from_lloyd_max(t.levels) < 1e-5
+    assert squared_error(t.levels) == pytest.approx(t.lloyd_max_error, abs=1e-6)
+
+
+def test_an_equiprobable_table_is_recognised() -> None:
+    """Negative control of the test above, and the size of the mistake."""
+    assert differs_from_lloyd_max(EQUIPROBABLE_4BIT) > 0.04
+    assert squared_error(EQUIPROBABLE_4BIT) > 1.5 * TURBO4.lloyd_max_error
+
+
+@each_type
+def test_rounding_levels_to_integers_is_free(t: TurboType) -> None:
+    assert t.magnitudes == tuple(round(level * t.int_scale) for level in t.levels)
+    rounded = tuple(m / t.int_scale for m in t.magnitudes)
+    assert squared_error(rounded) < 1.001 * squared_error(t.levels)
+
+
+@each_type
+def test_codebook_is_ascending_odd_and_fits_int8(t: TurboType) -> None:
+    assert len(t.codebook) == 2**t.bits
+    assert list(t.codebook) == sorted(set(t.codebook))
+    assert t.codebook == tuple(-c for c in reversed(t.codebook))
+    assert max(t.codebook) <= 127
+
+
+@each_type
+def test_pair_sums_of_the_integer_dot_product_fit_int16(t: TurboType) -> None:
+    assert 2 * max(t.codebook) * 127 < 2**15
+    assert 2 * max(t.codebook) ** 2 < 2**15
+
+
+@each_type
+def test_thresholds_ascend_below_the_largest_value(t: TurboType) -> None:
+    for thresholds in (*t.thresholds, t.plain_thresholds):
+        assert len(thresholds) == 2 ** (t.bits - 1) - 1
+        assert list(thresholds) == sorted(set(thresholds))
+        assert thresholds[0] > 0
+        assert thresholds[-1] < T_MAX  # the largest value of a block can reach the outermost level
+
+
+@each_type
+def test_the_step_ratios_straddle_the_single_one(t: TurboType) -> None:
+    assert list(t.ratios) == sorted(set(t.ratios))
+    assert t.ratios[0] <= t.plain_ratio <= t.ratios[-1]
+
+
+def test_sums_fit_int32() -> None:
+    assert QK_TURBO * T_MAX**2 < 2**31
+    assert QK_TURBO * (T_MAX + 1) ** 2 >= 2**31
+
+
+def test_sizes_are_those_of_the_design() -> None:
+    assert {t.name: t.block_bytes for t in TYPES} == {"turbo2": 10, "turbo3": 14, "turbo4": 18}

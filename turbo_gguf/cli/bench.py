@@ -1,0 +1,75 @@
+"""``turbo-gguf bench``: prefill and decode speed of KV cache types against context depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from turbo_gguf import assets, bench, guard, report
+from turbo_gguf.build import ensure_build
+from turbo_gguf.cache_types import BASE, parse_types
+from turbo_gguf.cli import options
+from turbo_gguf.presets import PRESETS
+from turbo_gguf.store import Store
+
+DEFAULT_TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
+
+
+@click.command(name="bench")
+@click.option("--model", "model_spec", metavar="PATH|HUB", help="GGUF file, org/name or org/name:file.gguf.  [default: the embedded model]")
+@click.option("--types", multiple=True, metavar="K/V,...", help=f"Cache types.  [default: {','.join(DEFAULT_TYPES)}]")
+@click.option(
+    "--depth", "-d", multiple=True, type=click.IntRange(min=0), help="Tokens in the cache, may be repeated.  [default: 0 512 1536]"
+)
+@click.option("--prompt", "-p", default=128, show_default=True, type=click.IntRange(min=0), help="Tokens of the prefill test; 0: none.")
+@click.option("--gen", "-n", default=32, show_default=True, type=click.IntRange(min=0), help="Tokens of the decode test; 0: none.")
+@click.option("--rounds", "-r", default=3, show_default=True, type=click.IntRange(min=1), help="Rounds over all types; medians are shown.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for.")
+@click.option(
+    "--upstream", metavar="SOURCE", help="llama.cpp snapshot, see `turbo-gguf upstream list`.  [default: the newest supported one]"
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for table.md and plot.png.  [default: report/bench]")
+def command(
+    *,
+    model_spec: str | None,
+    types: tuple[str, ...],
+    depth: tuple[int, ...],
+    prompt: int,
+    gen: int,
+    rounds: int,
+    threads: int | None,
+    preset: str,
+    upstream: str | None,
+    out: Path | None,
+) -> None:
+    """Measure prefill and decode speed against depth, in rounds over all types.
+
+    f16 is always among them: every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept in
+    results/llama-bench.jsonl as they are, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
+    """
+    if not prompt and not gen:
+        raise click.UsageError("--prompt 0 and --gen 0 leave nothing to measure")
+    named = [parse_types(name) for name in options.split(types) or DEFAULT_TYPES]
+    plan = bench.BenchPlan(
+        types=tuple(dict.fromkeys([BASE, *named])),
+        depths=tuple(sorted(set(depth))) or (0, 512, 1536),
+        n_prompt=prompt,
+        n_gen=gen,
+        rounds=rounds,
+        threads=threads or options.default_threads(),
+        backend=guard.backend_of(preset),
+        env=guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
+    )
+    model = options.model_of(model_spec)
+    bench.check_fit(plan, model)  # before anything is compiled
+    build = ensure_build(preset, upstream=upstream)
+    rows = bench.run(plan, build, model, Store(), lambda text: click.echo(text, err=True))
+    table = report.speed(rows, BASE)
+    click.echo(table)
+    folder = out or assets.home() / "report" / "bench"
+    options.write_text(folder / "table.md", table + "\n")
+    from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
+
+    click.echo(f"table: {folder / 'table.md'}\nplot: {plot.speed(rows, folder / 'plot.png')}", err=True)

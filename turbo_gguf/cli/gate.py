@@ -1,0 +1,102 @@
+"""``turbo-gguf ppl-gate``: measure KL divergence of KV cache types and judge them against upstream's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from turbo_gguf import assets, gate, guard, kld, models, report, sweep
+from turbo_gguf.build import ensure_build
+from turbo_gguf.cli import options
+from turbo_gguf.errors import EXIT_GATE_FAILED
+from turbo_gguf.presets import PRESETS
+from turbo_gguf.store import Store
+
+EPILOG = """\b
+Exit codes: 0 no gate failed, 1 a gate failed, 2 usage, 3 something is missing, 4 a tool crashed or ran something else
+than asked for. Only 1 is a verdict on quality.
+"""
+
+
+@click.command(name="ppl-gate", epilog=EPILOG)
+@click.option("--model", "model_spec", metavar="PATH|HUB", help="GGUF file, org/name or org/name:file.gguf.  [default: the embedded model]")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Evaluation text, UTF-8.  [default: held-out modules of the Python standard library]",
+)
+@click.option("--types", multiple=True, metavar="K/V,...", help="Cache types such as turbo3 or turbo4/turbo3.  [default: as in --config]")
+@click.option("--ctx", multiple=True, type=click.IntRange(min=16), help="Context, may be repeated.  [default: as in --config]")
+@click.option("--chunks", type=int, help="Chunks per context, -1 for the whole text.  [default: as in --config]")
+@click.option("--batch", type=click.IntRange(min=2), help="Tokens of a decode call.  [default: as in --config]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for.")
+@click.option(
+    "--upstream", metavar="SOURCE", help="llama.cpp snapshot, see `turbo-gguf upstream list`.  [default: the newest supported one]"
+)
+@click.option("--config", default="default", show_default=True, metavar="NAME|TOML", help="Sweep: `default`, `smoke` or a file.")
+@click.option("--gates", type=click.Path(path_type=Path, dir_okay=False), help="Thresholds.  [default: eval/gates.toml]")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for table.md and plot.png.  [default: report/ppl-gate]"
+)
+def command(
+    *,
+    model_spec: str | None,
+    text: Path | None,
+    types: tuple[str, ...],
+    ctx: tuple[int, ...],
+    chunks: int | None,
+    batch: int | None,
+    threads: int | None,
+    preset: str,
+    upstream: str | None,
+    config: str,
+    gates: Path | None,
+    out: Path | None,
+) -> None:
+    """Measure what KV cache types cost in quality, and judge ours against upstream's.
+
+    For each context the f16 cache gives base logits; then KL divergence, perplexity ratio, changed top tokens and real bits per
+    value of each type are measured against it, always together with f16 at another batch size (the noise floor) and upstream's
+    q8_0, q5_0 and q4_0. The table goes to standard output, progress to standard error; results are kept, so that running again
+    continues where an interrupted run stopped.
+    """
+    limits = gate.load(gates or assets.eval_dir() / "gates.toml")
+    plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)
+    env = guard.settings_in_environment()
+    model = options.model_of(model_spec)
+    source = models.text_file(text) if text else models.held_out_text()
+    backend = guard.backend_of(preset)
+    setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
+    for case in sweep.cases(plan, setup, gate.references(limits)):
+        kld.check_fit(case, model)  # before anything is compiled
+    build = ensure_build(preset, upstream=upstream)
+    cases = sweep.cases(plan, msgspec.structs.replace(setup, build_id=build.id), gate.references(limits))
+    job = kld.Job(build=build, model=model, text=source, threads=threads or options.default_threads())
+    results = kld.measure(cases, job, Store())
+    verdicts = gate.judge(results, limits)
+    table = "\n".join([report.quality(results, verdicts), report.checks(verdicts) if verdicts else "No gate applies to these types."])
+    click.echo(table)
+    folder = out or assets.home() / "report" / "ppl-gate"
+    options.write_text(folder / "table.md", table + "\n")
+    from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
+
+    click.echo(f"table: {folder / 'table.md'}\nplot: {plot.quality(results, folder / 'plot.png')}", err=True)
+    _conclude(verdicts)
+
+
+def _config(name: str) -> Path:
+    """Path of a sweep file: a name below ``eval/``, or a path."""
+    return Path(name) if "/" in name or name.endswith(".toml") else assets.eval_dir() / f"{name}.toml"
+
+
+def _conclude(verdicts: list[gate.Verdict]) -> None:
+    """Say how it ended, and leave with the exit code."""
+    for verdict in verdicts:
+        click.echo(f"{verdict.types} at context {verdict.ctx}: {verdict.status}", err=True)
+    if any(verdict.status == gate.WITHIN_ERROR for verdict in verdicts):
+        click.echo("hint: what is within error is undecided; --chunks -1 measures the whole text", err=True)
+    if gate.failed(verdicts):
+        click.get_current_context().exit(EXIT_GATE_FAILED)

@@ -1,0 +1,32 @@
+"""Options that several commands share, and how their values become records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from turbo_gguf import models
+from turbo_gguf.records import ModelFile
+
+
+def model_of(spec: str | None) -> ModelFile:
+    """Return the model that ``--model`` names, the embedded one without it."""
+    return models.resolve(spec) if spec else models.embedded()
+
+
+def default_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def split(values: Sequence[str]) -> tuple[str, ...]:
+    """Flatten values that were repeated, separated by commas, or both."""
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path

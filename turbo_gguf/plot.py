@@ -1,0 +1,158 @@
+"""Plots (PNG) of quality against bits per value and of speed against depth: from records of the store alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from turbo_gguf.cache_types import is_turbo
+from turbo_gguf.records import BenchRow, CacheTypes, Result
+from turbo_gguf.report import by_setting
+
+_OURS, _THEIRS, _FLOOR = "#c8442a", "#2f6690", "#8a8a8a"
+_SERIES = ("#c8442a", "#e08e2b", "#8f5aa8", "#3a8f6a", "#2f6690", "#5aa0c8", "#6b6b6b", "#a8763e")
+
+
+def quality(results: Sequence[Result], path: Path) -> Path:
+    """Write KL divergence (log scale) against bits per value, one panel per context. Returns ``path``.
+
+    Points are means with one standard error; the thin line goes up to the 99 % quantile. Our types are circles (a pair K/V:
+    diamonds), upstream's squares. The dashed line is the noise floor.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - a Figure of its own needs no display and no global state
+
+    contexts = list(dict.fromkeys(r.case.ctx for r in results))
+    figure = Figure(figsize=(1.2 + 5.4 * len(contexts), 5.2), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(contexts), squeeze=False, sharey=True)[0]
+    for ax, ctx in zip(axes, contexts, strict=True):
+        group = [r for r in results if r.case.ctx == ctx]
+        floors = [r.stats.mean.value for r in group if r.case.is_noise_floor]
+        points = [r for r in group if not r.case.is_noise_floor and r.stats.mean.value > 0]
+        for r in points:
+            _point(ax, r)
+        _labels(ax, points)
+        ax.set_yscale("log")
+        _floor(ax, floors)
+        ax.set_title(f"context {ctx}, {group[0].stats.tokens} tokens", fontsize=10)
+        ax.set_xlabel("bits per value of the KV cache")
+        ax.grid(which="major", color="#e4e4e4", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(x=0.15, y=0.08)
+    axes[0].set_ylabel("KL divergence from the f16 cache (nats)")
+    _legend(axes[-1])
+    figure.suptitle(f"{results[0].model}: quality of the KV cache types ({results[0].case.backend})", fontsize=11)
+    return _save(figure, path)
+
+
+def _floor(ax: object, floors: Sequence[float]) -> None:
+    """Dashed line at the noise floor, or a note when it lies below the last digit that the tool prints."""
+    if floors and floors[0] > 0:
+        ax.axhline(floors[0], color=_FLOOR, linestyle="--", linewidth=1)  # type: ignore[attr-defined]
+        place = {"xy": (1, floors[0]), "xycoords": ("axes fraction", "data"), "xytext": (-4, 3)}
+        ax.annotate("noise floor", **place, **_text("right", _FLOOR))  # type: ignore[attr-defined]
+    elif floors:
+        note = "noise floor below 0.000001"
+        ax.annotate(note, (0, 0), xycoords="axes fraction", xytext=(6, 5), **_text("left", _FLOOR))  # type: ignore[attr-defined]
+
+
+def _marker(types: CacheTypes) -> tuple[str, str]:
+    if not is_turbo(types):
+        return "s", _THEIRS
+    return ("o" if types.k == types.v else "D"), _OURS
+
+
+def _point(ax: object, result: Result) -> None:
+    marker, color = _marker(result.case.types)
+    x, stats = result.bits.nominal, result.stats
+    ax.plot([x, x], [stats.mean.value, stats.p99.value], color=color, linewidth=0.8, alpha=0.45, zorder=2)  # type: ignore[attr-defined]
+    ax.plot([x], [stats.p99.value], "_", color=color, markersize=7, alpha=0.6, zorder=2)  # type: ignore[attr-defined]
+    ax.errorbar(  # type: ignore[attr-defined]
+        [x],
+        [stats.mean.value],
+        yerr=[[min(stats.mean.error, stats.mean.value * 0.95)], [stats.mean.error]],
+        fmt=marker,
+        color=color,
+        markersize=6,
+        capsize=3,
+        zorder=3,
+    )
+
+
+def _labels(ax: object, points: Sequence[Result]) -> None:
+    """Name the points: to the right, and to the left where a neighbour at (nearly) the same place takes the right."""
+    taken: list[tuple[float, float]] = []
+    for r in sorted(points, key=lambda r: (not is_turbo(r.case.types), r.stats.mean.value)):
+        x, y = r.bits.nominal, r.stats.mean.value
+        crowded = any(abs(x - x0) < 0.8 and 0.6 < y / y0 < 1.65 for x0, y0 in taken)
+        taken.append((x, y))
+        side, dx = ("right", -7) if crowded else ("left", 7)
+        ax.annotate(str(r.case.types), (x, y), xytext=(dx, 0), va="center", **_text(side, _marker(r.case.types)[1]))  # type: ignore[attr-defined]
+
+
+def _text(side: str, color: str) -> dict[str, object]:
+    from matplotlib import patheffects  # noqa: PLC0415
+
+    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]  # readable where a label crosses a line
+    return {"textcoords": "offset points", "ha": side, "fontsize": 8, "color": color, "path_effects": halo, "zorder": 4}
+
+
+def _legend(ax: object) -> None:
+    from matplotlib.lines import Line2D  # noqa: PLC0415
+
+    def key(marker: str, color: str, label: str) -> Line2D:
+        return Line2D([], [], marker=marker, color=color, linestyle="", markersize=6, label=label)
+
+    entries = [
+        key("o", _OURS, "turbo, K = V"),
+        key("D", _OURS, "turbo, K/V pair"),
+        key("s", _THEIRS, "upstream"),
+        key("_", _FLOOR, "99 % quantile"),
+    ]
+    ax.legend(handles=entries, fontsize=8, frameon=False, loc="upper right")  # type: ignore[attr-defined]
+
+
+def speed(rows: Sequence[BenchRow], path: Path) -> Path:
+    """Write tokens per second against depth, one panel for prefill and one for decode. Returns ``path``.
+
+    Medians over the rounds with the range of the rounds.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    found = by_setting(rows)
+    tests = list(dict.fromkeys(test for _, test, _ in found))
+    names = list(dict.fromkeys(types for types, _, _ in found))
+    figure = Figure(figsize=(1.2 + 5.0 * len(tests), 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(tests), squeeze=False)[0]
+    for ax, test in zip(axes, tests, strict=True):
+        for i, types in enumerate(names):
+            points = sorted((depth, m) for (t, name, depth), m in found.items() if t == types and name == test)
+            ax.errorbar(
+                [depth for depth, _ in points],
+                [m.value for _, m in points],
+                yerr=[m.error for _, m in points],
+                marker=_marker(types)[0],
+                linestyle="-" if is_turbo(types) else "--",
+                color=_SERIES[i % len(_SERIES)],
+                markersize=5,
+                linewidth=1.3,
+                capsize=3,
+                label=str(types),
+            )
+        ax.set_title("prefill" if test.startswith("pp") else "decode", fontsize=10)
+        ax.set_xlabel("depth (tokens in the cache)")
+        ax.set_ylim(bottom=0)
+        ax.grid(color="#e4e4e4", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("tokens per second")
+    axes[-1].legend(fontsize=8, frameon=False)
+    first = rows[0].row
+    figure.suptitle(f"{first.get('model_type', '')}: speed against depth ({first.get('backends', '')})", fontsize=11)
+    return _save(figure, path)
+
+
+def _save(figure: object, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})  # type: ignore[attr-defined]
+    return path

@@ -121,11 +121,12 @@ def run(
 ) -> Run:
     """Run a program to its end and return how it went.
 
-    Standard output goes to ``log.with_suffix(".out")``, standard error to ``log.with_suffix(".err")``; both are replaced.
+    Standard output goes to ``NAME.out`` and standard error to ``NAME.err`` for a ``log`` of ``NAME`` or ``NAME.log``; both are
+    replaced.
 
     Args:
         argv: program (looked up on PATH) and arguments.
-        log: path whose suffix is replaced; its folder is made.
+        log: path of both files without their suffix; its folder is made.
         cwd: working folder of the program.
         env: variables set on top of the environment of this process.
         timeout: seconds after which the whole process group is killed.
@@ -138,7 +139,8 @@ def run(
         ToolFailed: the time limit passed, or ``check`` and the return code is not 0.
     """
     args = tuple(str(part) for part in argv)
-    stdout, stderr = log.with_suffix(".out"), log.with_suffix(".err")
+    name = log.name.removesuffix(".log")  # not with_suffix: names such as 0.3.36-cpu have dots of their own
+    stdout, stderr = log.with_name(f"{name}.out"), log.with_name(f"{name}.err")
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with stdout.open("wb") as out, stderr.open("wb") as err:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -82,13 +81,14 @@ def rules(t: TurboType, x: np.ndarray) -> None:
         print(f"{t.name} {'search' if search else 'plain '}  " + "   ".join(row))
 
 
-def best_of(repeats: int, call: Callable[[], object]) -> float:
+def fastest(repeats: int, call: Callable[..., object], *args: object) -> float:
     """Nanoseconds of the fastest of several calls."""
-    times = [time.perf_counter_ns() for _ in range(1)]
+    times = []
     for _ in range(repeats):
-        call()
-        times.append(time.perf_counter_ns())
-    return float(min(b - a for a, b in pairwise(times)))
+        start = time.perf_counter_ns()
+        call(*args)
+        times.append(time.perf_counter_ns() - start)
+    return float(min(times))
 
 
 def speed(flags: tuple[str, ...]) -> None:
@@ -97,9 +97,9 @@ def speed(flags: tuple[str, ...]) -> None:
     y = np.zeros(x.size // QK_TURBO, dtype=oracle.Q8_0)
     y["d"], y["qs"] = 0.01, np.random.default_rng(3).integers(-127, 128, (y.size, QK_TURBO))
     for t in TYPES:
-        packed = o.quantize(t, x)
-        cpu, ref = (best_of(100, lambda f=f: f(t, x)) / 64 for f in (o.quantize_cpu, o.quantize_ref))
-        dot = best_of(300, lambda p=packed: o.vec_dot(t, p, y)) / (x.size / 128)
+        cpu = fastest(100, o.quantize_cpu, t, x) * 1024 / x.size
+        ref = fastest(100, o.quantize_ref, t, x) * 1024 / x.size
+        dot = fastest(300, o.vec_dot, t, o.quantize(t, x), y) * 128 / x.size
         print(f"{o.isa:8s} {' '.join(flags) or '(baseline)':28s} {t.name}  {cpu:6.0f}  {ref:6.0f}  {dot:6.1f}")
 
 

@@ -109,11 +109,15 @@ class Block(nn.Module):
         a = causal_attention(q, k, v).transpose(1, 2).reshape(batch, length, -1)
         x = x + self.attn_output(a)
         h = self.ffn_norm(x)
-        return x + self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        out: Tensor = x + self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        return out
 
 
 class Llama(nn.Module):
     """The whole model with tied embeddings; state-dict names are GGUF tensor names."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: Config, max_length: int = 4096) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ GOLDEN = 0.6180339887498949
 def orthogonalize(gradient: Tensor, steps: int = 5) -> Tensor:
     """Return the matrix near ``gradient``'s orthogonal factor (Newton-Schulz, as in Muon)."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.bfloat16()
+    x: Tensor = gradient.bfloat16()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

@@ -47,6 +47,12 @@ def test_streams_go_to_files_of_their_own(tmp_path: Path) -> None:
     assert done.seconds > 0
 
 
+def test_dots_in_the_name_of_a_log_are_kept(tmp_path: Path) -> None:
+    """`with_suffix` would give the logs of 0.3.36-a and 0.3.35-b the same name."""
+    assert tools.run(python("pass"), log=tmp_path / "0.3.36-a").stdout == tmp_path / "0.3.36-a.out"
+    assert tools.run(python("pass"), log=tmp_path / "0.3.36-a.log").stderr == tmp_path / "0.3.36-a.err"
+
+
 def test_a_second_run_replaces_the_log(tmp_path: Path) -> None:
     tools.run(python("print('a long first line')"), log=tmp_path / "x.log")
     assert tools.run(python("print('b')"), log=tmp_path / "x.log").stdout.read_text() == "b\n"

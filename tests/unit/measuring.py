@@ -1,0 +1,121 @@
+"""Records for tests of gate, report and store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from turbo_gguf.cache_types import cache_type
+from turbo_gguf.records import BenchRow, Bits, CacheTypes, Case, KldStats, KvCache, LogFacts, Metric, ModelFile, Result
+
+LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
+
+MODEL = ModelFile(
+    path=Path("eval-model.gguf"),
+    sha256="m",
+    size=9_295_936,
+    name="eval-model",
+    arch="llama",
+    n_layer=4,
+    n_head_kv=(2, 2, 2, 2),
+    head_k=128,
+    head_v=128,
+    n_ctx_train=2048,
+    n_vocab=4096,
+    uniform=True,
+)
+
+
+def log(name: str) -> tuple[str, str]:
+    """Standard output and standard error of a golden log."""
+    return tuple((LOGS / f"{name}.{end}").read_text(encoding="utf-8") for end in ("out", "err"))  # type: ignore[return-value]
+
+
+def facts(types: str = "q4_0", **changes: object) -> LogFacts:
+    """What a sound CPU run of these types says."""
+    t = CacheTypes.parse(types)
+    rotated = {side: cache_type(name).is_quantized for side, name in (("rot_k", t.k), ("rot_v", t.v))}
+    cache = KvCache(type_k=t.k, type_v=t.v, mib_k=0.28, mib_v=0.28, cells=512, layers=4, streams=1, buffers=("CPU",), **rotated)
+    base = LogFacts(caches=(cache,), flash_attn="enabled", n_ctx_seq=512, backends=("CPU",), offloaded=None, splits=1, warnings=())
+    return msgspec.structs.replace(base, **changes)
+
+
+def case(types: str = "q4_0", ctx: int = 512, *, batch: int = 512, **changes: object) -> Case:
+    """A case of a fixed build, model and text."""
+    made = Case(
+        types=CacheTypes.parse(types),
+        ctx=ctx,
+        chunks=8,
+        batch=batch,
+        base_batch=512,
+        backend="CPU",
+        build_id="b",
+        model_sha256="m",
+        text_sha256="t",
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def result(types: str, mean: float, error: float | None = None, *, ctx: int = 512, batch: int = 512, **stats: Metric) -> Result:
+    """A result whose numbers scale with its mean KL divergence."""
+    c = case(types, ctx, batch=batch)
+    spread = mean * 0.02 if error is None else error
+    numbers = KldStats(
+        mean=Metric(mean, spread),
+        median=Metric(mean * 0.6, spread),
+        p90=Metric(mean * 2, spread),
+        p99=Metric(mean * 8, spread),
+        p999=Metric(mean * 20, spread * 5),
+        max=mean * 40,
+        same_top=Metric(100 - min(50.0, 100 * mean**0.5), 0.05),
+        ppl=Metric(12.5, 0.2),
+        ppl_base=Metric(12.4, 0.2),
+        ln_ppl_ratio=Metric(mean * 0.5, mean * 0.1),
+        mean_dp=Metric(-0.01, 0.01),
+        rms_dp=Metric(0.5, 0.01),
+        chunks=8,
+        tokens=2040,
+    )
+    bits = (cache_type(c.types.k).bits + cache_type(c.types.v).bits) / 2
+    return Result(
+        key=c.key,
+        case=c,
+        stats=msgspec.structs.replace(numbers, **stats),
+        bits=Bits(bits, bits * 0.98, bits * 1.02),
+        model="eval-model",
+        text="held-out.txt",
+        upstream_commit="0c1e570980d0",
+        patch_digest="d" * 64,
+        facts=facts(types),
+        seconds=12.0,
+        argv=("llama-perplexity",),
+        time="2026-11-21T00:00:00+00:00",
+    )
+
+
+def run_of(ctx: int = 512, **means: float) -> list[Result]:
+    """A whole run: noise floor, competitors, and what is given by type."""
+    known = {"q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028} | means
+    return [result("f16", 0.000002, 0.000001, ctx=ctx, batch=256), *(result(t, m, ctx=ctx) for t, m in known.items())]
+
+
+def bench_row(types: str, depth: int, *, speed: float, n_prompt: int = 0, n_gen: int = 32, number: int = 0, key: str = "k") -> BenchRow:
+    """A row of llama-bench, with the fields that it prints."""
+    import json
+
+    t = CacheTypes.parse(types)
+    row = json.loads((LOGS / "bench.out").read_text().splitlines()[0])
+    row |= {"type_k": t.k, "type_v": t.v, "n_depth": depth, "n_prompt": n_prompt, "n_gen": n_gen, "avg_ts": speed}
+    return BenchRow(
+        key=key,
+        types=t,
+        depth=depth,
+        n_prompt=n_prompt,
+        n_gen=n_gen,
+        round=number,
+        tokens_per_second=Metric(speed, 0.0),
+        build_id="b",
+        patch_digest="d",
+        row=row,
+    )

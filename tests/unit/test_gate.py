@@ -1,0 +1,144 @@
+"""Verdicts. Risks: a constant from elsewhere, noise taken for a result, a type that was not used, a broken measurement judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from measuring import result, run_of
+
+from turbo_gguf import assets, gate
+from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
+from turbo_gguf.gate import FAIL, PASS, WITHIN_ERROR
+from turbo_gguf.records import Bits, Metric, Result
+
+GATES = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95)}, order=("q8_0", "q5_0", "q4_0"))
+
+
+def _status(results: list[Result], gates: gate.Gates = GATES) -> str:
+    (verdict,) = gate.judge(results, gates)
+    return verdict.status
+
+
+@pytest.mark.parametrize(
+    ("mean", "status"), [(0.0028 * 0.8, PASS), (0.0028 * 0.93, WITHIN_ERROR), (0.0028 * 0.97, WITHIN_ERROR), (0.0028 * 1.1, FAIL)]
+)
+def test_three_outcomes(mean: float, status: str) -> None:
+    """2 % error each: about 2.5 % of the ratio, two of them around the limit of .95."""
+    results = run_of(turbo4=mean)
+    assert _status(results) == status
+    assert gate.failed(gate.judge(results, GATES)) is (status == FAIL)
+
+
+def test_limit_is_relative_to_the_same_run() -> None:
+    """The same number passes or fails with what q4_0 shows beside it."""
+    assert _status(run_of(q4_0=0.0028, turbo4=0.002)) == PASS
+    assert _status(run_of(q4_0=0.0015, turbo4=0.002)) == FAIL
+
+
+def test_other_contexts_builds_and_texts_are_not_compared() -> None:
+    short, long = run_of(512, turbo4=0.002), run_of(2048, q4_0=0.0015, turbo4=0.002)
+    assert [v.status for v in gate.judge([*short, *long], GATES)] == [PASS, FAIL]
+    for field, value in (("build_id", "other"), ("model_sha256", "other"), ("text_sha256", "other"), ("chunks", 9), ("env", ("GGML_X=1",))):
+        ours = [r for r in short if str(r.case.types) == "turbo4"]
+        theirs = [
+            msgspec.structs.replace(r, case=msgspec.structs.replace(r.case, **{field: value})) for r in short if str(r.case.types) != "turbo4"
+        ]
+        with pytest.raises(UsageError, match="q4_0 was not measured in this run"):
+            gate.judge([*ours, *theirs], GATES)
+
+
+def test_lossy_type_at_the_noise_floor_was_not_used() -> None:
+    for mean in (0.000002, 0.0, -0.000001):
+        with pytest.raises(SilentFallback, match="not above the noise floor"):
+            gate.judge(run_of(turbo4=mean), GATES)
+
+
+def test_eight_bits_may_reach_the_noise_floor() -> None:
+    assert _status(run_of(q8_0=0.000002, turbo4=0.002)) == PASS
+
+
+def test_run_that_cannot_tell_upstream_types_apart_judges_nothing() -> None:
+    """The negative control: q8_0 worse than q4_0 means that the machine or the build computes wrongly."""
+    with pytest.raises(ToolFailed, match="unsound") as caught:
+        gate.judge(run_of(q8_0=0.01, turbo4=0.002), GATES)
+    assert caught.value.exit_code == 4
+
+
+def test_order_within_error_is_no_alarm() -> None:
+    results = [*run_of(turbo4=0.002)[:-2], result("q4_0", 0.00069, 0.0001), result("turbo4", 0.0004, 0.00001)]
+    assert gate.judge(results, GATES)
+
+
+def test_perplexity_that_went_down_does_not_pass() -> None:
+    """The classic: a broken type 42 % below f16 in perplexity, with a huge KL divergence."""
+    limits = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95, ppl=2.0)})
+    broken = [r for r in run_of() if True] + [result("turbo4", 1.7, 0.02, ln_ppl_ratio=Metric(-0.54, 0.02))]
+    (verdict,) = gate.judge(broken, limits)
+    assert [c.status for c in verdict.checks[:2]] == [FAIL, FAIL]
+
+
+def test_every_limit_can_fail() -> None:
+    worse = {
+        "mean_kld": result("turbo4", 0.02),
+        "p99_kld": result("turbo4", 0.002, p99=Metric(0.4, 0.01)),
+        "top_changes": result("turbo4", 0.002, same_top=Metric(60.0, 0.1)),
+        "ppl": result("turbo4", 0.002, ln_ppl_ratio=Metric(0.1, 0.001)),
+    }
+    for name, bad in worse.items():
+        limits = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", **{name: 1.2})})
+        assert _status([*run_of(), bad], limits) == FAIL, name
+        assert _status(run_of(turbo4=0.0014), limits) == PASS, name
+
+
+def test_bits_that_disagree_with_the_layout_fail() -> None:
+    results = run_of(turbo4=0.002)
+    results[-1] = msgspec.structs.replace(results[-1], bits=Bits(4.5, 5.4, 5.6))
+    assert _status(results) == FAIL
+
+
+def test_one_failed_check_outweighs_all_others() -> None:
+    limits = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95, p99_kld=0.1)})
+    assert _status(run_of(turbo4=0.002), limits) == FAIL
+
+
+def test_ratio_of_a_type_without_loss_is_undecided_not_passed() -> None:
+    assert gate.decide("x", gate.ratio(Metric(1.0, 0.1), Metric(0.0, 0.0)), 1.0, 2.0).status == WITHIN_ERROR
+
+
+def test_error_of_a_ratio() -> None:
+    r = gate.ratio(Metric(2.0, 0.2), Metric(4.0, 0.4))
+    assert r.value == 0.5 and r.error == pytest.approx(0.5 * (0.1**2 + 0.1**2) ** 0.5)
+
+
+def test_shipped_gates_pass_what_is_expected_and_fail_what_is_broken() -> None:
+    """Design: turbo4 about .85 of q4_0, turbo3 about 4.2 times, turbo2 about 27 times."""
+    limits = gate.load(assets.eval_dir() / "gates.toml")
+    good = run_of(turbo4=0.0028 * 0.83, turbo3=0.0028 * 4.2, turbo2=0.0028 * 27)
+    assert {str(v.types): v.status for v in gate.judge(good, limits)} == {"turbo4": PASS, "turbo3": PASS, "turbo2": PASS}
+    # a wrong table doubles the error (a real one shipped for months)
+    bad = run_of(turbo4=0.0028 * 1.66, turbo3=0.0028 * 8.4, turbo2=0.0028 * 54)
+    assert {v.status for v in gate.judge(bad, limits)} == {FAIL}
+
+
+def test_types_without_a_gate_get_no_verdict() -> None:
+    assert gate.judge(run_of(), GATES) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[type.turbo9]\nreference = "q4_0"\nmean_kld = 1\n', "turbo9"),
+        ('[type.turbo4]\nreference = "q4"\nmean_kld = 1\n', "q4"),
+        ('[type.turbo4]\nreference = "q4_0"\n', "no limit"),
+        ('[type.turbo4]\nreference = "q4_0"\nmean_kdl = 1\n', "mean_kdl"),
+        ("[type.turbo4]\nmean_kld = 1\n", "reference"),
+        ("nonsense", "gates.toml"),
+    ],
+)
+def test_wrong_gate_files(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "gates.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        gate.load(path)

@@ -1,0 +1,69 @@
+"""Tables and plots from records alone."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from measuring import bench_row, result, run_of
+
+from turbo_gguf import gate, plot, report
+from turbo_gguf.cache_types import BASE
+from turbo_gguf.records import BenchRow, Metric
+
+GATES = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95), "turbo3": gate.Gate(reference="q4_0", mean_kld=1.0)})
+
+
+def _size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_table_has_every_type_with_its_verdict() -> None:
+    results = [*run_of(turbo4=0.002, turbo3=0.012), *run_of(2048, turbo4=0.002)]
+    text = report.quality(results, gate.judge(results, GATES))
+    assert text.count("### ") == 2 and "context 2048" in text
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "pass" in rows["turbo4"] and "fail" in rows["turbo3"] and "3.5" in rows["turbo3"]
+    assert "pass" not in rows["q4_0"] and "noise floor" in "".join(rows)
+    assert "0.012000 ± 0.000240" in rows["turbo3"]
+
+
+def test_tables_are_well_formed_markdown() -> None:
+    results = run_of(turbo4=0.002, turbo3=0.012)
+    verdicts = gate.judge(results, GATES)
+    for text in (report.quality(results, verdicts), report.checks(verdicts)):
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) == 1 and len({len(line) for line in rows}) == 1
+
+
+def _bench() -> list[BenchRow]:
+    rows = []
+    for types, factor in (("f16", 1.0), ("q4_0", 0.7), ("turbo3", 0.8)):
+        for depth in (0, 512, 1024):
+            for number, noise in enumerate((1.0, 0.4, 1.1)):
+                speed = 100 * factor * noise / (1 + depth / 1024)
+                rows.append(bench_row(types, depth, speed=speed, number=number))
+                rows.append(bench_row(types, depth, speed=speed * 10, n_prompt=128, n_gen=0, number=number))
+    return rows
+
+
+def test_speed_is_the_median_of_the_rounds_relative_to_f16() -> None:
+    found = report.by_setting(_bench())
+    assert found[BASE, "tg32", 0] == Metric(100.0, pytest.approx(35.0))
+    text = report.speed(_bench(), BASE)
+    assert "100.0 ± 35.0 (1.00)" in text and "70.0 ± 24.5 (0.70)" in text and "Prefill of 128 tokens" in text
+
+
+def test_plots_are_written(tmp_path: Path) -> None:
+    results = [*run_of(turbo4=0.002, turbo3=0.012, turbo2=0.07), result("turbo4/turbo3", 0.006), *run_of(2048, turbo4=0.002)]
+    width, height = _size(plot.quality(results, tmp_path / "deep" / "quality.png"))
+    assert width > 1500 and height > 600
+    assert _size(plot.speed(_bench(), tmp_path / "speed.png"))[0] > 1000
+
+
+def test_plot_of_a_noise_floor_of_zero_and_a_single_type(tmp_path: Path) -> None:
+    results = [result("f16", 0.0, 0.0, batch=256), result("q4_0", 0.003)]
+    _size(plot.quality(results, tmp_path / "plot.png"))

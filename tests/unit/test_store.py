@@ -1,0 +1,235 @@
+"""Results on disk. Risks: a kill while appending, a full disk, two writers, a damaged file, upstream's reader of llama-bench rows."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from measuring import LOGS, bench_row, result
+
+from turbo_gguf import store as store_module
+from turbo_gguf.bench import rows_of
+from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.records import Result
+from turbo_gguf.store import Store
+
+HERE = Path(__file__).parent
+
+
+def test_what_is_appended_is_found_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "deep" / "results")
+    assert store.results() == [] and store.bench_rows() == []
+    first, second = result("q4_0", 0.003), result("turbo3", 0.012)
+    store.append([first])
+    store.append([second, bench_row("turbo3", 512, speed=40.0)])
+    assert store.results() == [first, second]
+    assert store.find(second.key) == second and store.find("nothing") is None
+    assert [row.depth for row in store.bench_rows()] == [512]
+
+
+def test_last_result_of_a_key_wins(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append([result("q4_0", 0.003), result("q4_0", 0.004)])
+    assert [r.stats.mean.value for r in store.results()] == [0.004]
+
+
+def test_torn_last_line_is_ignored_then_moved_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append([result("q4_0", 0.003)])
+    whole = store.path.read_bytes()
+    for torn in (whole[: len(whole) // 2], b"\x00" * 9000, b'{"kind":"kld"'):
+        store.path.write_bytes(whole + torn)
+        assert len(store.results()) == 1
+    store.append([result("turbo3", 0.012)])
+    assert [str(r.case.types) for r in store.results()] == ["q4_0", "turbo3"]
+    assert store.path.read_bytes().startswith(whole) and store.path.read_bytes().endswith(b"}\n")
+    assert Path(str(store.path) + ".torn").read_bytes() == b'{"kind":"kld"\n'
+
+
+def test_file_that_is_one_torn_line(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.path.write_bytes(b'{"kind":')
+    assert store.results() == []
+    store.append([result("q4_0", 0.003)])
+    assert len(store.results()) == 1
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from measuring import result
+from turbo_gguf.store import Store
+store, name = Store(Path(sys.argv[1])), sys.argv[2]
+for i in range(int(sys.argv[3])):
+    store.append([result("q4_0", 0.001 + i / 1e6, ctx=16 + 2 * (i + 100000 * int(name)))])
+    print(i, flush=True)
+"""
+
+
+def _writer(folder: Path, name: int, count: int) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}"}
+    argv = [sys.executable, "-c", _WRITER, str(folder), str(name), str(count)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def test_killed_writers_lose_nothing_that_was_reported(tmp_path: Path) -> None:
+    reported = 0
+    for name in range(3):
+        process = _writer(tmp_path, name, 100_000)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.15 + 0.07 * name)
+        process.kill()
+        rest, _ = process.communicate()
+        reported += 1 + len(re.findall(r"^\d+$", rest[: rest.rfind("\n") + 1], re.MULTILINE))
+    store = Store(tmp_path)
+    store.append([result("turbo3", 0.01)])  # must not wait for a lock that a dead process held
+    found = store.results()
+    assert reported < len(found) <= reported + 4
+
+
+def test_writers_at_the_same_time(tmp_path: Path) -> None:
+    processes = [_writer(tmp_path, name, 40) for name in range(3)]
+    assert [p.wait(60) for p in processes] == [0, 0, 0]
+    for p in processes:
+        assert p.stdout is not None
+        p.stdout.close()
+    assert len(Store(tmp_path).results()) == 120
+
+
+def test_full_disk_keeps_the_file_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.append([result("q4_0", 0.003)])
+    before = store.path.read_bytes()
+    real, calls = os.pwrite, []
+
+    def almost_full(fd: int, data: bytes, offset: int) -> int:
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data[:100], offset)
+
+    monkeypatch.setattr(store_module.os, "pwrite", almost_full)
+    with pytest.raises(EnvironmentMissing, match="No space left") as caught:
+        store.append([result("turbo3", 0.01)])
+    assert "TURBO_GGUF_HOME" in caught.value.hint and len(calls) == 2
+    assert store.path.read_bytes() == before
+    monkeypatch.undo()
+    store.append([result("turbo3", 0.01)])
+    assert len(store.results()) == 2
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_full_disk_for_real(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, check=False).returncode:
+        pytest.skip("this container may not mount a tmpfs")
+    try:
+        store = Store(small / "results")
+        stored = 0
+        with pytest.raises(EnvironmentMissing, match="No space left"):
+            for i in range(1000):
+                store.append([result("q4_0", 0.003, ctx=16 + 2 * i)])
+                stored += 1
+        assert stored > 3 and len(store.results()) == stored
+        assert store.path.read_bytes().endswith(b"}\n")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append([result("q4_0", 0.003)])
+    store.path.write_bytes(store.path.read_bytes() + b"garbage\n" + store.path.read_bytes())
+    with pytest.raises(UsageError, match=r"results\.jsonl:2"):
+        store.results()
+
+
+def test_records_of_a_newer_program_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append([msgspec.structs.replace(result("q4_0", 0.003), schema_version=99)])
+    with pytest.raises(UsageError, match="schema version 99"):
+        store.results()
+
+
+def test_results_of_other_metrics_are_not_mixed_in(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    old = result("q4_0", 0.003)
+    store.append([msgspec.structs.replace(old, case=msgspec.structs.replace(old.case, metrics_version=0))])
+    assert store.results() == []
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentMissing):
+        Store(tmp_path / "file").append([result("q4_0", 0.003)])
+
+
+def test_records_survive_the_round_trip_exactly() -> None:
+    r = result("turbo4/turbo3", 0.012345678901234567)
+    assert msgspec.json.decode(msgspec.json.encode(r), type=Result) == r
+
+
+# --- upstream's scripts/compare-llama-bench.py ----------------------------------------------------------------------------
+
+_LLAMA_BENCH_KEY_PROPERTIES = set(
+    "cpu_info gpu_info backends n_gpu_layers n_cpu_moe tensor_buft_overrides model_filename model_type n_batch n_ubatch embeddings "
+    "cpu_mask cpu_strict poll n_threads type_k type_v load_mode no_kv_offload split_mode main_gpu tensor_split flash_attn n_prompt "
+    "n_gen n_depth fit_target fit_min_ctx build_commit test_time avg_ts".split()
+)
+"""What the script of 0c1e57098 demands of every line (check_keys)."""
+
+
+def test_llama_bench_rows_are_kept_as_they_are(tmp_path: Path) -> None:
+    printed = rows_of((LOGS / "bench.out").read_text())
+    rows = [msgspec.structs.replace(bench_row("q8_0", 0, speed=1.0), row=row) for row in printed]
+    store = Store(tmp_path)
+    store.append(rows)
+    kept = [msgspec.json.decode(line) for line in store.bench_path.read_bytes().splitlines()]
+    assert kept == printed and len(kept) == 4
+    assert all(row.keys() >= _LLAMA_BENCH_KEY_PROPERTIES for row in kept)
+
+
+def _script() -> Path | None:
+    """Upstream's script in a tree that this machine has, if any."""
+    from turbo_gguf import assets
+
+    return next(iter(sorted(assets.home().glob("**/scripts/compare-llama-bench.py"))), None)
+
+
+def test_demanded_fields_are_those_of_the_script() -> None:
+    script = _script()
+    if script is None:
+        pytest.skip("no upstream tree here: turbo-gguf upstream fetch")
+    found = {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse(script.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name) and target.id.startswith("LLAMA_BENCH_KEY")
+    }
+    assert set(found["LLAMA_BENCH_KEY_PROPERTIES"]) | {"build_commit", "test_time", "avg_ts"} == _LLAMA_BENCH_KEY_PROPERTIES
+
+
+def test_upstream_script_reads_the_rows(tmp_path: Path) -> None:
+    """Runs the script itself where its libraries are installed; two builds, so that it has something to compare."""
+    script = _script()
+    if script is None:
+        pytest.skip("no upstream tree here: turbo-gguf upstream fetch")
+    for library in ("git", "tabulate"):
+        pytest.importorskip(library)
+    store = Store(tmp_path)
+    printed = rows_of((LOGS / "bench.out").read_text())
+    for commit in ("0c1e570", "1111111"):
+        store.append([msgspec.structs.replace(bench_row("q8_0", 0, speed=1.0), row={**row, "build_commit": commit}) for row in printed])
+    argv = [sys.executable, str(script), "-i", str(store.bench_path), "-b", "0c1e570", "-c", "1111111"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pp64@d128" in done.stdout and "tg16" in done.stdout

@@ -32,8 +32,8 @@ build-cpu-debug: ## the same with assertions and sanitizers
 build-rocm: ## compile it for the AMD GPUs here (or GPU_TARGETS=gfx1100)
 build-cuda: ## compile it for the NVIDIA GPUs here
 
-check-upstreams: setup ## compile every supported upstream for the CPU (an hour; not part of the tests)
-	for name in $$($(TURBO) upstream list --names); do $(TURBO) build --upstream $$name --target llama-cli || exit 1; done
+check-upstreams: setup ## compile and try the patch set on every supported upstream (an hour; not part of the tests)
+	$(PYTHON_VENV) scripts/check_upstreams.py
 
 setup: ## make .venv with what the package needs
 	@scripts/setup.sh run

@@ -25,6 +25,7 @@ KEEP_BYTES = 4 * 1024**3
 """Base logits kept on disk after a run; the file in use is always kept."""
 
 _MAGIC = b"_logits_"
+_MORE_SPACE = "free space, set TURBO_GGUF_HOME to a folder on another disk, or use fewer --chunks"
 
 
 def key_of(case: Case) -> str:
@@ -61,7 +62,7 @@ def require_disk(case: Case, model: ModelFile, text: TextFile) -> int:
     if free < need * 1.02:
         raise EnvironmentMissing(
             f"base logits of {case.ctx} x {case.chunks} need {need / 1e6:.0f} MB, {folder()} has {free / 1e6:.0f} MB free",
-            "free space, set TURBO_GGUF_HOME to a folder on another disk, or use fewer --chunks",
+            _MORE_SPACE,
         )
     return need
 
@@ -74,6 +75,7 @@ def ensure(case: Case, write: Callable[[Path], BaseRun]) -> tuple[Path, BaseRun]
         write: runs the tool so that it writes the given path, and returns its record.
 
     Raises:
+        EnvironmentMissing: the disk ran full (the tool does not notice).
         LogNotUnderstood: the tool ended well, but the file is not complete.
     """
     path = folder() / f"{key_of(case)}.logits"
@@ -88,7 +90,7 @@ def ensure(case: Case, write: Callable[[Path], BaseRun]) -> tuple[Path, BaseRun]
                 run = write(part)
                 found = part.stat().st_size if part.exists() else 0
                 if found != run.size or not _complete(part, found):
-                    raise LogNotUnderstood(f"base logits {part.name}: {found} bytes, {run.size} expected")
+                    raise _incomplete(part, found, run.size)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
@@ -96,6 +98,14 @@ def ensure(case: Case, write: Callable[[Path], BaseRun]) -> tuple[Path, BaseRun]
         os.utime(path)
     prune(keep=path)
     return path, run
+
+
+def _incomplete(part: Path, found: int, expected: int) -> EnvironmentMissing | LogNotUnderstood:
+    """Tell a disk that ran full from a file that nobody understands. llama-perplexity checks no write."""
+    message = f"base logits {part}: {found} bytes written, {expected} expected"
+    if shutil.disk_usage(part.parent).free < expected - found:
+        return EnvironmentMissing(f"{message}: the disk is full", _MORE_SPACE)
+    return LogNotUnderstood(message)
 
 
 def prune(keep: Path | None = None, limit: int = KEEP_BYTES) -> None:

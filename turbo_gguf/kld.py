@@ -17,17 +17,17 @@ from typing import TextIO, TypeVar
 import msgspec
 
 from turbo_gguf import assets, base_logits, guard, parse, tools
-from turbo_gguf.cache_types import BASE, check_head_sizes
+from turbo_gguf.cache_types import BASE, check_head_sizes, is_turbo
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.progress import Estimate, Progress
 from turbo_gguf.records import BaseRun, Build, CacheTypes, Case, LogFacts, ModelFile, Result, Run, TextFile
 from turbo_gguf.store import Store
 
-TRIES = 3
+TRIES = 5
 """Runs of one case when the tool loses the end of its log (see :class:`turbo_gguf.parse.LogCut`).
 
-Measured with upstream 0c1e57098 on two busy cores: 9 of 36 runs lost it, 2 of 36 with :data:`ENVIRONMENT`, 0 of 24 when the
-logger is flushed at exit. Three tries leave a chance of one in some thousands.
+Measured with upstream 0c1e57098 on two busy cores, streams in files: 9 of 36 runs lost it, 2 of 36 with :data:`ENVIRONMENT` (more
+under heavier load), 0 of 24 when the logger is flushed at exit. Five tries make it rare enough to be an error when it happens.
 """
 
 ENVIRONMENT = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "passive"}
@@ -59,8 +59,7 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
         EnvironmentMissing: disk space.
         ToolFailed: the tool crashed, its log is incomplete or not understood, or it ran something else than asked for.
     """
-    for case in cases:
-        check_fit(case, job.model)
+    check_fit(cases, job.model)
     done = {result.key: result for result in store.results()}
     todo = [case for case in cases if case.key not in done]
     progress = Progress(todo, Estimate(r for r in done.values() if r.case.model_sha256 == job.model.sha256), stream)
@@ -77,18 +76,19 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
     return [done[case.key] for case in cases]
 
 
-def check_fit(case: Case, model: ModelFile) -> None:
-    """Refuse a case that this model cannot run.
+def check_fit(cases: Sequence[Case], model: ModelFile) -> None:
+    """Refuse cases that this model cannot run; what the user asked for is named before the competitors.
 
     Raises:
         UsageError: head size or context.
     """
-    check_head_sizes(case.types, model.head_k, model.head_v)
-    if 0 < model.n_ctx_train < case.ctx:
-        raise UsageError(
-            f"context {case.ctx} is longer than the {model.n_ctx_train} tokens that {model.name} was trained on",
-            f"use --ctx {model.n_ctx_train} or less",
-        )
+    for case in sorted(cases, key=lambda case: not is_turbo(case.types)):
+        check_head_sizes(case.types, model.head_k, model.head_v)
+        if 0 < model.n_ctx_train < case.ctx:
+            raise UsageError(
+                f"context {case.ctx} is longer than the {model.n_ctx_train} tokens that {model.name} was trained on",
+                f"use --ctx {model.n_ctx_train} or less",
+            )
 
 
 def _base(case: Case, job: Job, progress: Progress) -> tuple[Path, BaseRun]:
@@ -177,6 +177,8 @@ def _run(
     """Run the tool and read its log; once more when the end of the log was lost, and only then."""
     log = assets.home() / "logs" / "ppl-gate" / f"{name}.log"
     for left in reversed(range(TRIES)):
+        for end in (".out", ".err"):  # a tool that outlived a killed driver may still write to the old files
+            log.with_suffix(end).unlink(missing_ok=True)
         run = tools.run(argv, log=log, env=ENVIRONMENT, on_line=on_line, fail_hint="the log says more; a crash is no verdict on quality")
         out, err = (path.read_text(encoding="utf-8", errors="replace") for path in (run.stdout, run.stderr))
         try:

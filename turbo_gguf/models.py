@@ -19,7 +19,7 @@ from turbo_gguf import assets
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.records import ModelFile, TextFile
 
-_HUB = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+?)(?:[:/](?P<file>[^:]+\.gguf))?$")
+_HUB = re.compile(r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:[:/](?P<file>[^:]+\.gguf))?$")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

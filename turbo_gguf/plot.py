@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from turbo_gguf.cache_types import is_turbo
@@ -10,7 +11,8 @@ from turbo_gguf.records import BenchRow, CacheTypes, Result
 from turbo_gguf.report import by_setting
 
 _OURS, _THEIRS, _FLOOR = "#c8442a", "#2f6690", "#8a8a8a"
-_SERIES = ("#c8442a", "#e08e2b", "#8f5aa8", "#3a8f6a", "#2f6690", "#5aa0c8", "#6b6b6b", "#a8763e")
+_OUR_SERIES = ("#8c2313", "#c8442a", "#e98a2e", "#b0568c", "#d9ae2b")
+_THEIR_SERIES = ("#4d4d4d", "#2f6690", "#5aa0c8", "#3a8f6a", "#8fb8a8")
 
 
 def quality(results: Sequence[Result], path: Path) -> Path:
@@ -122,10 +124,11 @@ def speed(rows: Sequence[BenchRow], path: Path) -> Path:
     found = by_setting(rows)
     tests = list(dict.fromkeys(test for _, test, _ in found))
     names = list(dict.fromkeys(types for types, _, _ in found))
+    colors = _series(names)
     figure = Figure(figsize=(1.2 + 5.0 * len(tests), 4.8), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(tests), squeeze=False)[0]
     for ax, test in zip(axes, tests, strict=True):
-        for i, types in enumerate(names):
+        for types in names:
             points = sorted((depth, m) for (t, name, depth), m in found.items() if t == types and name == test)
             ax.errorbar(
                 [depth for depth, _ in points],
@@ -133,7 +136,7 @@ def speed(rows: Sequence[BenchRow], path: Path) -> Path:
                 yerr=[m.error for _, m in points],
                 marker=_marker(types)[0],
                 linestyle="-" if is_turbo(types) else "--",
-                color=_SERIES[i % len(_SERIES)],
+                color=colors[types],
                 markersize=5,
                 linewidth=1.3,
                 capsize=3,
@@ -150,6 +153,12 @@ def speed(rows: Sequence[BenchRow], path: Path) -> Path:
     first = rows[0].row
     figure.suptitle(f"{first.get('model_type', '')}: speed against depth ({first.get('backends', '')})", fontsize=11)
     return _save(figure, path)
+
+
+def _series(names: Sequence[CacheTypes]) -> dict[CacheTypes, str]:
+    """Warm colours for our types, cold ones for upstream's."""
+    warm, cold = cycle(_OUR_SERIES), cycle(_THEIR_SERIES)
+    return {types: next(warm if is_turbo(types) else cold) for types in names}
 
 
 def _save(figure: object, path: Path) -> Path:

@@ -56,6 +56,8 @@ PRESETS = {
                 "CMAKE_CXX_FLAGS_RELWITHDEBINFO": "-O1 -g",
                 "LLAMA_SANITIZE_ADDRESS": "ON",
                 "LLAMA_SANITIZE_UNDEFINED": "ON",
+                "GGML_SANITIZE_ADDRESS": "ON",  # ggml does not take them from llama.cpp's
+                "GGML_SANITIZE_UNDEFINED": "ON",
             },
             3000,
             (3, 14),

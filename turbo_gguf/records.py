@@ -57,8 +57,8 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True):
     @classmethod
     def parse(cls, text: str) -> CacheTypes:
         """Read ``turbo3`` (both) or ``turbo4/turbo3`` (K/V)."""
-        k, _, v = text.strip().partition("/")
-        return cls(k.strip(), (v or k).strip())
+        k, pair, v = text.strip().partition("/")
+        return cls(k.strip(), (v if pair else k).strip())
 
     def __str__(self) -> str:
         """``turbo3`` when both are equal, ``turbo4/turbo3`` otherwise."""

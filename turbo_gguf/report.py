@@ -22,7 +22,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 def plus_minus(metric: Metric, digits: int) -> str:
     """``0.00123 ± 0.00004``."""
-    return f"{metric.value:.{digits}f} ± {metric.error:.{digits}f}"
+    value = f"{metric.value:.{digits}f}"
+    return f"{value if float(value) else value.lstrip('-')} ± {metric.error:.{digits}f}"
 
 
 def name_of(result: Result) -> str:

@@ -2,7 +2,7 @@
 
 ``results.jsonl`` holds our records (:class:`~turbo_gguf.records.Result`, :class:`~turbo_gguf.records.BenchRow`);
 ``llama-bench.jsonl`` beside it holds the rows of llama-bench exactly as it printed them, so that upstream's
-``scripts/compare-llama-bench.py -i llama-bench.jsonl`` reads them.
+``scripts/compare-llama-bench.py --tool llama-bench -i llama-bench.jsonl`` reads them.
 
 A record is one write of one line under a lock, followed by fsync. A process killed in the middle leaves a line without its
 end: readers ignore it, and the next writer moves it to ``*.torn`` before it appends. A full disk takes the line back.
@@ -50,15 +50,15 @@ class Store:
         self.bench_path = self.folder / "llama-bench.jsonl"
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write records, all or none.
+        """Write records, each file's all or none.
 
         Raises:
             EnvironmentMissing: the disk is full or the file cannot be written; what was there before is untouched.
         """
-        self._append(self.path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
         rows = [record.row for record in records if isinstance(record, BenchRow)]
-        if rows:
+        if rows:  # first: what is missing in results.jsonl is measured again, what is missing here would never come
             self._append(self.bench_path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        self._append(self.path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
 
     def results(self) -> list[Result]:
         """All finished cases of this metrics version, in the order in which they were stored; the last of a key wins.

@@ -75,10 +75,9 @@ def check(sweep: Sweep, where: str) -> Sweep:
         raise UsageError(f"{where}: no [[run]] table")
     if sweep.batch == sweep.noise_batch:
         raise UsageError(f"{where}: noise_batch must differ from batch ({sweep.batch}), or the noise floor measures nothing")
+    if min(sweep.batch, sweep.noise_batch) < 1:
+        raise UsageError(f"{where}: batch and noise_batch must be positive")
     for run in sweep.run:
-        for name, batch in (("batch", sweep.batch), ("noise_batch", sweep.noise_batch)):
-            if batch < 1 or batch > run.ctx:
-                raise UsageError(f"{where}: {name} = {batch} must be between 1 and ctx = {run.ctx}")
         if run.ctx < 16 or run.ctx % 2:
             raise UsageError(f"{where}: ctx = {run.ctx} must be even and at least 16")
         if run.chunks == 0 or run.chunks < -1:
@@ -124,14 +123,17 @@ def cases(sweep: Sweep, setup: Setup, references: Mapping[str, str] | None = Non
     """
     found: dict[Case, None] = {}
     for run in sweep.run:
+        full = min(sweep.batch, run.ctx)  # a batch is never longer than a chunk
+        noise = min(sweep.noise_batch, run.ctx)
+        noise = noise if noise != full else full // 2
 
-        def case(types: CacheTypes, batch: int, run: SweepRun = run) -> Case:
+        def case(types: CacheTypes, batch: int, run: SweepRun = run, full: int = full) -> Case:
             return Case(
                 types=types,
                 ctx=run.ctx,
                 chunks=run.chunks,
                 batch=batch,
-                base_batch=sweep.batch,
+                base_batch=full,
                 backend=setup.backend,
                 build_id=setup.build_id,
                 model_sha256=setup.model_sha256,
@@ -139,10 +141,10 @@ def cases(sweep: Sweep, setup: Setup, references: Mapping[str, str] | None = Non
                 env=setup.env,
             )
 
-        found[case(BASE, sweep.noise_batch)] = None
+        found[case(BASE, noise)] = None
         asked = [parse_types(text) for text in run.types]
         needed = COMPETITORS if any(is_turbo(types) for types in asked) else ()
         compared = [parse_types(name) for t in asked if (name := (references or {}).get(str(t)))]
         for types in (*needed, *compared, *asked):
-            found[case(types, sweep.batch)] = None
+            found[case(types, full)] = None
     return list(found)

@@ -145,17 +145,7 @@ def run(
     started = time.monotonic()
     with stdout.open("wb") as out, stderr.open("wb") as err:
         process = _start(args, cwd=cwd, env=env, out=out.fileno(), err=err.fileno())
-    followers: list[_Follower] = []
-    try:
-        if on_line is not None:
-            followers = [_Follower(path, on_line) for path in (stdout, stderr)]
-        in_time = _wait(process, followers, None if timeout is None else started + timeout)
-    except BaseException:  # Ctrl-C, SIGTERM (SystemExit), or an error in on_line: never leave the tool running
-        _kill_group(process)
-        raise
-    finally:
-        for follower in followers:
-            follower.close(report=process.returncode is not None)
+    in_time = _supervise(process, (stdout, stderr), on_line, None if timeout is None else started + timeout)
     result = Run(argv=args, rc=process.returncode, seconds=time.monotonic() - started, stdout=stdout, stderr=stderr)
     if not in_time:
         raise ToolFailed(f"{_name(args)}: no end after {timeout:g} s, killed; {_log_text(result)}", fail_hint)
@@ -213,6 +203,23 @@ def _not_started(args: tuple[str, ...], error: OSError) -> Exception:
         return error
     what = "not found" if isinstance(error, FileNotFoundError) else "cannot be executed"
     return EnvironmentMissing(f"{args[0]}: {what}", install_hint(_name(args)))
+
+
+def _supervise(
+    process: subprocess.Popen[bytes], streams: Sequence[Path], on_line: Callable[[str], None] | None, deadline: float | None
+) -> bool:
+    """Wait for the end and report lines on the way; return False when ``deadline`` (monotonic seconds) passed."""
+    followers: list[_Follower] = []
+    try:
+        if on_line is not None:
+            followers = [_Follower(path, on_line) for path in streams]
+        return _wait(process, followers, deadline)
+    except BaseException:  # Ctrl-C, SIGTERM (SystemExit), or an error in on_line: never leave the tool running
+        _kill_group(process)
+        raise
+    finally:
+        for follower in followers:
+            follower.close(report=process.returncode is not None)
 
 
 def _wait(process: subprocess.Popen[bytes], followers: Sequence[_Follower], deadline: float | None) -> bool:

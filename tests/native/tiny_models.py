@@ -61,7 +61,7 @@ SHAPES = {
     "partial64": _partial_rope(64, 32),
     "partial96": _partial_rope(96, 48),
     "partial128": _partial_rope(128, 32),
-    "swa": Shape("gemma2", 128, 128, 128, n_layer=4, window=32),
+    "swa": Shape("gemma2", 128, 128, 128, window=32),
 }
 """By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows."""
 

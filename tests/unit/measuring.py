@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -68,7 +69,7 @@ def result(types: str, mean: float, error: float | None = None, *, ctx: int = 51
         p99=Metric(mean * 8, spread),
         p999=Metric(mean * 20, spread * 5),
         max=mean * 40,
-        same_top=Metric(100 - min(50.0, 100 * mean**0.5), 0.05),
+        same_top=Metric(100 - min(50.0, 100 * abs(mean) ** 0.5), 0.05),
         ppl=Metric(12.5, 0.2),
         ppl_base=Metric(12.4, 0.2),
         ln_ppl_ratio=Metric(mean * 0.5, mean * 0.1),
@@ -102,8 +103,6 @@ def run_of(ctx: int = 512, **means: float) -> list[Result]:
 
 def bench_row(types: str, depth: int, *, speed: float, n_prompt: int = 0, n_gen: int = 32, number: int = 0, key: str = "k") -> BenchRow:
     """A row of llama-bench, with the fields that it prints."""
-    import json
-
     t = CacheTypes.parse(types)
     row = json.loads((LOGS / "bench.out").read_text().splitlines()[0])
     row |= {"type_k": t.k, "type_v": t.v, "n_depth": depth, "n_prompt": n_prompt, "n_gen": n_gen, "avg_ts": speed}

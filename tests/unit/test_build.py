@@ -115,6 +115,15 @@ def test_options_keep_the_build_offline_and_lean(world: World) -> None:
     assert "-DLLAMA_BUILD_NUMBER=0" in asked
 
 
+def test_the_debug_preset_checks_ggml_too_and_keeps_assertions(world: World) -> None:
+    ensure_build("cpu-debug", upstream=str(world.source))
+    asked = world.ran()[0]
+    for option in ("LLAMA_SANITIZE_ADDRESS", "LLAMA_SANITIZE_UNDEFINED", "GGML_SANITIZE_ADDRESS", "GGML_SANITIZE_UNDEFINED"):
+        assert f"-D{option}=ON" in asked
+    assert "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g " in asked
+    assert "NDEBUG" not in asked
+
+
 def test_a_second_call_runs_nothing(world: World) -> None:
     first = ensure_build(upstream=str(world.source))
     calls = world.ran()

@@ -205,7 +205,6 @@ def test_upstream_list() -> None:
     lines = call("upstream", "list").stdout.splitlines()
     assert lines[0] == "0.3.36  0c1e57098  -  (default)"
     assert "0.3.30  e3a74b299  -" in lines
-    assert call("upstream", "list", "--names").stdout.split() == [line.split()[0] for line in lines]
 
 
 def test_upstream_fetch_prints_the_folder(source: str, home: Path) -> None:

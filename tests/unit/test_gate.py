@@ -43,7 +43,9 @@ def test_other_contexts_builds_and_texts_are_not_compared() -> None:
     for field, value in (("build_id", "other"), ("model_sha256", "other"), ("text_sha256", "other"), ("chunks", 9), ("env", ("GGML_X=1",))):
         ours = [r for r in short if str(r.case.types) == "turbo4"]
         theirs = [
-            msgspec.structs.replace(r, case=msgspec.structs.replace(r.case, **{field: value})) for r in short if str(r.case.types) != "turbo4"
+            msgspec.structs.replace(r, case=msgspec.structs.replace(r.case, **{field: value}))
+            for r in short
+            if str(r.case.types) != "turbo4"
         ]
         with pytest.raises(UsageError, match="q4_0 was not measured in this run"):
             gate.judge([*ours, *theirs], GATES)

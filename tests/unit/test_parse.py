@@ -160,7 +160,10 @@ def test_layers_on_a_gpu() -> None:
     assert parse.log_facts(err).offloaded == (4, 5)
 
 
-@pytest.mark.parametrize(("name", "types"), [("kld-q4_0", "q4_0"), ("kld-q8_0-q4_0", "q8_0/q4_0"), ("kld-f16-batch256", "f16")])
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [("kld-q4_0", "q4_0"), ("kld-q8_0-q4_0", "q8_0/q4_0"), ("kld-f16-batch256", "f16"), ("kld-turbo4-turbo3", "turbo4/turbo3")],
+)
 def test_bits_per_value_of_real_logs(name: str, types: str) -> None:
     t = CacheTypes.parse(types)
     found = parse.log_facts(log(name)[1])
@@ -193,7 +196,13 @@ def _check(name: str, types: str) -> None:
 
 
 def test_sound_runs_pass_the_guard() -> None:
-    for name, types in (("kld-q4_0", "q4_0"), ("kld-q8_0-q4_0", "q8_0/q4_0"), ("kld-f16-batch256", "f16"), ("base-f16", "f16")):
+    for name, types in (
+        ("kld-q4_0", "q4_0"),
+        ("kld-q8_0-q4_0", "q8_0/q4_0"),
+        ("kld-f16-batch256", "f16"),
+        ("base-f16", "f16"),
+        ("kld-turbo4-turbo3", "turbo4/turbo3"),
+    ):
         _check(name, types)
 
 

@@ -27,6 +27,7 @@ from turbo_gguf.patchset import worktree
 from turbo_gguf.patchset.hook import FilePatch, Hunk, Probe, parse
 from turbo_gguf.patchset.landing import Landing, land
 from turbo_gguf.records import Tree
+from turbo_gguf.tools import run
 
 
 @pytest.fixture(autouse=True)
@@ -309,6 +310,13 @@ def test_edits_in_the_work_tree_are_refused_by_name(tree: Tree, patches: patchse
     assert patchset.state(tree).dirty == (path,)
 
 
+def test_an_edit_of_the_same_size_is_noticed(tree: Tree, patches: patchset.PatchSet) -> None:
+    made = patchset.apply(tree, patches)
+    edit(made.path / "include/llama.h", "(void)", "(long)")
+    with pytest.raises(UsageError, match=r"\n  include/llama\.h$"):
+        patchset.apply(tree, patches)
+
+
 def test_force_drops_edits(tree: Tree, patches: patchset.PatchSet) -> None:
     made = patchset.apply(tree, patches)
     whole = contents(made.path)
@@ -473,9 +481,13 @@ def test_line_numbers_count_earlier_hooks_of_the_series(tmp_path: Path, tree: Tr
     assert "@@ -8,2 +8,3 @@" in (root / "hooks/b.patch").read_text()
 
 
-def test_canonical_hooks_are_patches_for_git_too(tmp_path: Path, tree: Tree, patches: patchset.PatchSet) -> None:
-    from turbo_gguf.tools import run  # noqa: PLC0415
+def test_line_numbers_count_earlier_hunks_of_the_file() -> None:
+    early = [" int size(int type) {", "+    // one", "+    // two", "     switch (type) {"]
+    text = canonical(hook_text({"ggml/src/ggml.c": [early, ADD_CASE]}))
+    assert re.findall(r"@@ .* @@", text) == ["@@ -1,2 +1,4 @@", "@@ -7,2 +9,3 @@"]
 
+
+def test_canonical_hooks_are_patches_for_git_too(tmp_path: Path, tree: Tree, patches: patchset.PatchSet) -> None:
     made = patchset.apply(tree, patches)
     copy = pristine(tmp_path / "copy").path
     run(["git", "init", "-q", copy], log=tmp_path / "git.log")

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from measuring import LOGS, bench_row, result
 
+from turbo_gguf import assets
 from turbo_gguf import store as store_module
 from turbo_gguf.bench import rows_of
 from turbo_gguf.errors import EnvironmentMissing, UsageError
@@ -67,7 +68,10 @@ import sys
 from pathlib import Path
 from measuring import result
 from turbo_gguf.store import Store
-store, name = Store(Path(sys.argv[1])), sys.argv[2]
+store, name, go = Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[1], "go")
+print("ready", flush=True)
+while not go.exists():
+    pass
 for i in range(int(sys.argv[3])):
     store.append([result("q4_0", 0.001 + i / 1e6, ctx=16 + 2 * (i + 100000 * int(name)))])
     print(i, flush=True)
@@ -82,10 +86,12 @@ def _writer(folder: Path, name: int, count: int) -> subprocess.Popen[str]:
 
 def test_killed_writers_lose_nothing_that_was_reported(tmp_path: Path) -> None:
     reported = 0
+    (tmp_path / "go").touch()
     for name in range(3):
         process = _writer(tmp_path, name, 100_000)
         assert process.stdout is not None
-        process.stdout.readline()
+        while process.stdout.readline() != "0\n":
+            pass
         time.sleep(0.15 + 0.07 * name)
         process.kill()
         rest, _ = process.communicate()
@@ -97,12 +103,15 @@ def test_killed_writers_lose_nothing_that_was_reported(tmp_path: Path) -> None:
 
 
 def test_writers_at_the_same_time(tmp_path: Path) -> None:
-    processes = [_writer(tmp_path, name, 40) for name in range(3)]
+    processes = [_writer(tmp_path, name, 100) for name in range(3)]
+    for p in processes:
+        assert p.stdout is not None and p.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()
     assert [p.wait(60) for p in processes] == [0, 0, 0]
     for p in processes:
         assert p.stdout is not None
         p.stdout.close()
-    assert len(Store(tmp_path).results()) == 120
+    assert len(Store(tmp_path).results()) == 300
 
 
 def test_full_disk_keeps_the_file_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,11 +190,12 @@ def test_records_survive_the_round_trip_exactly() -> None:
 
 # --- upstream's scripts/compare-llama-bench.py ----------------------------------------------------------------------------
 
-_LLAMA_BENCH_KEY_PROPERTIES = set(
-    "cpu_info gpu_info backends n_gpu_layers n_cpu_moe tensor_buft_overrides model_filename model_type n_batch n_ubatch embeddings "
-    "cpu_mask cpu_strict poll n_threads type_k type_v load_mode no_kv_offload split_mode main_gpu tensor_split flash_attn n_prompt "
-    "n_gen n_depth fit_target fit_min_ctx build_commit test_time avg_ts".split()
-)
+_DEMANDED = """
+    cpu_info gpu_info backends n_gpu_layers n_cpu_moe tensor_buft_overrides model_filename model_type n_batch n_ubatch embeddings
+    cpu_mask cpu_strict poll n_threads type_k type_v load_mode no_kv_offload split_mode main_gpu tensor_split flash_attn n_prompt
+    n_gen n_depth fit_target fit_min_ctx build_commit test_time avg_ts
+"""
+_LLAMA_BENCH_KEY_PROPERTIES = set(_DEMANDED.split())
 """What the script of 0c1e57098 demands of every line (check_keys)."""
 
 
@@ -201,8 +211,6 @@ def test_llama_bench_rows_are_kept_as_they_are(tmp_path: Path) -> None:
 
 def _script() -> Path | None:
     """Upstream's script in a tree that this machine has, if any."""
-    from turbo_gguf import assets
-
     return next(iter(sorted(assets.home().glob("**/scripts/compare-llama-bench.py"))), None)
 
 
@@ -229,7 +237,7 @@ def test_upstream_script_reads_the_rows(tmp_path: Path) -> None:
     printed = rows_of((LOGS / "bench.out").read_text())
     for commit in ("0c1e570", "1111111"):
         store.append([msgspec.structs.replace(bench_row("q8_0", 0, speed=1.0), row={**row, "build_commit": commit}) for row in printed])
-    argv = [sys.executable, str(script), "-i", str(store.bench_path), "-b", "0c1e570", "-c", "1111111"]
+    argv = [sys.executable, str(script), "--tool", "llama-bench", "-i", str(store.bench_path), "-b", "0c1e570", "-c", "1111111"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert "pp64@d128" in done.stdout and "tg16" in done.stdout

@@ -70,8 +70,7 @@ def command(
     source = models.text_file(text) if text else models.held_out_text()
     backend = guard.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
-    for case in sweep.cases(plan, setup, gate.references(limits)):
-        kld.check_fit(case, model)  # before anything is compiled
+    kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
     build = ensure_build(preset, upstream=upstream)
     cases = sweep.cases(plan, msgspec.structs.replace(setup, build_id=build.id), gate.references(limits))
     job = kld.Job(build=build, model=model, text=source, threads=threads or options.default_threads())

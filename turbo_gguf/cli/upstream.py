@@ -13,12 +13,8 @@ def command() -> None:
 
 
 @command.command(name="list")
-@click.option("--names", is_flag=True, help="Print names only, for scripts.")
-def list_(names: bool) -> None:
+def list_() -> None:
     """Print name, commit and state of every supported upstream."""
-    if names:
-        click.echo("\n".join(supported()))
-        return
     default = default_name()
     for name, upstream in supported().items():
         state = "fetched" if is_fetched(upstream) else "-"

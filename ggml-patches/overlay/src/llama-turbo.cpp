@@ -198,6 +198,20 @@ ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, con
 // K-shift
 //
 
+// Head size of a view of the cache [n_rot, n_head_kv, n_cells], whose rows may be a part of the head.
+static int64_t n_embd_head_of(const ggml_tensor * cur) {
+    return cur->nb[1] / ggml_type_size(cur->type) * ggml_blck_size(cur->type);
+}
+
+bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot) {
+    if (llama_turbo_rotates(cur->type)) {
+        return true;
+    }
+
+    const bool is_whole_head = cur->ne[0] == n_embd_head_of(cur);
+    return ggml_is_quantized(cur->type) && cur->view_offs == 0 && (!rot || !is_whole_head);
+}
+
 ggml_tensor * llama_turbo_build_shift(ggml_context *                                      ctx,
                                       ggml_tensor *                                       cur,
                                       ggml_tensor *                                       rot,
@@ -206,9 +220,8 @@ ggml_tensor * llama_turbo_build_shift(ggml_context *                            
     GGML_ASSERT(cur->view_offs == 0);
 
     // the rotation mixes the whole head, so all of it is decoded, also where RoPE covers only its beginning
-    const int64_t n_embd_head = cur->nb[1] / ggml_type_size(cur->type) * ggml_blck_size(cur->type);
-
-    ggml_tensor * k = ggml_view_3d(ctx, cur->view_src, n_embd_head, cur->ne[1], cur->ne[2], cur->nb[1], cur->nb[2], 0);
+    ggml_tensor * k =
+        ggml_view_3d(ctx, cur->view_src, n_embd_head_of(cur), cur->ne[1], cur->ne[2], cur->nb[1], cur->nb[2], 0);
 
     ggml_tensor * res = ggml_cast(ctx, k, GGML_TYPE_F32);
     if (rot) {

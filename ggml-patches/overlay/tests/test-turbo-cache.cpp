@@ -58,14 +58,6 @@ static void check_between(const char * what, double value, double lower, double 
     report(value >= lower && value <= upper, what, format("nmse %.3e in [%.3e, %.3e]", value, lower, upper));
 }
 
-static void check_same(const char * what, const logits_t & expected, const logits_t & got) {
-    size_t n_diff = expected.size() == got.size() ? 0 : std::max(expected.size(), got.size());
-    for (size_t i = 0; n_diff == 0 && i < expected.size(); ++i) {
-        n_diff += memcmp(&expected[i], &got[i], sizeof(float)) != 0;
-    }
-    report(n_diff == 0 && !expected.empty(), what, n_diff == 0 ? "bit-identical" : "differs");
-}
-
 // Normalized mean squared error, infinity for logits that aren't finite.
 static double nmse(const logits_t & expected, const logits_t & got) {
     if (expected.size() != got.size() || expected.empty()) {
@@ -81,31 +73,40 @@ static double nmse(const logits_t & expected, const logits_t & got) {
     return std::isfinite(err) && sum > 0.0 ? err/sum : std::numeric_limits<double>::infinity();
 }
 
-// Float error only: measured 1e-13 to 2e-11. A missing or a second rotation gives more than 1e-2.
-constexpr double NMSE_FLOAT = 1e-9;
-// As above with one side of the cache in f16, where a float error moves some values by a whole step.
-constexpr double NMSE_HALF = 1e-5;
-// The same values in another batch: float error moves some values across a decision level of the quantizer.
-constexpr double NMSE_BATCH = 1e-3;
-// What a mistake in the rotation or in the positions gives at least.
-constexpr double NMSE_MISTAKE = 1e-2;
+static void check_same(const char * what, const logits_t & expected, const logits_t & got) {
+    const bool same = !expected.empty() && expected.size() == got.size() &&
+        memcmp(expected.data(), got.data(), expected.size()*sizeof(float)) == 0;
+    report(same, what, same ? "bit-identical" : format("nmse %.3e, must be bit-identical", nmse(expected, got)));
+}
 
-// Error of the logits that quantizing K or V to a type causes in the models of tests/native, [lowest, highest] measured.
+// Float error only: measured 1e-13 to 4e-13, and 3e-9 where the model rounds to f16 elsewhere (GELU).
+constexpr double NMSE_FLOAT = 3e-8;
+// As above with one side of the cache in f16, or flash attention, which reads f32 as f16: measured up to 2e-6.
+constexpr double NMSE_HALF = 1e-5;
+// The same values in another batch: float error may move some across a decision level of the quantizer.
+constexpr double NMSE_BATCH = 1e-3;
+// What a mistake in the rotation or in the positions gives at least: measured .1 to 1.4.
+constexpr double NMSE_MISTAKE = 3e-2;
+
+// Error of the logits when only K or only V is of a type: the range over the models of tests/native, as measured.
 struct type_error {
     double k_min, k_max;
     double v_min, v_max;
 };
 
-static type_error expected_error(ggml_type type) {
+static type_error measured_error(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_TURBO2_0: return { 0.05,  0.40,  0.05,  0.40  };
-        case GGML_TYPE_TURBO3_0: return { 0.01,  0.15,  0.01,  0.10  };
-        case GGML_TYPE_TURBO4_0: return { 0.002, 0.04,  0.002, 0.03  };
-        case GGML_TYPE_Q4_0:     return { 0.002, 0.04,  0.002, 0.03  };
-        case GGML_TYPE_Q5_0:     return { 0.0,   0.01,  0.0,   0.01  };
-        default:                 return { 0.0,   0.001, 0.0,   0.001 };
+        case GGML_TYPE_TURBO2_0: return { 0.107,  0.410, 0.115,  0.213  };
+        case GGML_TYPE_TURBO3_0: return { 0.029,  0.124, 0.030,  0.060  };
+        case GGML_TYPE_TURBO4_0: return { 0.0068, 0.033, 0.0071, 0.0145 };
+        case GGML_TYPE_Q4_0:     return { 0.007,  0.045, 0.007,  0.045  }; // not rotated in heads of 96
+        case GGML_TYPE_Q5_0:     return { 0.001,  0.012, 0.001,  0.012  };
+        default:                 return { 0.0,    0.001,  0.0,    0.001  };
     }
 }
+
+// Measured errors may be off by so much on another machine, or with a better encoder.
+constexpr double ERROR_HEADROOM = 1.6;
 
 //
 // sessions: a context and its logits
@@ -129,9 +130,10 @@ struct setup {
 static llama_model * model     = nullptr;
 static int32_t       n_threads = 1;
 
+// The reference. Without flash attention, which makes an f16 copy of an f32 cache.
 static setup f32_setup() {
     setup s { GGML_TYPE_F32, GGML_TYPE_F32 };
-    s.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    s.flash_attn = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     return s;
 }
 
@@ -258,11 +260,10 @@ static logits_t prompt_and_generate(const session & s) {
 
 // Error of the turbo pair against f32 within what its types explain.
 static void check_quantized(const char * what, const setup & turbo, double value) {
-    const type_error k = expected_error(turbo.type_k);
-    const type_error v = expected_error(turbo.type_v);
+    const type_error k = measured_error(turbo.type_k);
+    const type_error v = measured_error(turbo.type_v);
 
-    // measured ranges, with headroom
-    check_between(what, value, std::max(k.k_min, v.v_min)/2.5, std::min(2.5*(k.k_max + v.v_max), 1.2));
+    check_between(what, value, std::max(k.k_min, v.v_min)/ERROR_HEADROOM, (k.k_max + v.v_max)*ERROR_HEADROOM);
 }
 
 //
@@ -322,7 +323,13 @@ static void test_rotation(const setup & turbo) {
     check("log says that f32 is rotated", log_has("attn_rot_k = 1") && log_has("attn_rot_v = 1"));
     check_at_most("K and V rotated, no quantization", nmse(expected, prompt_and_generate(identity)), NMSE_FLOAT);
 
-    for (const auto & [what, plain] : { std::make_pair("K rotated, V f16", k_only), std::make_pair("V rotated, K f16", v_only) }) {
+    setup flash = f32_setup();
+    flash.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+
+    const std::pair<const char *, setup> halves[] = {
+        { "K and V rotated, flash attention", flash }, { "K rotated, V f16", k_only }, { "V rotated, K f16", v_only },
+    };
+    for (const auto & [what, plain] : halves) {
         const logits_t expected_plain = prompt_and_generate(session::make(plain));
         check_at_most(what, nmse(expected_plain, prompt_and_generate(session::make(rotated(plain)))), NMSE_HALF);
     }
@@ -352,18 +359,9 @@ constexpr int SHIFT_PROMPT = 80;
 constexpr int SHIFT_KEEP   = 8;
 constexpr int SHIFT_GAP    = 24;
 
-// New text after a shift; extra: distance that it has too much from what is cached.
-static logits_t after_shift(const session & s, llama_pos pos0, llama_pos extra, uint32_t seed) {
-    std::vector<input> inputs = text(16, pos0, 0, seed);
-    for (input & in : inputs) {
-        in.pos += extra;
-    }
-    const std::vector<input> prompt(inputs.begin(), inputs.begin() + 12);
-
-    logits_t res = s.decode(prompt);
-    for (size_t i = prompt.size(); i < inputs.size(); ++i) {
-        append(res, s.decode({ inputs[i] }));
-    }
+static logits_t continue_after_shift(const session & s, llama_pos pos0, uint32_t seed) {
+    logits_t res = s.decode(text(12, pos0, 0, seed));
+    append(res, generate(s, 4, pos0 + 12, 0, seed));
     return res;
 }
 
@@ -377,17 +375,22 @@ static logits_t shift_and_continue(const session & s, int n_shifts) {
         llama_memory_seq_rm (s.memory(), 0, SHIFT_KEEP, SHIFT_KEEP + SHIFT_GAP);
         llama_memory_seq_add(s.memory(), 0, SHIFT_KEEP + SHIFT_GAP, -1, -SHIFT_GAP);
         n_past -= SHIFT_GAP;
-        append(res, after_shift(s, n_past, 0, 100 + i));
+        append(res, continue_after_shift(s, n_past, 100 + i));
         n_past += 16;
     }
     return res;
 }
 
-// The same texts as one shift, but what is cached lies SHIFT_GAP positions too far away: what stale positions give.
-static logits_t continue_too_far(const session & s) {
+// The texts of one shift, but what is cached gets other positions: how much the logits depend on them.
+static logits_t divide_and_continue(const session & s) {
     s.decode(text(SHIFT_PROMPT));
-    llama_memory_seq_rm(s.memory(), 0, SHIFT_KEEP, SHIFT_KEEP + SHIFT_GAP);
-    return after_shift(s, SHIFT_PROMPT - SHIFT_GAP, 2*SHIFT_GAP, 100);
+    llama_memory_seq_rm (s.memory(), 0, SHIFT_KEEP, SHIFT_KEEP + SHIFT_GAP);
+    llama_memory_seq_div(s.memory(), 0, SHIFT_KEEP + SHIFT_GAP, -1, 2);
+
+    const llama_pos n_past = llama_memory_seq_pos_max(s.memory(), 0) + 1;
+    llama_memory_seq_add(s.memory(), 0, SHIFT_KEEP, -1, SHIFT_PROMPT - SHIFT_GAP - n_past);
+
+    return continue_after_shift(s, SHIFT_PROMPT - SHIFT_GAP, 100);
 }
 
 static void test_shift(const setup & turbo) {
@@ -407,7 +410,7 @@ static void test_shift(const setup & turbo) {
                 nmse(expected, shift_and_continue(session::make(turbo), n_shifts)));
 
         if (n_shifts == 1) {
-            check_at_least("control: stale positions", nmse(expected, continue_too_far(session::make(f32))), NMSE_MISTAKE);
+            check_at_least("control: other positions in the cache", nmse(expected, divide_and_continue(session::make(f32))), NMSE_MISTAKE);
         }
     }
 }
@@ -515,6 +518,16 @@ static bytes_t get_seq_state(const session & s, llama_seq_id seq) {
     return res;
 }
 
+// A whole state is written from the first cell on, and the next token may take a cell that has left the window: then the
+// order of the sums differs from the first time, for every cache type.
+static void check_continues(const logits_t & expected, const logits_t & got) {
+    if (llama_model_n_swa(model) > 0) {
+        check_at_most("... continues, sliding window", nmse(expected, got), NMSE_BATCH);
+    } else {
+        check_same("... continues", expected, got);
+    }
+}
+
 // A state that doesn't fit must be refused, and leave a context that works.
 static void check_refused(const char * what, const setup & s, const bytes_t & state, const bytes_t & seq_state) {
     const session other = session::make(s);
@@ -555,7 +568,7 @@ static void test_state(const setup & turbo, const std::string & path) {
     {
         const session s = session::make(two);
         check("state read", llama_state_set_data(s.ctx.get(), state.data(), state.size()) == state.size());
-        check_same("... continues", expected, generate(s, 8, n_prompt));
+        check_continues(expected, generate(s, 8, n_prompt));
     }
     for (llama_seq_id seq : { 0, 1 }) {
         const session s = session::make(two);
@@ -568,7 +581,7 @@ static void test_state(const setup & turbo, const std::string & path) {
         std::vector<llama_token> got(n_prompt);
         size_t n_got = 0;
         check("state file read", llama_state_load_file(s.ctx.get(), path.c_str(), got.data(), got.size(), &n_got) && n_got == n_prompt && got == tokens);
-        check_same("... continues", expected, generate(s, 8, n_prompt));
+        check_continues(expected, generate(s, 8, n_prompt));
     }
     {
         const session s = session::make(two);
@@ -664,10 +677,14 @@ static int usage(const char * reason) {
 }
 
 static void on_log(ggml_log_level level, const char * line, void * user_data) {
-    GGML_UNUSED(level);
     GGML_UNUSED(user_data);
 
-    log_text += line;
+    static bool is_debug = false;
+    is_debug = level == GGML_LOG_LEVEL_DEBUG || (level == GGML_LOG_LEVEL_CONT && is_debug);
+
+    if (!is_debug) {
+        log_text += line;
+    }
     if (verbose) {
         fputs(line, stderr);
     }

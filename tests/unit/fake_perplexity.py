@@ -1,0 +1,92 @@
+"""Stands in for llama-perplexity: prints golden logs of the real one, with types, sizes and chunks put in, and goes wrong on demand.
+
+``FAKE_PLAN`` names a JSON file: {"count": FILE, "sleep": {TYPES: seconds}, "crash": [TYPES], "cut": {TYPES: times}, "swap": {TYPES:
+TYPES}, "nan": [TYPES], "mean": {TYPES: value}}. Each call appends a line to the file ``count``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
+BITS = {"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
+MEANS = {"f16": 0.000001, "q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028, "turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07}
+VALUES_PER_CELL = 2 * 128  # tiny_gguf: layers x KV heads x head size
+N_VOCAB = 259
+
+
+def main(argv: list[str]) -> int:
+    def option(name: str, default: str = "") -> str:
+        return argv[argv.index(name) + 1] if name in argv else default
+
+    plan = json.loads(Path(os.environ["FAKE_PLAN"]).read_text())
+    k, v, ctx = option("-ctk"), option("-ctv"), int(option("-c"))
+    types = k if k == v else f"{k}/{v}"
+    base = Path(option("--kl-divergence-base"))
+    is_base = "--kl-divergence" not in argv
+    name = f"base-{ctx}" if is_base else (f"noise-{ctx}" if option("-b") != "512" else f"{types}-{ctx}")
+    with Path(plan["count"]).open("a") as file:
+        file.write(name + "\n")
+    calls = Path(plan["count"]).read_text().splitlines().count(name)
+    out, err = ((LOGS / f"{'base-f16' if is_base else 'kld-q4_0'}.{end}").read_text() for end in ("out", "err"))
+    sys.stderr.write(_log(err, *_swapped(plan, types, k, v), ctx, is_base=is_base, chunks=_chunks(base, option("--chunks"), is_base)))
+    sys.stderr.flush()
+    if is_base:
+        _write_base(base, ctx, _chunks(base, option("--chunks"), is_base))
+    time.sleep(plan.get("sleep", {}).get(name, 0))
+    if name in plan.get("crash", []):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if not is_base:
+        mean = plan.get("mean", {}).get(types, MEANS.get(types, 0.005))
+        out = _statistics(out, float("nan") if name in plan.get("nan", []) else mean, _chunks(base, "", False))
+    if calls <= plan.get("cut", {}).get(name, 0):
+        out = out[: out.index("\n   3 ")] if not is_base else ""
+    sys.stdout.write(out)
+    return 0
+
+
+def _swapped(plan: dict[str, dict[str, str]], types: str, k: str, v: str) -> tuple[str, str]:
+    other = plan.get("swap", {}).get(types)
+    return (other, other) if other else (k, v)
+
+
+def _chunks(base: Path, asked: str, is_base: bool) -> int:
+    return int(asked) if is_base else struct.unpack("<8siii", base.read_bytes()[:20])[3]
+
+
+def _log(err: str, k: str, v: str, ctx: int, *, is_base: bool, chunks: int) -> str:
+    mib = {name: BITS[name] * VALUES_PER_CELL * ctx / 8 / 2**20 for name in (k, v)}
+    line = (
+        f"size = {mib[k] + mib[v]:7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[k]:7.2f} MiB, V ({v}): {mib[v]:7.2f} MiB"
+    )
+    err = re.sub(r"size = .*cells.*", line, err)
+    for side, name in (("k", k), ("v", v)):
+        err = re.sub(rf"attn_rot_{side} = \d", f"attn_rot_{side} = {int(name != 'f16')}", err)
+    return re.sub(r"over 3 chunks, n_ctx=512", f"over {chunks} chunks, n_ctx={ctx}", err)
+
+
+def _statistics(out: str, mean: float, chunks: int) -> str:
+    row = re.search(r"^   1 .*\n", out, re.MULTILINE)
+    assert row
+    rows = "".join(f"{i:4}" + row[0][4:] for i in range(1, chunks + 1))
+    out = re.sub(r"(^ {3}\d .*\n)+", lambda _: rows, out, count=1, flags=re.MULTILINE)
+    printed = f"Mean    KLD: {mean:10.6f} ± {abs(mean) * 0.01:10.6f}"
+    return re.sub(r"Mean    KLD:.*", printed, out)
+
+
+def _write_base(path: Path, ctx: int, chunks: int) -> None:
+    nv = 2 * ((N_VOCAB + 1) // 2) + 4
+    with path.open("wb") as file:
+        file.write(struct.pack("<8siii", b"_logits_", ctx, N_VOCAB, chunks))
+        file.write(bytes(4 * ctx * chunks + 2 * nv * chunks * (ctx - 1 - ctx // 2)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""Speed sweeps on a stand-in for llama-bench. Risks: rounds measured twice, another type or device measured, depths left out."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from measuring import LOGS, MODEL
+
+from turbo_gguf import bench
+from turbo_gguf.errors import LogNotUnderstood, SilentFallback, ToolFailed, UsageError
+from turbo_gguf.records import Build, CacheTypes, Tree
+from turbo_gguf.store import Store
+
+_FAKE = f"""#!{sys.executable}
+import json, os, re, sys
+from pathlib import Path
+argv, here = sys.argv[1:], Path(__file__).parent
+option = lambda name, other="0": argv[argv.index(name) + 1] if name in argv else other
+k, v = option("-ctk"), option("-ctv")
+plan = json.loads((here / "plan.json").read_text()) if (here / "plan.json").exists() else {{}}
+if "-v" in argv:
+    log = Path({str(LOGS / "bench-verbose.err")!r}).read_text()
+    log = re.sub(r"K \\(\\w+\\)(.*)V \\(\\w+\\)", rf"K ({{plan.get('swap', k)}})\\1V ({{plan.get('swap', v)}})", log)
+    for side, name in (("k", k), ("v", v)):
+        log = re.sub(rf"attn_rot_{{side}} = \\d", f"attn_rot_{{side}} = {{int(name != 'f16')}}", log)
+    sys.stderr.write(log)
+    sys.exit()
+with (here / "calls").open("a") as file:
+    file.write(f"{{k}}/{{v}} {{option('-d')}}\\n")
+if plan.get("crash") == k:
+    sys.exit(1)
+row = json.loads(Path({str(LOGS / "bench.out")!r}).read_text().splitlines()[0]) | {{"type_k": plan.get("row", k), "type_v": v}}
+for depth in option("-d").split(",")[: plan.get("depths", 9)]:
+    for p, n in ((int(option("-p")), 0), (0, int(option("-n")))):
+        if p or n:
+            print(json.dumps(row | {{"n_prompt": p, "n_gen": n, "n_depth": int(depth), "avg_ts": plan.get("speed", 50.0)}}))
+"""
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "build" / "bin"
+        self.bin.mkdir(parents=True)
+        tool = self.bin / "llama-bench"
+        tool.write_text(_FAKE)
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        tree = Tree(path=folder, upstream="test", commit="c", digest="d")
+        self.build = Build(id="fake", path=folder / "build", preset="cpu", tree=tree, compiler="cc")
+        self.store = Store(folder / "results")
+        self.words: list[str] = []
+
+    def run(self, **changes: object) -> list[object]:
+        plan = bench.BenchPlan(
+            types=(CacheTypes("f16", "f16"), CacheTypes("q8_0", "q4_0")),
+            depths=(0, 512),
+            n_prompt=64,
+            n_gen=16,
+            rounds=2,
+            threads=2,
+            backend="CPU",
+        )
+        return list(bench.run(msgspec.structs.replace(plan, **changes), self.build, MODEL, self.store, self.words.append))
+
+    def go_wrong(self, **plan: object) -> None:
+        (self.bin / "plan.json").write_bytes(msgspec.json.encode(plan))
+
+    def calls(self) -> list[str]:
+        path = self.bin / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path))
+    return Bench(tmp_path)
+
+
+def test_rounds_alternate_between_the_types(sweep: Bench) -> None:
+    rows = sweep.run()
+    assert sweep.calls() == ["f16/f16 0,512", "q8_0/q4_0 0,512"] * 2
+    assert len(rows) == 2 * 2 * 2 * 2 and len(sweep.store.bench_path.read_text().splitlines()) == 16
+
+
+def test_rounds_that_are_there_are_not_repeated(sweep: Bench) -> None:
+    first = sweep.run()
+    assert sweep.run() == first and len(sweep.calls()) == 4
+    assert len(sweep.run(rounds=3, depths=(0, 512, 1024))) == 2 * 3 * 3 * 2
+    assert sweep.calls()[4:] == ["f16/f16 1024", "q8_0/q4_0 1024"] * 2 + ["f16/f16 0,512,1024", "q8_0/q4_0 0,512,1024"]
+
+
+def test_another_machine_setting_starts_anew(sweep: Bench) -> None:
+    sweep.run()
+    sweep.run(threads=1)
+    assert len(sweep.calls()) == 8
+
+
+def test_silent_fallback_is_found_before_anything_is_measured(sweep: Bench) -> None:
+    sweep.go_wrong(swap="q8_0")
+    with pytest.raises(SilentFallback, match="asked for was K f16"):
+        sweep.run()
+    assert sweep.calls() == [] and sweep.store.bench_rows() == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "error"),
+    [
+        ({"row": "f32"}, SilentFallback),
+        ({"depths": 1}, LogNotUnderstood),
+        ({"speed": 0.0}, LogNotUnderstood),
+        ({"crash": "f16"}, ToolFailed),
+    ],
+)
+def test_what_is_not_sound_is_not_stored(sweep: Bench, plan: dict[str, object], error: type[Exception]) -> None:
+    sweep.go_wrong(**plan)
+    with pytest.raises(error):
+        sweep.run()
+    assert sweep.store.bench_rows() == []
+
+
+def test_plan_that_does_not_fit_the_model(sweep: Bench) -> None:
+    with pytest.raises(UsageError, match="trained on 2048"):
+        sweep.run(depths=(2000,))
+    with pytest.raises(UsageError, match="head size 80"):
+        bench.check_fit(
+            bench.BenchPlan((CacheTypes("turbo3", "turbo3"),), (0,), 1, 1, 1, 1, "CPU"),
+            msgspec.structs.replace(MODEL, head_k=80, head_v=80),
+        )
+
+
+@pytest.mark.parametrize("out", ["{", '{"build_commit": "x"}', "[]", "error: failed"])
+def test_output_that_is_not_understood(out: str) -> None:
+    with pytest.raises(LogNotUnderstood, match="llama-bench printed"):
+        bench.rows_of(out)

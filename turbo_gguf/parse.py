@@ -22,8 +22,8 @@ from turbo_gguf.cache_types import cache_type
 from turbo_gguf.errors import LogNotUnderstood, UsageError
 from turbo_gguf.records import Bits, CacheTypes, KldStats, KvCache, LogFacts, Metric, ModelFile
 
-MIB_ROUNDING = 0.005
-"""Half of the last digit of the sizes in the log."""
+MIB_ROUNDING = 0.005 + 1e-6
+"""Half of the last digit of the sizes in the log, and a little more: 1.125 MiB is printed as 1.12, on the very edge."""
 
 _PREFIX = re.compile(r"^(?:\d+\.\d\d\.\d{3}\.\d{3} )?(?:[IWED] )?")
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?|nan|inf))"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from turbo_gguf.cache_types import is_turbo
 from turbo_gguf.records import BenchRow, CacheTypes, Result
@@ -26,13 +27,14 @@ def quality(results: Sequence[Result], path: Path) -> Path:
     contexts = list(dict.fromkeys(r.case.ctx for r in results))
     figure = Figure(figsize=(1.2 + 5.4 * len(contexts), 5.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(contexts), squeeze=False, sharey=True)[0]
+    drawn = []
     for ax, ctx in zip(axes, contexts, strict=True):
         group = [r for r in results if r.case.ctx == ctx]
         floors = [r.stats.mean.value for r in group if r.case.is_noise_floor]
         points = [r for r in group if not r.case.is_noise_floor and r.stats.mean.value > 0]
+        drawn.append((ax, points))
         for r in points:
             _point(ax, r)
-        _labels(ax, points)
         ax.set_yscale("log")
         _floor(ax, floors)
         ax.set_title(f"context {ctx}, {group[0].stats.tokens} tokens", fontsize=10)
@@ -44,18 +46,21 @@ def quality(results: Sequence[Result], path: Path) -> Path:
     axes[0].set_ylabel("KL divergence from the f16 cache (nats)")
     _legend(axes[-1])
     figure.suptitle(f"{results[0].model}: quality of the KV cache types ({results[0].case.backend})", fontsize=11)
+    figure.draw_without_rendering()  # places the panels, so that labels can be placed in them
+    for ax, points in drawn:
+        _labels(ax, points)
     return _save(figure, path)
 
 
-def _floor(ax: object, floors: Sequence[float]) -> None:
+def _floor(ax: Any, floors: Sequence[float]) -> None:
     """Dashed line at the noise floor, or a note when it lies below the last digit that the tool prints."""
     if floors and floors[0] > 0:
-        ax.axhline(floors[0], color=_FLOOR, linestyle="--", linewidth=1)  # type: ignore[attr-defined]
+        ax.axhline(floors[0], color=_FLOOR, linestyle="--", linewidth=1)
         place = {"xy": (1, floors[0]), "xycoords": ("axes fraction", "data"), "xytext": (-4, 3)}
-        ax.annotate("noise floor", **place, **_text("right", _FLOOR))  # type: ignore[attr-defined]
+        ax.annotate("noise floor", **place, **_text("right", _FLOOR))
     elif floors:
         note = "noise floor below 0.000001"
-        ax.annotate(note, (0, 0), xycoords="axes fraction", xytext=(6, 5), **_text("left", _FLOOR))  # type: ignore[attr-defined]
+        ax.annotate(note, (0, 0), xycoords="axes fraction", xytext=(6, 5), **_text("left", _FLOOR))
 
 
 def _marker(types: CacheTypes) -> tuple[str, str]:
@@ -64,12 +69,12 @@ def _marker(types: CacheTypes) -> tuple[str, str]:
     return ("o" if types.k == types.v else "D"), _OURS
 
 
-def _point(ax: object, result: Result) -> None:
+def _point(ax: Any, result: Result) -> None:
     marker, color = _marker(result.case.types)
     x, stats = result.bits.nominal, result.stats
-    ax.plot([x, x], [stats.mean.value, stats.p99.value], color=color, linewidth=0.8, alpha=0.45, zorder=2)  # type: ignore[attr-defined]
-    ax.plot([x], [stats.p99.value], "_", color=color, markersize=7, alpha=0.6, zorder=2)  # type: ignore[attr-defined]
-    ax.errorbar(  # type: ignore[attr-defined]
+    ax.plot([x, x], [stats.mean.value, stats.p99.value], color=color, linewidth=0.8, alpha=0.45, zorder=2)
+    ax.plot([x], [stats.p99.value], "_", color=color, markersize=7, alpha=0.6, zorder=2)
+    ax.errorbar(
         [x],
         [stats.mean.value],
         yerr=[[min(stats.mean.error, stats.mean.value * 0.95)], [stats.mean.error]],
@@ -81,15 +86,35 @@ def _point(ax: object, result: Result) -> None:
     )
 
 
-def _labels(ax: object, points: Sequence[Result]) -> None:
-    """Name the points: to the right, and to the left where a neighbour at (nearly) the same place takes the right."""
-    taken: list[tuple[float, float]] = []
-    for r in sorted(points, key=lambda r: (not is_turbo(r.case.types), r.stats.mean.value)):
-        x, y = r.bits.nominal, r.stats.mean.value
-        crowded = any(abs(x - x0) < 0.8 and 0.6 < y / y0 < 1.65 for x0, y0 in taken)
-        taken.append((x, y))
-        side, dx = ("right", -7) if crowded else ("left", 7)
-        ax.annotate(str(r.case.types), (x, y), xytext=(dx, 0), va="center", **_text(side, _marker(r.case.types)[1]))  # type: ignore[attr-defined]
+_PLACES = (("left", 7, 0), ("right", -7, 0), ("left", 6, -9), ("left", 6, 9), ("right", -6, -9), ("right", -6, 9), ("left", 7, -18))
+"""Where a label may stand: alignment and offset from its point, in points, the best place first."""
+
+
+def _labels(ax: Any, points: Sequence[Result]) -> None:
+    """Name the points, each at the first place where its text covers no marker and no other text (limits must be final)."""
+    scale = 72 / ax.figure.dpi
+    centers = [tuple(ax.transData.transform((r.bits.nominal, r.stats.mean.value)) * scale) for r in points]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centers]
+    for r, (x, y) in zip(points, centers, strict=True):
+        name = str(r.case.types)
+        boxes = [_box(x + dx, y + dy, side, name) for side, dx, dy in _PLACES]
+        free = [i for i, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
+        best = free[0] if free else 0
+        side, dx, dy = _PLACES[best]
+        taken.append(boxes[best])
+        point = (r.bits.nominal, r.stats.mean.value)
+        ax.annotate(name, point, xytext=(dx, dy), va="center", **_text(side, _marker(r.case.types)[1]))
+
+
+def _box(x: float, y: float, side: str, name: str) -> tuple[float, float, float, float]:
+    """Left, bottom, right and top of a label of 8 points."""
+    width = 4.7 * len(name)
+    left = x if side == "left" else x - width
+    return left, y - 4.5, left + width, y + 4.5
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _text(side: str, color: str) -> dict[str, object]:
@@ -99,7 +124,7 @@ def _text(side: str, color: str) -> dict[str, object]:
     return {"textcoords": "offset points", "ha": side, "fontsize": 8, "color": color, "path_effects": halo, "zorder": 4}
 
 
-def _legend(ax: object) -> None:
+def _legend(ax: Any) -> None:
     from matplotlib.lines import Line2D  # noqa: PLC0415
 
     def key(marker: str, color: str, label: str) -> Line2D:
@@ -111,7 +136,7 @@ def _legend(ax: object) -> None:
         key("s", _THEIRS, "upstream"),
         key("_", _FLOOR, "99 % quantile"),
     ]
-    ax.legend(handles=entries, fontsize=8, frameon=False, loc="upper right")  # type: ignore[attr-defined]
+    ax.legend(handles=entries, fontsize=8, frameon=False, loc="upper right")
 
 
 def speed(rows: Sequence[BenchRow], path: Path) -> Path:
@@ -161,7 +186,7 @@ def _series(names: Sequence[CacheTypes]) -> dict[CacheTypes, str]:
     return {types: next(warm if is_turbo(types) else cold) for types in names}
 
 
-def _save(figure: object, path: Path) -> Path:
+def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})  # type: ignore[attr-defined]
+    figure.savefig(path, format="png", metadata={"Software": None})
     return path

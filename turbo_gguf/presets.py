@@ -45,7 +45,7 @@ class Preset(msgspec.Struct, frozen=True):
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("cpu", "optimised for this CPU", _COMMON, 400, (3, 14)),
+        Preset("cpu", "optimised for this CPU", _COMMON, 150, (3, 14)),
         Preset(
             "cpu-debug",
             "optimised a little, with assertions, debug information, and address and undefined-behaviour sanitizers",

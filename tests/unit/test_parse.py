@@ -11,6 +11,7 @@ import pytest
 from measuring import LOGS, MODEL, facts, log
 
 from turbo_gguf import guard, parse
+from turbo_gguf.cache_types import cache_type
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.records import CacheTypes, Metric
 
@@ -174,6 +175,20 @@ def test_bits_per_value_of_real_logs(name: str, types: str) -> None:
     assert not wrong.agrees
     with pytest.raises(SilentFallback, match="bits per value"):
         guard.check_bits(wrong, CacheTypes("turbo3", "turbo3"))
+
+
+@pytest.mark.parametrize("types", ["q8_0", "q5_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3", "f16/turbo3"])
+@pytest.mark.parametrize("cells", [256, 512, 1024, 2048, 3072, 4096, 32768])
+def test_bits_agree_for_every_size_that_the_tool_rounds(types: str, cells: int) -> None:
+    """Sizes are often halves of the last digit: 1.125 MiB is printed as 1.12, 1.375 as 1.38."""
+    t = CacheTypes.parse(types)
+    mib = [float(f"{cache_type(name).bits * cells * 4 * 2 * 128 / 8 / 2**20:7.2f}") for name in (t.k, t.v)]
+    cache = msgspec.structs.replace(facts(types).caches[0], cells=cells, mib_k=mib[0], mib_v=mib[1])
+    bits = parse.bits_per_value(facts(types, caches=(cache,)), t, MODEL)
+    assert bits.agrees and bits.low is not None and bits.high is not None
+    if cells >= 1024:
+        off = CacheTypes(t.k, "q4_1" if t.v != "q4_1" else "q4_0")
+        assert not parse.bits_per_value(facts(types, caches=(cache,)), off, MODEL).agrees
 
 
 def test_bits_are_nominal_only_when_layers_differ() -> None:

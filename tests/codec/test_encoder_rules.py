@@ -112,7 +112,7 @@ def fresh(tmp_path: Path) -> oracle.Oracle:
 
 @pytest.mark.parametrize(
     ("value", "scale"),
-    [(None, Scale.LEAST_SQUARES), ("ls", Scale.LEAST_SQUARES), ("matched", Scale.MATCHED_NORM), ("ip", Scale.INNER_PRODUCT)],
+    [(None, Scale.MATCHED_NORM), ("ls", Scale.LEAST_SQUARES), ("matched", Scale.MATCHED_NORM), ("ip", Scale.INNER_PRODUCT)],
 )
 def test_the_environment_sets_the_scale_rule(
     fresh: oracle.Oracle, monkeypatch: pytest.MonkeyPatch, value: str | None, scale: Scale
@@ -130,7 +130,7 @@ def test_an_unknown_scale_rule_is_reported(
     fresh: oracle.Oracle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TURBO_SCALE", "best")
-    assert fresh.scale is Scale.LEAST_SQUARES
+    assert fresh.scale is Scale.MATCHED_NORM
     assert "TURBO_SCALE=best" in capfd.readouterr().err
 
 

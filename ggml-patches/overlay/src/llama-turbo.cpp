@@ -203,6 +203,16 @@ static int64_t n_embd_head_of(const ggml_tensor * cur) {
     return cur->nb[1] / ggml_type_size(cur->type) * ggml_blck_size(cur->type);
 }
 
+// Multiplies each group of rot->ne[0] values by the matrix. llama-impl.h has the same since 0.3.34 only.
+static ggml_tensor * rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * rot) {
+    const int64_t n = rot->ne[0];
+
+    ggml_tensor * res = ggml_mul_mat(ctx, rot, ggml_reshape_2d(ctx, cur, n, ggml_nelements(cur) / n));
+    ggml_mul_mat_set_hint(res, GGML_HINT_SRC0_IS_HADAMARD);
+
+    return ggml_reshape_3d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2]);
+}
+
 bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot) {
     if (llama_turbo_rotates(cur->type)) {
         return true;
@@ -225,11 +235,11 @@ ggml_tensor * llama_turbo_build_shift(ggml_context *                            
 
     ggml_tensor * res = ggml_cast(ctx, k, GGML_TYPE_F32);
     if (rot) {
-        res = llama_mul_mat_hadamard(ctx, res, rot);
+        res = rotate(ctx, res, rot);
     }
     res = rope(res);
     if (rot) {
-        res = llama_mul_mat_hadamard(ctx, res, rot);
+        res = rotate(ctx, res, rot);
     }
 
     return ggml_cpy(ctx, res, k);

@@ -76,17 +76,17 @@ static void scale_store_first(int scale) {
 
 static enum ggml_turbo_scale scale_from_environment(void) {
     const char * name = getenv("TURBO_SCALE");
-    if (name == NULL || strcmp(name, "ls") == 0) {
-        return GGML_TURBO_SCALE_LEAST_SQUARES;
-    }
-    if (strcmp(name, "matched") == 0) {
+    if (name == NULL || strcmp(name, "matched") == 0) {
         return GGML_TURBO_SCALE_MATCHED_NORM;
+    }
+    if (strcmp(name, "ls") == 0) {
+        return GGML_TURBO_SCALE_LEAST_SQUARES;
     }
     if (strcmp(name, "ip") == 0) {
         return GGML_TURBO_SCALE_INNER_PRODUCT;
     }
-    fprintf(stderr, "TURBO_SCALE=%s is not one of ls, matched, ip: using ls\n", name);
-    return GGML_TURBO_SCALE_LEAST_SQUARES;
+    fprintf(stderr, "TURBO_SCALE=%s is not one of ls, matched, ip: using matched\n", name);
+    return GGML_TURBO_SCALE_MATCHED_NORM;
 }
 
 void ggml_turbo_set_scale(enum ggml_turbo_scale scale) {

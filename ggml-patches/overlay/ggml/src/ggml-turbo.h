@@ -82,7 +82,7 @@ enum ggml_turbo_scale {
 };
 
 // The scale rule of all encoders of this process. Without a call: environment variable TURBO_SCALE (ls, matched or ip) as it is
-// at the first encoded row, else least squares. Takes effect with the next row; rows already stored stay valid.
+// at the first encoded row, else matched norm. Takes effect with the next row; rows already stored stay valid.
 GGML_API void                  ggml_turbo_set_scale(enum ggml_turbo_scale scale);
 GGML_API enum ggml_turbo_scale ggml_turbo_get_scale(void);
 

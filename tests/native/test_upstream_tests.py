@@ -1,0 +1,96 @@
+"""Upstream's own tests in the patched build, with our cases in them: that they pass, and that ours ran."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+from conftest import Tool
+
+pytestmark = pytest.mark.native
+
+TURBO = ("turbo2", "turbo3", "turbo4")
+OTHERS = ("f16", "bf16", "q8_0", "q5_0", "q4_0")
+PAIRS = {*product(TURBO, TURBO), *product(TURBO, OTHERS), *product(OTHERS, TURBO)}
+HEAD_SIZES = {(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)}
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def backend_ops(tool: Tool, op: str) -> list[str]:
+    """Parameters of the turbo cases of one op that ran; all of them must be OK."""
+    done = tool("test-backend-ops", "test", "-b", "CPU", "-o", op, "-p", "turbo", timeout=900)
+    text = ANSI.sub("", done.out)
+    assert done.rc == 0, text[-3000:]
+    cases = re.findall(rf"^  {op}\((.*)\): (.*)$", text, re.MULTILINE)
+    bad = [case for case in cases if not case[1].endswith("OK") or "not supported" in case[1]]
+    assert not bad
+    assert f"{len(cases)}/{len(cases)} tests passed" in text
+    return [params for params, _ in cases]
+
+
+@pytest.mark.parametrize(
+    ("op", "key", "at_least"),
+    [("SET_ROWS", "type_dst", 40), ("GET_ROWS", "type", 8), ("CPY", "type_src", 4), ("CPY", "type_dst", 8), ("MUL_MAT", "type_a", 2)],
+)
+def test_backend_ops(tool: Tool, op: str, key: str, at_least: int) -> None:
+    cases = backend_ops(tool, op)
+    for name in TURBO:
+        assert sum(f"{key}={name}" in re.split(r",\s*", case) for case in cases) >= at_least, name
+
+
+def test_flash_attn_ext(tool: Tool) -> None:
+    cases = [dict(re.findall(r"(\w+)=(\w+)", case)) for case in backend_ops(tool, "FLASH_ATTN_EXT")]
+    ran = {(case["type_K"], case["type_V"], int(case["hsk"]), int(case["hsv"])) for case in cases}
+    assert {(*pair, *sizes) for pair in PAIRS for sizes in HEAD_SIZES} <= ran
+
+
+def test_quantize_fns(tool: Tool) -> None:
+    done = tool("test-quantize-fns", "-v")
+    assert done.rc == 0, done.text
+    for name in TURBO:
+        for what in ("absolute quantization error", "reference implementation error", "dot product error"):
+            assert re.search(rf"^\s*{name} {what}:\s+ok", done.out, re.MULTILINE), f"{name} {what}\n{done.out}"
+
+
+def test_arg_parser(tool: Tool) -> None:
+    done = tool("test-arg-parser")
+    # what follows downloads over https, which our builds leave out
+    assert done.rc == 0 or done.out.rstrip().endswith("test-arg-parser: test good URL"), done.text[-3000:]
+
+
+def test_gguf(tool: Tool) -> None:
+    done = tool("test-gguf", "1")
+    assert done.rc == 0, done.text[-3000:]
+    passed, total = re.findall(r"^(\d+)/(\d+) tests passed", done.out, re.MULTILINE)[-1]
+    assert passed == total != "0"
+
+
+def test_llama_archs(tool: Tool) -> None:
+    done = tool("test-llama-archs", "-s", "1", timeout=900)
+    assert done.rc == 0, done.text[-3000:]
+    assert "FAIL" not in done.text
+
+
+QUOTE = "The quick brown fox jumps over the lazy dog"
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_save_load_state(tool: Tool, tiny: Callable[[str], Path], name: str) -> None:
+    done = tool("test-save-load-state", "-m", tiny("head128"), "-p", QUOTE, "-ctk", name, "-ctv", name)
+    assert done.rc == 0, done.text[-3000:]
+    assert "All tests passed" in done.text
+
+
+@pytest.mark.parametrize("types", [("turbo2", "turbo4"), ("turbo3", "turbo3"), ("f16", "turbo4"), ("turbo4", "f16")])
+@pytest.mark.parametrize("model", ["head96", "head128"])
+def test_save_load_state_turbo(tool: Tool, tiny: Callable[[str], Path], model: str, types: tuple[str, str]) -> None:
+    done = tool("test-save-load-state", "-m", tiny(model), "-p", QUOTE, "-ctk", types[0], "-ctv", types[1])
+    # Tests 5 and 7 copy a sequence on the device: upstream counts the blocks of a quantized cache as values there (q8_0 and q4_0
+    # fail alike, no tool uses it), and the program ends at 7.
+    parts = dict(re.findall(r"=== Test (\d): [^\n]*===(.*?)(?==== Test|\Z)", done.text, re.DOTALL))
+    passed = {number for number, text in parts.items() if "PASS" in text}
+    assert {"2", "3", "4", "6"} <= passed, done.text[-3000:]

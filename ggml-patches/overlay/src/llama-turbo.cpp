@@ -214,7 +214,7 @@ static ggml_tensor * rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor *
 }
 
 bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot) {
-    if (llama_turbo_rotates(cur->type)) {
+    if (llama_turbo_rotates(cur->type) || cur->type == GGML_TYPE_BF16) {
         return true;
     }
 

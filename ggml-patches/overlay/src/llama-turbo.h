@@ -44,11 +44,12 @@ void llama_turbo_init_rotation(ggml_type                                        
 // Graph input [n, n] for the rotation of head sizes that upstream does not rotate; nullptr: leave it to upstream.
 ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, const char * name);
 
-// Whether K-shift of this view of the cache [n_rot, n_head_kv, n_cells] is ours: turbo types, and quantized types where upstream's own
-// path fails (RoPE on a part of the head: an abort; no rotation matrix: a null pointer), since they may be paired with a turbo V.
+// Whether K-shift of this view of the cache [n_rot, n_head_kv, n_cells] is ours: turbo types, and the types that may stand beside a
+// turbo V where upstream's own path fails (quantized without a rotation: null pointer, or with RoPE on a part of the head: abort; bf16:
+// no RoPE for it on the CPU).
 bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot);
 
-// K-shift of a quantized cache: to f32, rotate back, RoPE by the shift, rotate, store.
+// K-shift of such a cache: to f32, rotate back, RoPE by the shift, rotate, store.
 //   cur:  view of the roped part of each head in the cache, [n_rot, n_head_kv, n_cells]
 //   rot:  rotation matrix of K, or nullptr if K is not rotated
 //   rope: applies RoPE by the shift to the first n_rot values of each head of an f32 tensor, keeps the others

@@ -1,0 +1,198 @@
+"""The programs that users run, with turbo caches: what they print, what they say they cache, and llama-server over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import QUIET, Tool
+
+pytestmark = pytest.mark.native
+
+VERBOSE = ("-lv", "4")  # what the cache holds is logged at this level
+PROMPT = "def main(argv):\n    "
+START_SECONDS = 60
+
+
+def assert_cache(text: str, type_k: str, type_v: str) -> None:
+    """The log names the types that are really in the cache, and says that the turbo ones are rotated."""
+    assert re.findall(r"K \((\w+)\): .*V \((\w+)\): ", text) == [(type_k, type_v)]
+    for side, name in (("k", type_k), ("v", type_v)):
+        if name.startswith("turbo"):
+            assert re.findall(rf"attn_rot_{side} = (\d)", text) == ["1"]
+    assert re.search(r"flash_attn += enabled", text)
+
+
+@pytest.mark.parametrize("types", [("turbo2", "turbo2"), ("turbo3", "turbo3"), ("turbo4", "turbo4"), ("turbo3", "f16"), ("q8_0", "turbo2")])
+def test_completion(tool: Tool, trained: Path, types: tuple[str, str]) -> None:
+    args = ("-m", trained, "-p", PROMPT, "-n", "32", "--temp", "0", "-no-cnv", "-c", "256", "-t", "1", "-ctk", types[0], "-ctv", types[1])
+    done = tool("llama-completion", *args, *VERBOSE)
+    assert done.rc == 0, done.text[-3000:]
+    assert_cache(done.err, *types)
+    assert len(done.out) > len(PROMPT) + 8
+    assert tool("llama-completion", *args).out == done.out
+
+
+@pytest.mark.parametrize("name", ["turbo2", "turbo4"])
+@pytest.mark.parametrize("model", ["head96", "partial128", "swa"])
+def test_context_shift(tool: Tool, tiny: Callable[[str], Path], model: str, name: str) -> None:
+    args = ("-m", tiny(model), "-p", PROMPT, "-n", "500", "-c", "256", "--context-shift", "--ignore-eos", "-no-cnv", "-t", "1")
+    done = tool("llama-completion", *args, "-ctk", name, "-ctv", name)
+    assert done.rc == 0, done.text[-3000:]
+    assert re.search(r" eval time = .* 499 runs", done.err), done.err[-2000:]
+
+
+def test_cli(tool: Tool, trained: Path) -> None:
+    args = ("-m", trained, "-p", PROMPT, "-n", "16", "--temp", "0", "-c", "256", "-t", "1", "-st")
+    done = tool("llama-cli", *args, "-ctk", "turbo3", "-ctv", "turbo4", *VERBOSE)
+    assert done.rc == 0, done.text[-3000:]
+    assert_cache(done.text, "turbo3", "turbo4")
+    assert "Generation:" in done.out
+
+
+@pytest.mark.parametrize("types", [("turbo3", "turbo2"), ("turbo4", "f16")])
+def test_perplexity(tool: Tool, trained: Path, prose: Path, types: tuple[str, str]) -> None:
+    args = ("-m", trained, "-f", prose, "-c", "256", "--chunks", "2", "-t", "1", "-ctk", types[0], "-ctv", types[1])
+    done = tool("llama-perplexity", *args, *VERBOSE)
+    assert done.rc == 0, done.text[-3000:]
+    assert_cache(done.err, *types)
+    assert re.search(r"Final estimate: PPL = \d+\.\d+ \+/- \d+\.\d+", done.text), done.text[-2000:]
+
+
+def test_bench(tool: Tool, trained: Path) -> None:
+    args = ("-m", trained, "-p", "32", "-n", "8", "-d", "0,64", "-t", "1", "-r", "1", "-o", "jsonl", "-v")
+    done = tool("llama-bench", *args, "-ctk", "turbo2,turbo4", "-ctv", "turbo3")
+    assert done.rc == 0, done.text[-3000:]
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert {(row["type_k"], row["type_v"], row["n_depth"]) for row in rows} == {
+        (k, "turbo3", d) for k in ("turbo2", "turbo4") for d in (0, 64)
+    }
+    assert all(row["avg_ts"] > 0 for row in rows)
+    assert set(re.findall(r"K \((\w+)\): .*V \((\w+)\): ", done.err)) == {("turbo2", "turbo3"), ("turbo4", "turbo3")}
+
+
+@pytest.mark.parametrize("program", ["llama-completion", "llama-server"])
+def test_help_names_the_types(tool: Tool, program: str) -> None:
+    done = tool(program, "--help")
+    assert done.rc == 0
+    for flag in ("--cache-type-k", "--cache-type-v"):
+        about = re.search(rf"{flag} TYPE(.*?)\n-", done.text, re.DOTALL)
+        assert about
+        assert {"turbo2", "turbo3", "turbo4", "f16", "q8_0"} <= set(re.findall(r"\w+", about[1]))
+
+
+class Server:
+    """A running llama-server."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return dict(json.load(answer))
+
+    def complete(self, prompt: str, n: int, **more: Any) -> dict[str, Any]:
+        """Greedy continuation with the most likely tokens and their log probabilities at each step."""
+        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "id_slot": 0, "cache_prompt": True, "n_probs": 4, "ignore_eos": True}
+        return self.call("/completion", body | more)
+
+
+@contextmanager
+def serve(native_bin: Path, model: Path, folder: Path, *args: str) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / f"server-{port}.log"
+    argv = [native_bin / "llama-server", "-m", model, "--host", "127.0.0.1", "--port", str(port), "-np", "1", "-t", "1", *VERBOSE, *args]
+    with log.open("wb") as out:
+        process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **QUIET}, cwd=folder)
+    server = Server(port, log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                server.call("/health")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                ended = process.poll()
+                assert ended is None, log.read_text("utf-8", errors="replace")[-3000:]
+                assert time.monotonic() < deadline, "llama-server does not answer"
+                time.sleep(0.1)
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            rc = process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            rc = process.wait()
+    assert rc == 0, f"llama-server ended with {rc}"
+
+
+def steps(answer: dict[str, Any]) -> list[Any]:
+    """Tokens and log probabilities of an answer: equal only if the logits are."""
+    found = answer["completion_probabilities"]
+    assert found
+    return [[(token["id"], token["logprob"]) for token in step["top_logprobs"]] for step in found]
+
+
+@pytest.mark.parametrize("types", [("turbo3", "turbo3"), ("turbo4", "turbo2"), ("turbo3", "f16")])
+def test_server_slots(native_bin: Path, trained: Path, tmp_path: Path, types: tuple[str, str]) -> None:
+    begin = "import os\nimport sys\n\n\ndef main(argv):\n    for name in argv:\n"
+    further = begin + "        print(name)\n"
+    cache = ("-ctk", types[0], "-ctv", types[1], "-c", "512", "--slot-save-path", str(tmp_path))
+    with serve(native_bin, trained, tmp_path, *cache) as server:
+        assert_cache(server.log.read_text("utf-8", errors="replace"), *types)
+        server.complete(begin, 1)
+        saved = server.call("/slots/0?action=save", {"filename": "slot"})
+        assert saved["n_saved"] > 0
+        first = server.complete(further, 16)
+
+        server.call("/slots/0?action=erase", {})
+        server.complete("something else entirely", 4)
+        fresh = server.complete(further, 1)
+        assert fresh["timings"]["prompt_n"] > first["timings"]["prompt_n"]  # nothing of the text was in the cache
+
+        restored = server.call("/slots/0?action=restore", {"filename": "slot"})
+        assert restored["n_restored"] == saved["n_saved"]
+        again = server.complete(further, 16)
+        assert again["timings"]["prompt_n"] == first["timings"]["prompt_n"]  # the text was in the cache
+        assert again["content"] == first["content"]
+        assert steps(again) == steps(first)
+
+
+def test_server_refuses_a_slot_of_another_type(native_bin: Path, trained: Path, tmp_path: Path) -> None:
+    def cache(name: str) -> tuple[str, ...]:
+        return ("-ctk", name, "-ctv", name, "-c", "512", "--slot-save-path", str(tmp_path))
+
+    with serve(native_bin, trained, tmp_path, *cache("turbo3")) as server:
+        server.complete(PROMPT, 1)
+        server.call("/slots/0?action=save", {"filename": "slot"})
+    with serve(native_bin, trained, tmp_path, *cache("turbo4")) as server:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.call("/slots/0?action=restore", {"filename": "slot"})
+        assert refused.value.code == 400
+        assert server.complete(PROMPT, 4)["content"]
+
+
+@pytest.mark.parametrize("name", ["turbo2", "turbo4"])
+def test_server_context_shift(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    with serve(native_bin, tiny("head128"), tmp_path, "-ctk", name, "-ctv", name, "-c", "256", "--context-shift") as server:
+        answer = server.complete(PROMPT, 400, n_probs=0)
+    assert answer["tokens_predicted"] == 400
+    assert answer["truncated"] is True

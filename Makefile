@@ -2,7 +2,7 @@
 
 PYTHON_VENV := .venv/bin/python
 TURBO := .venv/bin/turbo-gguf
-OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' \))
+OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check build-cpu build-cpu-debug build-rocm build-cuda check-upstreams setup setup-dev clean distclean
@@ -32,7 +32,7 @@ build-cpu-debug: ## the same with assertions and sanitizers
 build-rocm: ## compile it for the AMD GPUs here (or GPU_TARGETS=gfx1100)
 build-cuda: ## compile it for the NVIDIA GPUs here
 
-check-upstreams: setup ## compile and try the patch set on every supported upstream (an hour; not part of the tests)
+check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results
 	$(PYTHON_VENV) scripts/check_upstreams.py
 
 setup: ## make .venv with what the package needs

@@ -17,7 +17,7 @@ OTHERS = ("f16", "bf16", "q8_0", "q5_0", "q4_0")
 
 TURBO_PAIRS = tuple(product(TURBO, TURBO))
 MIXED_PAIRS = tuple(product(TURBO, OTHERS)) + tuple(product(OTHERS, TURBO))
-FEW_PAIRS = (("turbo2", "turbo2"), ("turbo3", "turbo3"), ("turbo4", "turbo4"), ("turbo3", "f16"), ("q8_0", "turbo4"))
+FEW_PAIRS = (("turbo2", "turbo2"), ("turbo3", "turbo3"), ("turbo4", "turbo4"), ("turbo3", "f16"), ("q8_0", "turbo4"), ("bf16", "turbo2"))
 
 SCENARIOS = ("rotation", "shift", "sequences", "state")
 

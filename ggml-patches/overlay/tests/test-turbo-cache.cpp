@@ -9,8 +9,8 @@
 // LLAMA_TURBO_ROTATE_F32=1 makes an f32 cache take the path of a turbo cache, so that errors of the rotation show without
 // quantization error; see src/llama-turbo.h.
 
-#include "llama.h"
 #include "llama-cpp.h"
+#include "llama.h"
 
 #include <algorithm>
 #include <cmath>
@@ -24,8 +24,8 @@
 using logits_t = std::vector<float>;
 
 static int         n_failed = 0;
-static std::string log_text; // of llama, since the last session was made
-static bool        verbose  = false;
+static std::string log_text;  // of llama, since the last session was made
+static bool        verbose = false;
 
 //
 // checks
@@ -67,24 +67,24 @@ static double nmse(const logits_t & expected, const logits_t & got) {
     double sum = 0.0;
     for (size_t i = 0; i < expected.size(); ++i) {
         const double diff = (double) expected[i] - got[i];
-        err += diff*diff;
-        sum += (double) expected[i]*expected[i];
+        err += diff * diff;
+        sum += (double) expected[i] * expected[i];
     }
-    return std::isfinite(err) && sum > 0.0 ? err/sum : std::numeric_limits<double>::infinity();
+    return std::isfinite(err) && sum > 0.0 ? err / sum : std::numeric_limits<double>::infinity();
 }
 
 static void check_same(const char * what, const logits_t & expected, const logits_t & got) {
     const bool same = !expected.empty() && expected.size() == got.size() &&
-        memcmp(expected.data(), got.data(), expected.size()*sizeof(float)) == 0;
+                      memcmp(expected.data(), got.data(), expected.size() * sizeof(float)) == 0;
     report(same, what, same ? "bit-identical" : format("nmse %.3e, must be bit-identical", nmse(expected, got)));
 }
 
 // Float error only: measured 1e-13 to 4e-13, and 3e-9 where the model rounds to f16 elsewhere (GELU).
-constexpr double NMSE_FLOAT = 3e-8;
+constexpr double NMSE_FLOAT   = 3e-8;
 // As above with one side of the cache in f16, or flash attention, which reads f32 as f16: measured up to 2e-6.
-constexpr double NMSE_HALF = 1e-5;
+constexpr double NMSE_HALF    = 1e-5;
 // The same values in another batch: float error may move some across a decision level of the quantizer.
-constexpr double NMSE_BATCH = 1e-3;
+constexpr double NMSE_BATCH   = 1e-3;
 // What a mistake in the rotation or in the positions gives at least: measured .1 to 1.4.
 constexpr double NMSE_MISTAKE = 3e-2;
 
@@ -96,12 +96,18 @@ struct type_error {
 
 static type_error measured_error(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_TURBO2_0: return { 0.107,  0.410, 0.115,  0.213  };
-        case GGML_TYPE_TURBO3_0: return { 0.029,  0.124, 0.030,  0.060  };
-        case GGML_TYPE_TURBO4_0: return { 0.0068, 0.033, 0.0071, 0.0145 };
-        case GGML_TYPE_Q4_0:     return { 0.007,  0.045, 0.007,  0.045  }; // not rotated in heads of 96
-        case GGML_TYPE_Q5_0:     return { 0.001,  0.012, 0.001,  0.012  };
-        default:                 return { 0.0,    0.001,  0.0,    0.001  };
+        case GGML_TYPE_TURBO2_0:
+            return { 0.107, 0.410, 0.115, 0.213 };
+        case GGML_TYPE_TURBO3_0:
+            return { 0.029, 0.124, 0.030, 0.060 };
+        case GGML_TYPE_TURBO4_0:
+            return { 0.0068, 0.033, 0.0071, 0.0145 };
+        case GGML_TYPE_Q4_0:
+            return { 0.007, 0.045, 0.007, 0.045 };  // not rotated in heads of 96
+        case GGML_TYPE_Q5_0:
+            return { 0.001, 0.012, 0.001, 0.012 };
+        default:
+            return { 0.0, 0.001, 0.0, 0.001 };
     }
 }
 
@@ -116,10 +122,10 @@ struct setup {
     ggml_type type_k;
     ggml_type type_v;
 
-    bool rotate_f32 = false; // f32 takes the path of turbo
-    bool rotate_off = false; // upstream's switch
+    bool rotate_f32 = false;  // f32 takes the path of turbo
+    bool rotate_off = false;  // upstream's switch
 
-    uint32_t n_ctx    = 256; // per sequence, if not unified
+    uint32_t n_ctx    = 256;  // per sequence, if not unified
     uint32_t n_seq    = 1;
     bool     unified  = false;
     bool     swa_full = true;
@@ -132,7 +138,7 @@ static int32_t       n_threads = 1;
 
 // The reference. Without flash attention, which makes an f16 copy of an f32 cache.
 static setup f32_setup() {
-    setup s { GGML_TYPE_F32, GGML_TYPE_F32 };
+    setup s{ GGML_TYPE_F32, GGML_TYPE_F32 };
     s.flash_attn = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     return s;
 }
@@ -146,7 +152,7 @@ static void set_env(const char * name, bool value) {
 #ifdef _WIN32
     _putenv_s(name, value ? "1" : "0");
 #else
-    setenv(name, value ? "1" : "0", /*overwrite =*/ 1);
+    setenv(name, value ? "1" : "0", /*overwrite =*/1);
 #endif
 }
 
@@ -166,17 +172,17 @@ struct session {
         set_env("LLAMA_ATTN_ROT_DISABLE", s.rotate_off);
 
         llama_context_params params = llama_context_default_params();
-        params.n_ctx           = s.unified ? s.n_ctx : s.n_ctx*s.n_seq;
-        params.n_batch         = 512;
-        params.n_ubatch        = 64; // so that a prompt takes several graphs
-        params.n_seq_max       = s.n_seq;
-        params.n_threads       = n_threads;
-        params.n_threads_batch = n_threads;
-        params.type_k          = s.type_k;
-        params.type_v          = s.type_v;
-        params.flash_attn_type = s.flash_attn;
-        params.kv_unified      = s.unified;
-        params.swa_full        = s.swa_full;
+        params.n_ctx                = s.unified ? s.n_ctx : s.n_ctx * s.n_seq;
+        params.n_batch              = 512;
+        params.n_ubatch             = 64;  // so that a prompt takes several graphs
+        params.n_seq_max            = s.n_seq;
+        params.n_threads            = n_threads;
+        params.n_threads_batch      = n_threads;
+        params.type_k               = s.type_k;
+        params.type_v               = s.type_v;
+        params.flash_attn_type      = s.flash_attn;
+        params.kv_unified           = s.unified;
+        params.swa_full             = s.swa_full;
 
         log_text.clear();
         ctx.reset(llama_init_from_model(model, params));
@@ -186,15 +192,14 @@ struct session {
     static session make(const setup & s) {
         session res(s);
         if (!res.ctx) {
-            printf("FAIL can't make a context with K %s, V %s:\n%s", ggml_type_name(s.type_k), ggml_type_name(s.type_v), log_text.c_str());
+            printf("FAIL can't make a context with K %s, V %s:\n%s", ggml_type_name(s.type_k), ggml_type_name(s.type_v),
+                   log_text.c_str());
             exit(1);
         }
         return res;
     }
 
-    llama_memory_t memory() const {
-        return llama_get_memory(ctx.get());
-    }
+    llama_memory_t memory() const { return llama_get_memory(ctx.get()); }
 
     // Logits of all inputs.
     logits_t decode(const std::vector<input> & inputs) const {
@@ -202,15 +207,15 @@ struct session {
 
         llama_batch batch = llama_batch_init(inputs.size(), 0, 1);
         for (const input & in : inputs) {
-            const int32_t i = batch.n_tokens++;
-            batch.token   [i]    = in.token;
-            batch.pos     [i]    = in.pos;
-            batch.n_seq_id[i]    = 1;
-            batch.seq_id  [i][0] = in.seq;
-            batch.logits  [i]    = 1;
+            const int32_t i    = batch.n_tokens++;
+            batch.token[i]     = in.token;
+            batch.pos[i]       = in.pos;
+            batch.n_seq_id[i]  = 1;
+            batch.seq_id[i][0] = in.seq;
+            batch.logits[i]    = 1;
         }
 
-        logits_t res;
+        logits_t      res;
         const int32_t status = llama_decode(ctx.get(), batch);
         for (int32_t i = 0; status == 0 && i < batch.n_tokens; ++i) {
             const float * logits = llama_get_logits_ith(ctx.get(), i);
@@ -228,12 +233,12 @@ struct session {
 
 // n tokens of a fixed pseudo-random text, at positions from pos0 on.
 static std::vector<input> text(int n, llama_pos pos0 = 0, llama_seq_id seq = 0, uint32_t seed = 0) {
-    const uint32_t n_plain = llama_vocab_n_tokens(llama_model_get_vocab(model)) - 3; // without <unk>, <s>, </s>
+    const uint32_t n_plain = llama_vocab_n_tokens(llama_model_get_vocab(model)) - 3;  // without <unk>, <s>, </s>
 
     std::vector<input> res;
     for (int i = 0; i < n; ++i) {
-        uint32_t hash = (seed + 1)*2654435761u ^ (uint32_t) (pos0 + i)*2246822519u;
-        hash = (hash ^ hash >> 15)*3266489917u;
+        uint32_t hash = (seed + 1) * 2654435761u ^ (uint32_t) (pos0 + i) * 2246822519u;
+        hash          = (hash ^ hash >> 15) * 3266489917u;
         res.push_back({ (llama_token) (3 + (hash >> 8) % n_plain), pos0 + i, seq });
     }
     return res;
@@ -263,7 +268,7 @@ static void check_quantized(const char * what, const setup & turbo, double value
     const type_error k = measured_error(turbo.type_k);
     const type_error v = measured_error(turbo.type_v);
 
-    check_between(what, value, std::max(k.k_min, v.v_min)/ERROR_HEADROOM, (k.k_max + v.v_max)*ERROR_HEADROOM);
+    check_between(what, value, std::max(k.k_min, v.v_min) / ERROR_HEADROOM, (k.k_max + v.v_max) * ERROR_HEADROOM);
 }
 
 //
@@ -311,10 +316,10 @@ static double unrotated_cache_error(const setup & plain) {
 static void test_rotation(const setup & turbo) {
     const setup f32 = f32_setup();
 
-    setup k_only = f32_setup();
+    setup k_only  = f32_setup();
     k_only.type_v = GGML_TYPE_F16;
 
-    setup v_only = f32_setup();
+    setup v_only  = f32_setup();
     v_only.type_k = GGML_TYPE_F16;
 
     const logits_t expected = prompt_and_generate(session::make(f32));
@@ -323,11 +328,13 @@ static void test_rotation(const setup & turbo) {
     check("log says that f32 is rotated", log_has("attn_rot_k = 1") && log_has("attn_rot_v = 1"));
     check_at_most("K and V rotated, no quantization", nmse(expected, prompt_and_generate(identity)), NMSE_FLOAT);
 
-    setup flash = f32_setup();
+    setup flash      = f32_setup();
     flash.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
 
     const std::pair<const char *, setup> halves[] = {
-        { "K and V rotated, flash attention", flash }, { "K rotated, V f16", k_only }, { "V rotated, K f16", v_only },
+        { "K and V rotated, flash attention", flash  },
+        { "K rotated, V f16",                 k_only },
+        { "V rotated, K f16",                 v_only },
     };
     for (const auto & [what, plain] : halves) {
         const logits_t expected_plain = prompt_and_generate(session::make(plain));
@@ -343,10 +350,10 @@ static void test_rotation(const setup & turbo) {
     const double error = nmse(expected, prompt_and_generate(quantized));
     check_quantized("quantized against f32", turbo, error);
 
-    setup no_rotation = turbo;
-    no_rotation.rotate_off = true;
+    setup no_rotation              = turbo;
+    no_rotation.rotate_off         = true;
     const double error_no_rotation = nmse(expected, prompt_and_generate(session::make(no_rotation)));
-    check_at_least("quantized without rotation is worse", error_no_rotation, 1.2*error);
+    check_at_least("quantized without rotation is worse", error_no_rotation, 1.2 * error);
 
     check_flash_attn_off(turbo);
 }
@@ -372,7 +379,7 @@ static logits_t shift_and_continue(const session & s, int n_shifts) {
     logits_t  res;
     llama_pos n_past = SHIFT_PROMPT;
     for (int i = 0; i < n_shifts; ++i) {
-        llama_memory_seq_rm (s.memory(), 0, SHIFT_KEEP, SHIFT_KEEP + SHIFT_GAP);
+        llama_memory_seq_rm(s.memory(), 0, SHIFT_KEEP, SHIFT_KEEP + SHIFT_GAP);
         llama_memory_seq_add(s.memory(), 0, SHIFT_KEEP + SHIFT_GAP, -1, -SHIFT_GAP);
         n_past -= SHIFT_GAP;
         append(res, continue_after_shift(s, n_past, 100 + i));
@@ -384,7 +391,7 @@ static logits_t shift_and_continue(const session & s, int n_shifts) {
 // The texts of one shift, but what is cached gets other positions: how much the logits depend on them.
 static logits_t divide_and_continue(const session & s) {
     s.decode(text(SHIFT_PROMPT));
-    llama_memory_seq_rm (s.memory(), 0, SHIFT_KEEP, SHIFT_KEEP + SHIFT_GAP);
+    llama_memory_seq_rm(s.memory(), 0, SHIFT_KEEP, SHIFT_KEEP + SHIFT_GAP);
     llama_memory_seq_div(s.memory(), 0, SHIFT_KEEP + SHIFT_GAP, -1, 2);
 
     const llama_pos n_past = llama_memory_seq_pos_max(s.memory(), 0) + 1;
@@ -404,13 +411,15 @@ static void test_shift(const setup & turbo) {
     for (int n_shifts : { 1, 2 }) {
         const logits_t expected = shift_and_continue(session::make(f32), n_shifts);
 
-        check_at_most(n_shifts == 1 ? "one shift, K and V rotated, no quantization" : "two shifts, K and V rotated, no quantization",
-                nmse(expected, shift_and_continue(session::make(rotated(f32)), n_shifts)), NMSE_FLOAT);
+        check_at_most(n_shifts == 1 ? "one shift, K and V rotated, no quantization" :
+                                      "two shifts, K and V rotated, no quantization",
+                      nmse(expected, shift_and_continue(session::make(rotated(f32)), n_shifts)), NMSE_FLOAT);
         check_quantized(n_shifts == 1 ? "one shift, quantized" : "two shifts, quantized", turbo,
-                nmse(expected, shift_and_continue(session::make(turbo), n_shifts)));
+                        nmse(expected, shift_and_continue(session::make(turbo), n_shifts)));
 
         if (n_shifts == 1) {
-            check_at_least("control: other positions in the cache", nmse(expected, divide_and_continue(session::make(f32))), NMSE_MISTAKE);
+            check_at_least("control: other positions in the cache",
+                           nmse(expected, divide_and_continue(session::make(f32))), NMSE_MISTAKE);
         }
     }
 }
@@ -450,12 +459,16 @@ static void test_batch(setup s, bool unified) {
     std::vector<logits_t> alone(n_seq);
     std::vector<logits_t> together(n_seq);
 
-    const auto n_prompt = [](int seq) { return 24 + 8*seq; };
-    const auto prompt   = [&](int seq) { return text(n_prompt(seq), 0, seq, seq); };
+    const auto n_prompt = [](int seq) {
+        return 24 + 8 * seq;
+    };
+    const auto prompt = [&](int seq) {
+        return text(n_prompt(seq), 0, seq, seq);
+    };
 
     for (int seq = 0; seq < n_seq; ++seq) {
         const session one = session::make(s);
-        alone[seq] = one.decode(prompt(seq));
+        alone[seq]        = one.decode(prompt(seq));
         append(alone[seq], generate(one, 4, n_prompt(seq), seq, seq));
     }
 
@@ -464,9 +477,9 @@ static void test_batch(setup s, bool unified) {
     // logits come in the order of the inputs
     const auto decode = [&](const std::vector<input> & inputs) {
         const logits_t logits  = all.decode(inputs);
-        const size_t   n_vocab = logits.size()/inputs.size();
+        const size_t   n_vocab = logits.size() / inputs.size();
         for (size_t i = 0; i < inputs.size(); ++i) {
-            append(together[inputs[i].seq], logits_t(logits.begin() + i*n_vocab, logits.begin() + (i + 1)*n_vocab));
+            append(together[inputs[i].seq], logits_t(logits.begin() + i * n_vocab, logits.begin() + (i + 1) * n_vocab));
         }
     };
 
@@ -489,7 +502,8 @@ static void test_batch(setup s, bool unified) {
     for (int seq = 0; seq < n_seq; ++seq) {
         check_at_most("three sequences in one batch as each alone", nmse(alone[seq], together[seq]), NMSE_BATCH);
     }
-    check_at_least("control: two of these texts", nmse(logits_t(alone[1].begin(), alone[1].begin() + alone[0].size()), alone[0]), NMSE_MISTAKE);
+    check_at_least("control: two of these texts",
+                   nmse(logits_t(alone[1].begin(), alone[1].begin() + alone[0].size()), alone[0]), NMSE_MISTAKE);
 }
 
 static void test_sequences(const setup & turbo) {
@@ -530,13 +544,12 @@ static void check_continues(const logits_t & expected, const logits_t & got) {
 
 // A state that doesn't fit must be refused, and leave a context that works.
 static void check_refused(const char * what, const setup & s, const bytes_t & state, const bytes_t & seq_state) {
-    const session other = session::make(s);
+    const session  other    = session::make(s);
     const logits_t expected = other.decode(text(24));
     llama_memory_clear(other.memory(), true);
 
-    const bool refused =
-        llama_state_set_data(other.ctx.get(), state.data(), state.size()) == 0 &&
-        llama_state_seq_set_data(other.ctx.get(), seq_state.data(), seq_state.size(), 0) == 0;
+    const bool refused = llama_state_set_data(other.ctx.get(), state.data(), state.size()) == 0 &&
+                         llama_state_seq_set_data(other.ctx.get(), seq_state.data(), seq_state.size(), 0) == 0;
     check(what, refused);
 
     llama_memory_clear(other.memory(), true);
@@ -561,7 +574,8 @@ static void test_state(const setup & turbo, const std::string & path) {
     }
     const std::string path_seq = path + ".seq";
     check("state file written", llama_state_save_file(writer.ctx.get(), path.c_str(), tokens.data(), tokens.size()));
-    check("sequence file written", llama_state_seq_save_file(writer.ctx.get(), path_seq.c_str(), 0, tokens.data(), tokens.size()) > 0);
+    check("sequence file written",
+          llama_state_seq_save_file(writer.ctx.get(), path_seq.c_str(), 0, tokens.data(), tokens.size()) > 0);
 
     const logits_t expected = generate(writer, 8, n_prompt);
 
@@ -572,43 +586,47 @@ static void test_state(const setup & turbo, const std::string & path) {
     }
     for (llama_seq_id seq : { 0, 1 }) {
         const session s = session::make(two);
-        s.decode(text(16, 0, 1 - seq, 7)); // the other sequence is in use
-        check("sequence read", llama_state_seq_set_data(s.ctx.get(), seq_state.data(), seq_state.size(), seq) == seq_state.size());
+        s.decode(text(16, 0, 1 - seq, 7));  // the other sequence is in use
+        check("sequence read",
+              llama_state_seq_set_data(s.ctx.get(), seq_state.data(), seq_state.size(), seq) == seq_state.size());
         check_same("... continues", expected, generate(s, 8, n_prompt, seq));
     }
     {
-        const session s = session::make(two);
+        const session            s = session::make(two);
         std::vector<llama_token> got(n_prompt);
-        size_t n_got = 0;
-        check("state file read", llama_state_load_file(s.ctx.get(), path.c_str(), got.data(), got.size(), &n_got) && n_got == n_prompt && got == tokens);
+        size_t                   n_got = 0;
+        check("state file read", llama_state_load_file(s.ctx.get(), path.c_str(), got.data(), got.size(), &n_got) &&
+                                     n_got == n_prompt && got == tokens);
         check_continues(expected, generate(s, 8, n_prompt));
     }
     {
-        const session s = session::make(two);
+        const session            s = session::make(two);
         std::vector<llama_token> got(n_prompt);
-        size_t n_got = 0;
-        check("sequence file read", llama_state_seq_load_file(s.ctx.get(), path_seq.c_str(), 1, got.data(), got.size(), &n_got) > 0 && got == tokens);
+        size_t                   n_got = 0;
+        check("sequence file read",
+              llama_state_seq_load_file(s.ctx.get(), path_seq.c_str(), 1, got.data(), got.size(), &n_got) > 0 &&
+                  got == tokens);
         check_same("... continues", expected, generate(s, 8, n_prompt, 1));
     }
     remove(path.c_str());
     remove(path_seq.c_str());
 
-    setup other_k = two;
+    setup other_k  = two;
     other_k.type_k = two.type_k == GGML_TYPE_TURBO3_0 ? GGML_TYPE_TURBO4_0 : GGML_TYPE_TURBO3_0;
     check_refused("state of another K type refused", other_k, state, seq_state);
 
-    setup other_v = two;
+    setup other_v  = two;
     other_v.type_v = two.type_v == GGML_TYPE_TURBO3_0 ? GGML_TYPE_TURBO4_0 : GGML_TYPE_TURBO3_0;
     check_refused("state of another V type refused", other_v, state, seq_state);
 
     // q4_0 has the block size of turbo4
-    setup upstream = two;
+    setup upstream  = two;
     upstream.type_k = two.type_k == GGML_TYPE_Q4_0 ? GGML_TYPE_F16 : GGML_TYPE_Q4_0;
     upstream.type_v = two.type_v == GGML_TYPE_Q4_0 ? GGML_TYPE_F16 : GGML_TYPE_Q4_0;
     check_refused("state of a turbo cache refused by an upstream type", upstream, state, seq_state);
 
-    const bytes_t half    (state.begin(),     state.begin()     + state.size()/2);
-    const bytes_t half_seq(seq_state.begin(), seq_state.begin() + seq_state.size()/2);
+    const bytes_t half(state.begin(), state.begin() + state.size() / 2);
+    const bytes_t half_seq(seq_state.begin(), seq_state.begin() + seq_state.size() / 2);
     check_refused("truncated state refused", two, half, half_seq);
 }
 
@@ -625,10 +643,10 @@ static void test_swa(const setup & turbo) {
 
     // long enough for the cache of the windowed layers to be written twice over
     const auto run = [](setup s) {
-        s.n_ctx    = 768;
-        s.swa_full = false;
+        s.n_ctx               = 768;
+        s.swa_full            = false;
         const session session = session::make(s);
-        logits_t res;
+        logits_t      res;
         for (int i = 0; i < 600; i += 100) {
             append(res, session.decode(text(100, i)));
         }
@@ -644,8 +662,8 @@ static void test_swa(const setup & turbo) {
     test_copy_and_remove(turbo, true);
     test_shift(turbo);
 
-    setup small = turbo;
-    small.swa_full = false;
+    setup small     = turbo;
+    small.swa_full  = false;
     const session s = session::make(small);
     s.decode(text(100));
     const logits_t first = generate(s, 4, 100);
@@ -680,7 +698,7 @@ static void on_log(ggml_log_level level, const char * line, void * user_data) {
     GGML_UNUSED(user_data);
 
     static bool is_debug = false;
-    is_debug = level == GGML_LOG_LEVEL_DEBUG || (level == GGML_LOG_LEVEL_CONT && is_debug);
+    is_debug             = level == GGML_LOG_LEVEL_DEBUG || (level == GGML_LOG_LEVEL_CONT && is_debug);
 
     if (!is_debug) {
         log_text += line;
@@ -691,7 +709,7 @@ static void on_log(ggml_log_level level, const char * line, void * user_data) {
 }
 
 int main(int argc, char ** argv) {
-    setup turbo { GGML_TYPE_COUNT, GGML_TYPE_COUNT };
+    setup turbo{ GGML_TYPE_COUNT, GGML_TYPE_COUNT };
 
     if (argc < 5) {
         return usage("missing arguments");
@@ -717,9 +735,9 @@ int main(int argc, char ** argv) {
     llama_backend_init();
 
     llama_model_params params = llama_model_default_params();
-    params.n_gpu_layers = 0;
+    params.n_gpu_layers       = 0;
 
-    llama_model_ptr loaded { llama_model_load_from_file(argv[1], params) };
+    llama_model_ptr loaded{ llama_model_load_from_file(argv[1], params) };
     model = loaded.get();
     if (!model) {
         printf("FAIL can't load %s:\n%s", argv[1], log_text.c_str());

@@ -43,7 +43,7 @@ def test_model_card_names_this_file() -> None:
         ("general.architecture", "llama"),
         ("general.license", "MIT"),
         ("llama.block_count", 4),
-        ("llama.context_length", 2048),
+        ("llama.context_length", 4096),
         ("llama.embedding_length", 384),
         ("llama.feed_forward_length", 1024),
         ("llama.attention.head_count", 4),

@@ -9,6 +9,7 @@
 // LLAMA_TURBO_ROTATE_F32=1 makes an f32 cache take the path of a turbo cache, so that errors of the rotation show without
 // quantization error; see src/llama-turbo.h.
 
+#include "../src/llama-turbo.h"
 #include "llama-cpp.h"
 #include "llama.h"
 
@@ -17,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <vector>
@@ -97,13 +99,13 @@ struct type_error {
 static type_error measured_error(ggml_type type) {
     switch (type) {
         case GGML_TYPE_TURBO2_0:
-            return { 0.107, 0.410, 0.115, 0.213 };
+            return { 0.107, 0.440, 0.115, 0.213 };
         case GGML_TYPE_TURBO3_0:
             return { 0.029, 0.124, 0.030, 0.060 };
         case GGML_TYPE_TURBO4_0:
             return { 0.0068, 0.033, 0.0071, 0.0145 };
         case GGML_TYPE_Q4_0:
-            return { 0.007, 0.045, 0.007, 0.045 };  // not rotated in heads of 96
+            return { 0.007, 0.075, 0.007, 0.045 };  // not rotated in heads of 96
         case GGML_TYPE_Q5_0:
             return { 0.001, 0.012, 0.001, 0.012 };
         default:
@@ -281,6 +283,8 @@ static bool log_has(const std::string & part) {
 
 // The context says what it caches, and that it rotates it.
 static void check_log(const setup & turbo) {
+    session::make(turbo);  // for its log
+
     check("log names K's type", log_has(std::string("K (") + ggml_type_name(turbo.type_k) + ")"));
     check("log names V's type", log_has(std::string("V (") + ggml_type_name(turbo.type_v) + ")"));
     if (ggml_is_turbo(turbo.type_k)) {
@@ -313,7 +317,44 @@ static double unrotated_cache_error(const setup & plain) {
     return nmse(expected, generate(reader, 8, 96));
 }
 
+// The matrices of groups that upstream lacks, against the butterfly. The CPU knows from a hint what they are and never reads them; other
+// backends do.
+static void check_matrices() {
+    for (int n_embd_head : { 96, 160, 176 }) {
+        bool                                            rot_k = false;
+        bool                                            rot_v = false;
+        std::unordered_map<int64_t, std::vector<float>> hadamard;
+        llama_turbo_init_rotation(GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0, n_embd_head, n_embd_head, rot_k, rot_v,
+                                  hadamard);
+
+        const int64_t              n   = llama_turbo_rotation_group(n_embd_head);
+        const std::vector<float> & mat = hadamard[n];
+
+        double error = rot_k && rot_v && (int64_t) mat.size() == n * n ? 0.0 : INFINITY;
+        for (int64_t row = 0; row < n && std::isfinite(error); ++row) {
+            std::vector<double> expected(n, 0.0);  // column of the identity, transformed
+            expected[row] = 1.0 / std::sqrt((double) n);
+            for (int64_t len = 1; len < n; len *= 2) {
+                for (int64_t i = 0; i < n; ++i) {
+                    if ((i & len) == 0) {
+                        const double a    = expected[i];
+                        const double b    = expected[i + len];
+                        expected[i]       = a + b;
+                        expected[i + len] = a - b;
+                    }
+                }
+            }
+            for (int64_t col = 0; col < n; ++col) {
+                error = std::max(error, std::fabs(expected[col] - mat[row * n + col]));
+            }
+        }
+        report(error <= 1e-7, "rotation matrix of an adaptive group", format("error %.1e", error));
+    }
+}
+
 static void test_rotation(const setup & turbo) {
+    check_matrices();
+
     const setup f32 = f32_setup();
 
     setup k_only  = f32_setup();
@@ -345,9 +386,7 @@ static void test_rotation(const setup & turbo) {
     check_at_least("control: unrotated K in a rotated cache", unrotated_cache_error(k_only), NMSE_MISTAKE);
     check_at_least("control: unrotated V in a rotated cache", unrotated_cache_error(v_only), NMSE_MISTAKE);
 
-    const session quantized = session::make(turbo);
-    check_log(turbo);
-    const double error = nmse(expected, prompt_and_generate(quantized));
+    const double error = nmse(expected, prompt_and_generate(session::make(turbo)));
     check_quantized("quantized against f32", turbo, error);
 
     setup no_rotation              = turbo;
@@ -729,7 +768,11 @@ int main(int argc, char ** argv) {
             return usage("unknown option");
         }
     }
-    const std::string scenario = argv[2];
+    const std::string scenario    = argv[2];
+    const std::string scenarios[] = { "rotation", "shift", "sequences", "state", "swa" };
+    if (std::find(std::begin(scenarios), std::end(scenarios), scenario) == std::end(scenarios)) {
+        return usage("unknown scenario");
+    }
 
     llama_log_set(on_log, nullptr);
     llama_backend_init();
@@ -744,6 +787,7 @@ int main(int argc, char ** argv) {
         return 1;
     }
 
+    check_log(turbo);
     if (scenario == "rotation") {
         test_rotation(turbo);
     } else if (scenario == "shift") {
@@ -752,10 +796,8 @@ int main(int argc, char ** argv) {
         test_sequences(turbo);
     } else if (scenario == "state") {
         test_state(turbo, std::string("test-turbo-cache-") + argv[3] + "-" + argv[4] + ".state");
-    } else if (scenario == "swa") {
-        test_swa(turbo);
     } else {
-        return usage("unknown scenario");
+        test_swa(turbo);
     }
 
     printf("%s\n", n_failed == 0 ? "all checks passed" : "some checks FAILED");

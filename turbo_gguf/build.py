@@ -82,6 +82,7 @@ def ensure_build(
         ToolFailed: configuring or compiling failed; the message has the log and its errors.
     """
     chosen = preset(preset_name)
+    toolchain(chosen)  # a missing compiler is said before anything is fetched
     source = resolve(upstream)
     with lock(f"tree-{source.name}"):
         tree = fetch(source)

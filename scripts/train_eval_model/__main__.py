@@ -21,7 +21,7 @@ size that KV-cache types are blocked for), 8.7 million weights, 9.3 MB as q8_0.
 
 Training (training.py). Wall time decides the schedule, because a CPU shared with other work has
 no known speed. Sequences grow from 512 to 4096 tokens. Muon on the matrices and AdamW on the
-embedding and the norms; bf16 autocast; one thread (two were slower). Every sequence begins with
+embedding and the norms; bf16 autocast; one CPU thread. Every sequence begins with
 BOS, as llama-perplexity's chunks do. Seeds are fixed, but since the schedule follows the clock
 two runs do not give the same bits.
 

@@ -16,6 +16,9 @@ from .model import Config, Llama
 from .tokens import BOS, EOS
 from .training import nll_per_token, read_stream, with_bos
 
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""The bare text: llama-cli and llama-server wrap messages in a template, and this model only continues files."""
+
 
 def _add_tokenizer(writer: GGUFWriter, model: bytes) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -42,6 +45,7 @@ def _add_tokenizer(writer: GGUFWriter, model: bytes) -> None:
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def _add_sizes(writer: GGUFWriter, config: Config) -> None:

@@ -56,6 +56,7 @@ def test_model_card_names_this_file() -> None:
         ("tokenizer.ggml.bos_token_id", 1),
         ("tokenizer.ggml.add_bos_token", True),
         ("tokenizer.ggml.add_space_prefix", False),
+        ("tokenizer.chat_template", "{% for message in messages %}{{ message['content'] }}{% endfor %}"),
     ],
 )
 def test_metadata(key: str, expected: object) -> None:

@@ -71,5 +71,6 @@ def test_text_over_a_context_shift(tool: Tool, pristine_tool: Tool, tiny: Callab
     patched = tool("llama-completion", *args, "-ctk", name, "-ctv", name)
     pristine = pristine_tool("llama-completion", *args, "-ctk", name, "-ctv", name)
     assert patched.rc == pristine.rc == 0, patched.text[-3000:]
-    assert len(patched.out) > 100
-    assert patched.out == pristine.out
+    printed = pristine.out.rstrip("\ufffd\n")  # the unpatched logger may lose the end, see hooks/common-log.patch
+    assert len(printed) > 100
+    assert patched.out.startswith(printed)

@@ -21,6 +21,7 @@ from turbo_gguf.bench import rows_of
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.records import Result
 from turbo_gguf.store import Store
+from turbo_gguf.upstream import default_name
 
 HERE = Path(__file__).parent
 
@@ -210,8 +211,8 @@ def test_llama_bench_rows_are_kept_as_they_are(tmp_path: Path) -> None:
 
 
 def _script() -> Path | None:
-    """Upstream's script in a tree that this machine has, if any."""
-    return next(iter(sorted(assets.home().glob("**/scripts/compare-llama-bench.py"))), None)
+    """The script of the default upstream, if this machine has it."""
+    return next(assets.home().glob(f"upstream/{default_name()}-*/scripts/compare-llama-bench.py"), None)
 
 
 def test_demanded_fields_are_those_of_the_script() -> None:

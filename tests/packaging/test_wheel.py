@@ -44,7 +44,8 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(program: Path, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TURBO_GGUF_HOME": str(folder / "home")}
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # cmake and ninja, where the system has none
+    environment = {**os.environ, "TURBO_GGUF_HOME": str(folder / "home"), "PATH": tools}
     environment.pop("PYTHONPATH", None)
     return subprocess.run([program, *args], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 

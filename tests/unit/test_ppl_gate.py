@@ -86,7 +86,9 @@ class Gate:
         options = {"--model": "tiny.gguf", "--text": "text.txt", "--config": "sweep.toml", "--gates": "gates.toml", "--out": "out"}
         given = [part for name, value in options.items() if name not in args for part in (name, str(self.folder / value))]
         argv = [sys.executable, "-c", _RUN, str(self.folder / "build"), *given, *args]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=REPOSITORY)
+        # a parent that ignores SIGINT (nohup, a job in the background) hands that on
+        allow = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=REPOSITORY, preexec_fn=allow)
 
     def run(self, *args: str) -> tuple[int, str, str]:
         process = self.start(*args)

@@ -174,7 +174,9 @@ def test_interrupting_us_ends_the_tool(tmp_path: Path, number: signal.Signals) -
         "cli.LazyGroup.get_command = lambda self, ctx, name: wait\n"
         "cli.main(['wait'])\n"
     )
-    ours = subprocess.Popen(python(code), stderr=subprocess.PIPE, text=True)
+    # a parent that ignores SIGINT (nohup, a job in the background) hands that on
+    allow = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    ours = subprocess.Popen(python(code), stderr=subprocess.PIPE, text=True, preexec_fn=allow)
     out = tmp_path / "x.out"
     assert wait_for(lambda: out.exists() and out.read_text().strip())
     child = int(out.read_text())

@@ -38,7 +38,7 @@ class Preset(msgspec.Struct, frozen=True):
     name: str
     about: str
     options: dict[str, str]
-    megabytes: int  # room that a build of the default targets takes, measured and rounded up
+    megabytes: int  # room that a build of the default targets takes: measured for cpu, estimated for the others
     min_cmake: tuple[int, int]
 
 

@@ -103,10 +103,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny: Callable[[str], Path]) -> Path:
-    """The model that ships with the package; a tiny one of the same head size while that is not made yet."""
-    path = assets.embedded_model()
-    return path if path.is_file() else tiny("head128")
+def trained() -> Path:
+    """The model that ships with the package."""
+    return assets.embedded_model()
 
 
 @pytest.fixture(scope="session")

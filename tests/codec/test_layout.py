@@ -31,8 +31,8 @@ def test_turbo2(decode: Callable[[TurboType, list[int]], list[float]]) -> None:
 
 
 def test_turbo3(decode: Callable[[TurboType, list[int]], list[float]]) -> None:
-    # signs: value 0 (byte 0, bit 0), value 15 (byte 1, bit 7) and value 24 (byte 3, bit 0) are positive
-    values = decode(TURBO3, [*ONE, 0b11_00_01_10, 0, 0, 0, 0, 0, 0, 0b00_00_11_01, 0b0000_0001, 0b1000_0000, 0, 0b0000_0001])
+    # signs: value 0 (byte 0, bit 0), value 24 (byte 0, bit 6), value 15 (byte 3, bit 3) and value 30 (byte 2, bit 7) are positive
+    values = decode(TURBO3, [*ONE, 0b11_00_01_10, 0, 0, 0, 0, 0, 0, 0b00_00_11_01, 0b0100_0001, 0, 0b1000_0000, 0b0000_1000])
     expected = [-88.0] * 32
     expected[0] = 55  # index 2 + 4
     expected[8] = -55  # index 1
@@ -40,14 +40,29 @@ def test_turbo3(decode: Callable[[TurboType, list[int]], list[float]]) -> None:
     expected[24] = 88  # index 3 + 4
     expected[7] = -55  # index 1
     expected[15] = 88  # index 3 + 4
+    expected[30] = 10  # index 0 + 4
     assert values == expected
 
 
 def test_turbo3_signs_are_the_high_bit(decode: Callable[[TurboType, list[int]], list[float]]) -> None:
-    for i in range(32):
-        signs = [0, 0, 0, 0]
-        signs[i // 8] = 1 << i % 8
-        assert [j for j, v in enumerate(decode(TURBO3, [*ONE, *[0] * 8, *signs])) if v > 0] == [i]
+    for byte in range(4):
+        for bit in range(8):
+            signs = [0, 0, 0, 0]
+            signs[byte] = 1 << bit
+            positive = [i for i, v in enumerate(decode(TURBO3, [*ONE, *[0] * 8, *signs])) if v > 0]
+            assert positive == [byte + 4 * bit]
+
+
+def test_turbo3_indices_four_at_a_time(decode: Callable[[TurboType, list[int]], list[float]]) -> None:
+    """The identity that SIMD and GPU decoders rest on: a shift and a mask bring the sign bits beside the low bits."""
+    body = np.random.default_rng(12).integers(0, 256, 12, dtype=np.uint8)
+    low, sign = body[:8].view("<u4"), body[8:].view("<u4")[0]
+    values = decode(TURBO3, [*ONE, *body.tolist()])
+    for p in range(4):
+        for h in range(2):
+            four = low[h] >> (2 * p) & 0x03030303 | (sign >> (2 * p + h) & 0x01010101) << 2
+            indices = [int(four) >> 8 * k & 0xFF for k in range(4)]
+            assert values[8 * p + 4 * h :][:4] == [TURBO3.codebook[i] for i in indices]
 
 
 def test_turbo4(decode: Callable[[TurboType, list[int]], list[float]]) -> None:

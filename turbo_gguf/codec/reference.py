@@ -114,7 +114,8 @@ def _pack(t: TurboType, index: Bytes) -> Bytes:
     qs: Bytes = np.bitwise_or.reduce((index & np.uint8(3)).reshape(-1, 4, 8) << shifts, axis=1)
     if t.bits == 2:
         return qs
-    return np.concatenate([qs, np.packbits(index >> np.uint8(2), axis=1, bitorder="little")], axis=1)
+    high = (index >> np.uint8(2)).reshape(-1, 8, 4)  # value i: bit i / 4 of byte i % 4
+    return np.concatenate([qs, np.packbits(high, axis=1, bitorder="little")[:, 0]], axis=1)
 
 
 def _unpack(t: TurboType, body: Bytes) -> Bytes:
@@ -124,5 +125,6 @@ def _unpack(t: TurboType, body: Bytes) -> Bytes:
     low = np.concatenate([body[:, :8] >> np.uint8(shift) & np.uint8(3) for shift in (0, 2, 4, 6)], axis=1)
     if t.bits == 2:
         return low
-    index: Bytes = low | np.unpackbits(body[:, 8:], axis=1, bitorder="little") << np.uint8(2)
+    high = np.unpackbits(body[:, None, 8:], axis=1, bitorder="little").reshape(-1, QK_TURBO)
+    index: Bytes = low | high << np.uint8(2)
     return index

@@ -248,7 +248,7 @@ static void pack_2bit(const uint8_t * index, uint8_t * qs) {
 static void pack_signs(const uint8_t * index, uint8_t * signs) {
     memset(signs, 0, QK_TURBO / 8);
     for (int i = 0; i < QK_TURBO; ++i) {
-        signs[i / 8] |= (uint8_t) ((index[i] >> 2) << (i % 8));
+        signs[i % 4] |= (uint8_t) ((index[i] >> 2) << (i / 4));
     }
 }
 
@@ -322,7 +322,7 @@ void dequantize_row_turbo3_0(const block_turbo3_0 * GGML_RESTRICT x, float * GGM
     for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
         const float d = GGML_FP16_TO_FP32(x[ib].d);
         for (int i = 0; i < QK_TURBO; ++i) {
-            const int sign       = x[ib].signs[i / 8] >> (i % 8) & 1;
+            const int sign       = x[ib].signs[i % 4] >> (i / 4) & 1;
             y[ib * QK_TURBO + i] = d * (float) codebook3[index_2bit(x[ib].qs, i) | sign << 2];
         }
     }
@@ -358,33 +358,6 @@ size_t ggml_turbo_quantize(enum ggml_type              type,
     assert(n_per_row % QK_TURBO == 0);
     ggml_turbo_quantize_row(type, ggml_turbo_get_scale(), true, src, dst, nrows * n_per_row);
     return (size_t) (nrows * n_per_row / QK_TURBO) * block_bytes(type);
-}
-
-size_t quantize_turbo2_0(const float * GGML_RESTRICT src,
-                         void * GGML_RESTRICT        dst,
-                         int64_t                     nrows,
-                         int64_t                     n_per_row,
-                         const float *               imatrix) {
-    (void) imatrix;
-    return ggml_turbo_quantize(GGML_TYPE_TURBO2_0, src, dst, nrows, n_per_row);
-}
-
-size_t quantize_turbo3_0(const float * GGML_RESTRICT src,
-                         void * GGML_RESTRICT        dst,
-                         int64_t                     nrows,
-                         int64_t                     n_per_row,
-                         const float *               imatrix) {
-    (void) imatrix;
-    return ggml_turbo_quantize(GGML_TYPE_TURBO3_0, src, dst, nrows, n_per_row);
-}
-
-size_t quantize_turbo4_0(const float * GGML_RESTRICT src,
-                         void * GGML_RESTRICT        dst,
-                         int64_t                     nrows,
-                         int64_t                     n_per_row,
-                         const float *               imatrix) {
-    (void) imatrix;
-    return ggml_turbo_quantize(GGML_TYPE_TURBO4_0, src, dst, nrows, n_per_row);
 }
 
 bool ggml_turbo_validate_row(enum ggml_type type, const void * data, size_t nbytes) {

@@ -16,8 +16,11 @@
 //     block_turbo3_0   14 bytes   | d | qs[8] | signs[4] |
 //         qs[j]      bits 76 | 54 | 32 | 10        the low two bits of the index, ordered as in turbo2
 //         values        j+24 j+16  j+8    j
-//         signs[j]   bits   7    6   ..   0        the high bit of the index: set for the positive half
-//         values         8j+7 8j+6   ..  8j
+//         signs[k]   bits    7    6    5    4    3    2    1    0
+//         values          k+28 k+24 k+20 k+16 k+12  k+8  k+4    k        k = 0 .. 3
+//                    the high bit of the index: set for the positive half
+//     Four at a time: with little-endian words q = qs[4h .. 4h+3] and s = signs[0 .. 3], the index of value 8p + 4h + k is byte k of
+//         (q >> 2p & 0x03030303) | (s >> (2p + h) & 0x01010101) << 2
 //
 //     block_turbo4_0   18 bytes   | d | qs[16] |
 //         qs[j]      bits 7654 | 3210              j = 0 .. 15
@@ -110,23 +113,6 @@ GGML_API void quantize_row_turbo4_0_ref(const float * GGML_RESTRICT x, block_tur
 GGML_API void dequantize_row_turbo2_0(const block_turbo2_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_turbo3_0(const block_turbo3_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_turbo4_0(const block_turbo4_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
-
-// Like the other quantize_* of ggml: return the bytes written. The importance matrix is ignored (cache rows have none).
-GGML_API size_t quantize_turbo2_0(const float * GGML_RESTRICT src,
-                                  void * GGML_RESTRICT        dst,
-                                  int64_t                     nrows,
-                                  int64_t                     n_per_row,
-                                  const float *               imatrix);
-GGML_API size_t quantize_turbo3_0(const float * GGML_RESTRICT src,
-                                  void * GGML_RESTRICT        dst,
-                                  int64_t                     nrows,
-                                  int64_t                     n_per_row,
-                                  const float *               imatrix);
-GGML_API size_t quantize_turbo4_0(const float * GGML_RESTRICT src,
-                                  void * GGML_RESTRICT        dst,
-                                  int64_t                     nrows,
-                                  int64_t                     n_per_row,
-                                  const float *               imatrix);
 
 #ifdef __cplusplus
 }

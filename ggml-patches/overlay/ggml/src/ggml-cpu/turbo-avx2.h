@@ -20,16 +20,14 @@ TURBO_INLINE __m256i expand_2bit(const uint8_t * qs) {
     return _mm256_and_si256(shifted, _mm256_set1_epi8(3));
 }
 
-// 32 bits -> 32 bytes, `set` where the bit is set
-TURBO_INLINE __m256i expand_bits(const uint8_t * bits, char set) {
+// Sign bits of turbo3 -> 4 where the bit is set, in the order of the values: bit i of each byte belongs to the i-th dword
+TURBO_INLINE __m256i expand_signs(const uint8_t * signs) {
     int32_t packed;
-    memcpy(&packed, bits, sizeof(packed));
-    const __m256i byte_of_value =
-        _mm256_setr_epi64x(0x0000000000000000, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit_of_value = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
-    const __m256i bytes        = _mm256_shuffle_epi8(_mm256_set1_epi32(packed), byte_of_value);
-    const __m256i is_set       = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit_of_value), bit_of_value);
-    return _mm256_and_si256(is_set, _mm256_set1_epi8(set));
+    memcpy(&packed, signs, sizeof(packed));
+    const __m256i bit    = _mm256_setr_epi32(0x01010101, 0x02020202, 0x04040404, 0x08080808, 0x10101010, 0x20202020,
+                                             0x40404040, (int32_t) 0x80808080);
+    const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_set1_epi32(packed), bit), bit);
+    return _mm256_and_si256(is_set, _mm256_set1_epi8(4));
 }
 
 // 16 bytes of 4-bit indices -> 32 bytes in the order of the values
@@ -47,7 +45,7 @@ TURBO_INLINE __m256i levels_turbo2(const block_turbo2_0 * x) {
 
 TURBO_INLINE __m256i levels_turbo3(const block_turbo3_0 * x) {
     const __m128i table = _mm_setr_epi8(TURBO3_CODEBOOK, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m256i index = _mm256_or_si256(expand_2bit(x->qs), expand_bits(x->signs, 4));
+    const __m256i index = _mm256_or_si256(expand_2bit(x->qs), expand_signs(x->signs));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index);
 }
 
@@ -215,8 +213,12 @@ TURBO_INLINE void pack_2bit_avx2(__m256i index, uint8_t * qs) {
     _mm_storel_epi64((__m128i *) qs, _mm_or_si128(half, _mm_srli_si128(half, 8)));
 }
 
+// movemask takes bits in the order of bytes: bring the values k, k + 4 .. k + 28 of signs[k] together.
 TURBO_INLINE void pack_signs_avx2(__m256i index, uint8_t * signs) {
-    const int bits = _mm256_movemask_epi8(_mm256_slli_epi16(index, 5));
+    const __m128i transpose = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i lanes     = _mm256_shuffle_epi8(index, _mm256_broadcastsi128_si256(transpose));
+    const __m256i ordered   = _mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    const int     bits      = _mm256_movemask_epi8(_mm256_slli_epi16(ordered, 5));
     memcpy(signs, &bits, QK_TURBO / 8);
 }
 

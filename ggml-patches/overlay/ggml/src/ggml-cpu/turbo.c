@@ -113,11 +113,21 @@ static block_dot dot_turbo2(const block_turbo2_0 * x, const block_q8_0 * y) {
     return sum;
 }
 
+// Four values at a time, see ggml-turbo.h. What the masks keep comes from the same byte, so either byte order will do.
 static block_dot dot_turbo3(const block_turbo3_0 * x, const block_q8_0 * y) {
+    uint32_t s;
+    memcpy(&s, x->signs, sizeof(s));
     int32_t sum = 0;
-    for (int m = 0; m < 4; ++m) {
-        for (int j = 0; j < 8; ++j) {
-            sum += codebook3[(x->qs[j] >> 2 * m & 3) | (x->signs[m] >> j & 1) << 2] * y->qs[j + 8 * m];
+    for (int p = 0; p < 4; ++p) {
+        for (int h = 0; h < 2; ++h) {
+            uint32_t q;
+            memcpy(&q, x->qs + 4 * h, sizeof(q));
+            const uint32_t four = (q >> 2 * p & 0x03030303) | (s >> (2 * p + h) & 0x01010101) << 2;
+            uint8_t        index[4];
+            memcpy(index, &four, sizeof(four));
+            for (int k = 0; k < 4; ++k) {
+                sum += codebook3[index[k]] * y->qs[8 * p + 4 * h + k];
+            }
         }
     }
     return sum;

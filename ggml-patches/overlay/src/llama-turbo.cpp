@@ -44,29 +44,72 @@ static bool check_head_size(const llama_hparams & hparams, ggml_type type, bool 
     return true;
 }
 
-// Whether the device can write rows of the type into its cache.
-static bool device_stores(ggml_backend_dev_t dev, ggml_type type) {
-    ggml_init_params params = {
-        /*.mem_size   =*/4 * ggml_tensor_overhead(),
-        /*.mem_buffer =*/nullptr,
-        /*.no_alloc   =*/true,
-    };
-    ggml_context_ptr ctx{ ggml_init(params) };
+// Ops of a layer that its device has to do, as they are in the graph, without memory.
+struct layer_ops {
+    ggml_context_ptr ctx;
 
-    ggml_tensor * cache = ggml_new_tensor_2d(ctx.get(), type, 128, 2);
-    ggml_tensor * rows  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 128, 1);
-    ggml_tensor * idxs  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1);
+    layer_ops() {
+        const ggml_init_params params = {
+            /*.mem_size   =*/16 * ggml_tensor_overhead(),
+            /*.mem_buffer =*/nullptr,
+            /*.no_alloc   =*/true,
+        };
+        ctx.reset(ggml_init(params));
+    }
 
-    return ggml_backend_dev_supports_op(dev, ggml_set_rows(ctx.get(), cache, rows, idxs));
-}
+    ggml_tensor * store(ggml_type type, int64_t n_embd) const {
+        ggml_tensor * cache = ggml_new_tensor_2d(ctx.get(), type, n_embd, 256);
+        ggml_tensor * rows  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd, 1);
+        ggml_tensor * idxs  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1);
 
-static bool check_devices(const llama_model & model, ggml_type type) {
-    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
+        return ggml_set_rows(ctx.get(), cache, rows, idxs);
+    }
+
+    ggml_tensor * attend(const llama_hparams & hparams, uint32_t il, ggml_type type_k, ggml_type type_v) const {
+        const int64_t n_head_kv = hparams.n_head_kv(il);
+
+        ggml_tensor * q =
+            ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, hparams.n_embd_head_k(il), 1, hparams.n_head(il));
+        ggml_tensor * k    = ggml_new_tensor_3d(ctx.get(), type_k, hparams.n_embd_head_k(il), 256, n_head_kv);
+        ggml_tensor * v    = ggml_new_tensor_3d(ctx.get(), type_v, hparams.n_embd_head_v(il), 256, n_head_kv);
+        ggml_tensor * mask = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 256, 64);
+
+        const float softcap = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
+        return ggml_flash_attn_ext(ctx.get(), q, k, v, mask, 1.0f, hparams.f_max_alibi_bias, softcap);
+    }
+};
+
+static bool check_devices(const llama_model & model, ggml_type type_k, ggml_type type_v) {
+    const llama_hparams & hparams = model.hparams;
+
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (!hparams.has_kv(il) || hparams.n_head_kv(il) == 0) {
+            continue;
+        }
+        const layer_ops    ops;
         ggml_backend_dev_t dev = model.dev_layer(il);
-        if (!device_stores(dev, type)) {
+
+        const std::pair<ggml_type, int64_t> caches[] = {
+            { type_k, hparams.n_embd_k_gqa(il) },
+            { type_v, hparams.n_embd_v_gqa(il) },
+        };
+        for (const auto & [type, n_embd] : caches) {
+            if (!ggml_backend_dev_supports_op(dev, ops.store(type, n_embd))) {
+                LLAMA_LOG_ERROR(
+                    "%s: device %s can't store cache type %s: keep the cache in host memory with -nkvo, or use -ngl "
+                    "0\n",
+                    __func__, ggml_backend_dev_name(dev), ggml_type_name(type));
+                return false;
+            }
+        }
+
+        if (!ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v))) {
             LLAMA_LOG_ERROR(
-                "%s: device %s can't store cache type %s: keep the cache in host memory with -nkvo, or use -ngl 0\n",
-                __func__, ggml_backend_dev_name(dev), ggml_type_name(type));
+                "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep "
+                "the cache in host "
+                "memory with -nkvo, use -ngl 0, or other cache types\n",
+                __func__, ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v),
+                hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), il);
             return false;
         }
     }
@@ -112,8 +155,7 @@ bool llama_turbo_check_context(const llama_model & model, llama_context_params &
 
     return (!turbo_k || check_head_size(model.hparams, params.type_k, true)) &&
            (!turbo_v || check_head_size(model.hparams, params.type_v, false)) &&
-           (!turbo_k || !params.offload_kqv || check_devices(model, params.type_k)) &&
-           (!turbo_v || !params.offload_kqv || check_devices(model, params.type_v));
+           (!params.offload_kqv || check_devices(model, params.type_k, params.type_v));
 }
 
 //

@@ -1,0 +1,272 @@
+// Flash attention with a turbo type as K, as V, or as both: which kernel serves an op.
+
+#include "convert.cuh"
+#include "fattn.cuh"
+#include "turbo-fattn-pairs.cuh"
+#include "turbo-fattn-prefill.cuh"
+#include "turbo.cuh"
+
+// More queries than this are prefill: decoding a slice once is then cheaper than decoding it for every few columns.
+static constexpr int TURBO_DECODE_MAX_QUERIES = 8;
+
+// f16 scratch of a slice: 8,192 keys of 8 KV heads of 128. Longer slices, fewer merges.
+static constexpr int64_t TURBO_SLICE_BYTES    = 32 * 1024 * 1024;
+static constexpr int64_t TURBO_SLICE_MIN_KEYS = 1024;
+
+//
+// what is supported
+//
+
+static bool turbo_is_head_size(const int64_t DK, const int64_t DV) {
+    return DK == 192 ? DV == 128 :
+           DK == 576 ? DV == 512 :
+                       DK == DV && (DK == 64 || DK == 96 || DK == 128 || DK == 256 || DK == 512);
+}
+
+static turbo_fattn_decode_t turbo_decode_kernel(const ggml_type type_k, const ggml_type type_v) {
+    switch (type_k) {
+        case GGML_TYPE_TURBO2_0:
+            return ggml_cuda_turbo_decode_k_turbo2(type_v);
+        case GGML_TYPE_TURBO3_0:
+            return ggml_cuda_turbo_decode_k_turbo3(type_v);
+        case GGML_TYPE_TURBO4_0:
+            return ggml_cuda_turbo_decode_k_turbo4(type_v);
+        case GGML_TYPE_Q8_0:
+            return ggml_cuda_turbo_decode_k_q8_0(type_v);
+        case GGML_TYPE_F16:
+            return ggml_cuda_turbo_decode_k_f16(type_v);
+        default:
+            return nullptr;
+    }
+}
+
+static bool turbo_to_f16_supported(const ggml_type type) {
+    return ggml_is_turbo(type) || type == GGML_TYPE_F16 || ggml_get_to_fp16_nc_cuda(type) != nullptr;
+}
+
+bool ggml_cuda_turbo_flash_attn_supported(const int device, const ggml_tensor * dst) {
+    GGML_UNUSED(device);
+#ifdef FLASH_ATTN_AVAILABLE
+    const ggml_tensor * Q    = dst->src[0];
+    const ggml_tensor * K    = dst->src[1];
+    const ggml_tensor * V    = dst->src[2];
+    const ggml_tensor * mask = dst->src[3];
+
+    // the soft cap of upstream's kernels exists for some head sizes only
+    float softcap;
+    memcpy(&softcap, (const float *) dst->op_params + 2, sizeof(float));
+
+    return Q->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 && turbo_is_head_size(K->ne[0], V->ne[0]) &&
+           turbo_to_f16_supported(K->type) && turbo_to_f16_supported(V->type) && Q->nb[0] == sizeof(float) &&
+           K->nb[0] == ggml_type_size(K->type) && V->nb[0] == ggml_type_size(V->type) && Q->ne[2] % K->ne[2] == 0 &&
+           K->ne[2] == V->ne[2] && K->ne[3] == Q->ne[3] && V->ne[3] == Q->ne[3] &&
+           (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1)) && (softcap == 0.0f || V->ne[0] >= 128);
+#else
+    GGML_UNUSED(dst);
+    return false;
+#endif  // FLASH_ATTN_AVAILABLE
+}
+
+//
+// decode
+//
+
+static bool turbo_is_aligned(const ggml_tensor * t) {
+    // the widest vector that divides the segments of a head, see turbo_tile_loader
+    const size_t head  = t->ne[0] / ggml_blck_size(t->type) * ggml_type_size(t->type);
+    const size_t width = t->type == GGML_TYPE_F16 || head % 16 == 0 ? 16 : head % 8 == 0 ? 8 : 4;
+    return t->ne[0] % 64 == 0 && (uintptr_t) t->data % width == 0 && t->nb[1] % width == 0 && t->nb[2] % width == 0 &&
+           t->nb[3] % width == 0;
+}
+
+static turbo_fattn_args turbo_decode_args(const ggml_tensor * dst) {
+    const ggml_tensor * Q     = dst->src[0];
+    const ggml_tensor * K     = dst->src[1];
+    const ggml_tensor * V     = dst->src[2];
+    const ggml_tensor * mask  = dst->src[3];
+    const ggml_tensor * sinks = dst->src[4];
+
+    turbo_fattn_args a;
+    a.Q     = (const char *) Q->data;
+    a.K     = (const char *) K->data;
+    a.V     = (const char *) V->data;
+    a.mask  = mask ? (const char *) mask->data : nullptr;
+    a.sinks = sinks ? (const float *) sinks->data : nullptr;
+    a.dst   = (float *) dst->data;
+    a.meta  = nullptr;
+
+    a.n_q        = Q->ne[1];
+    a.n_head     = Q->ne[2];
+    a.gqa_ratio  = Q->ne[2] / K->ne[2];
+    a.n_kv       = K->ne[1];
+    a.n_mask_seq = mask ? mask->ne[3] : 1;
+
+    a.nbq1 = Q->nb[1];
+    a.nbq2 = Q->nb[2];
+    a.nbq3 = Q->nb[3];
+    a.nbk1 = K->nb[1];
+    a.nbk2 = K->nb[2];
+    a.nbk3 = K->nb[3];
+    a.nbv1 = V->nb[1];
+    a.nbv2 = V->nb[2];
+    a.nbv3 = V->nb[3];
+    a.nbm1 = mask ? mask->nb[1] : 0;
+    a.nbm3 = mask ? mask->nb[3] : 0;
+
+    memcpy(&a.scale, (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&a.max_bias, (const float *) dst->op_params + 1, sizeof(float));
+    memcpy(&a.softcap, (const float *) dst->op_params + 2, sizeof(float));
+    if (a.softcap != 0.0f) {
+        a.scale /= a.softcap;
+    }
+    a.n_head_log2 = 1u << (uint32_t) floorf(log2f((float) a.n_head));
+    a.m0          = powf(2.0f, -a.max_bias / a.n_head_log2);
+    a.m1          = powf(2.0f, -a.max_bias / 2.0f / a.n_head_log2);
+
+    a.aligned = turbo_is_aligned(K) && turbo_is_aligned(V);
+    return a;
+}
+
+//
+// prefill
+//
+
+// Keys of a slice, all of the same length but for the last.
+static int64_t turbo_slice_keys(const ggml_tensor * K, const ggml_tensor * V) {
+    static const char * env = getenv("GGML_CUDA_TURBO_SLICE");
+    if (env) {
+        return std::max(atoi(env) / FATTN_KQ_STRIDE, 2) * FATTN_KQ_STRIDE;
+    }
+    const int64_t bytes = (K->ne[0] + V->ne[0]) * K->ne[2] * K->ne[3] * sizeof(half);  // of a key
+    const int64_t keys  = std::max(TURBO_SLICE_BYTES / bytes, TURBO_SLICE_MIN_KEYS);
+    const int64_t n     = (K->ne[1] + keys - 1) / keys;
+    return GGML_PAD((K->ne[1] + n - 1) / n, FATTN_KQ_STRIDE);
+}
+
+static bool turbo_is_view_of(const ggml_tensor * V, const ggml_tensor * K) {
+    return V->data == K->data && V->type == K->type && V->nb[1] == K->nb[1] && V->nb[2] == K->nb[2] &&
+           V->nb[3] == K->nb[3];
+}
+
+// n keys of a cache from key0 on, as f16; decoded into scratch unless they are f16 already.
+static ggml_tensor turbo_slice_of(const ggml_tensor * cache,
+                                  const int64_t       key0,
+                                  const int64_t       n,
+                                  half *              scratch,
+                                  cudaStream_t        stream) {
+    ggml_tensor t = *cache;
+    t.ne[1]       = n;
+    t.data        = (char *) cache->data + key0 * cache->nb[1];
+    t.view_src    = nullptr;
+    if (cache->type == GGML_TYPE_F16) {
+        return t;
+    }
+
+    if (ggml_is_turbo(cache->type)) {
+        ggml_cuda_turbo_to_f16(cache->type, (const char *) t.data, scratch, t.ne, t.nb, stream);
+    } else {
+        const size_t ts = ggml_type_size(cache->type);
+        ggml_get_to_fp16_nc_cuda(cache->type)(t.data, scratch, t.ne[0], t.ne[1], t.ne[2], t.ne[3], t.nb[1] / ts,
+                                              t.nb[2] / ts, t.nb[3] / ts, stream);
+    }
+    t.type  = GGML_TYPE_F16;
+    t.data  = scratch;
+    t.nb[0] = sizeof(half);
+    for (int i = 1; i < GGML_MAX_DIMS; ++i) {
+        t.nb[i] = t.nb[i - 1] * t.ne[i - 1];
+    }
+    return t;
+}
+
+static void turbo_prefill(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    const ggml_tensor * K = dst->src[1];
+    const ggml_tensor * V = dst->src[2];
+
+    const bool    V_is_K_view = turbo_is_view_of(V, K);
+    const int64_t n_keys      = turbo_slice_keys(K, V);
+    const int64_t n_max       = std::min(K->ne[1], n_keys + 2 * FATTN_KQ_STRIDE);
+
+    ggml_cuda_pool_alloc<half>   K_f16(ctx.pool());
+    ggml_cuda_pool_alloc<half>   V_f16(ctx.pool());
+    ggml_cuda_pool_alloc<float2> state(ctx.pool(), ggml_nrows(dst));
+    if (K->type != GGML_TYPE_F16) {
+        K_f16.alloc(K->ne[0] * n_max * K->ne[2] * K->ne[3]);
+    }
+    if (V->type != GGML_TYPE_F16 && !V_is_K_view) {
+        V_f16.alloc(V->ne[0] * n_max * V->ne[2] * V->ne[3]);
+    }
+
+    int64_t n;
+    for (int64_t key0 = 0; key0 < K->ne[1]; key0 += n) {
+        // a short rest goes with the slice before it
+        n = K->ne[1] - key0;
+        n = n <= n_keys + 2 * FATTN_KQ_STRIDE ? n : n_keys;
+
+        ggml_tensor K_slice = turbo_slice_of(K, key0, n, K_f16.ptr, ctx.stream());
+        ggml_tensor V_slice = V_is_K_view ? K_slice : turbo_slice_of(V, key0, n, V_f16.ptr, ctx.stream());
+        ggml_tensor mask;
+        V_slice.ne[0] = V->ne[0];
+
+        turbo_slice slice;
+        (ggml_tensor &) slice = *dst;
+        slice.state           = state.ptr;
+        slice.first           = key0 == 0;
+        slice.last            = key0 + n == K->ne[1];
+        slice.src[1]          = &K_slice;
+        slice.src[2]          = &V_slice;
+        ggml_set_op_params_i32(&slice, 4, 0);  // no list of selected keys
+        if (dst->src[3]) {
+            mask         = *dst->src[3];
+            mask.ne[0]   = n;
+            mask.data    = (half *) mask.data + key0;
+            slice.src[3] = &mask;
+        }
+        if (!slice.last) {
+            slice.src[4] = nullptr;  // sinks count once
+        }
+
+        if (slice.first && slice.last && ggml_cuda_flash_attn_ext_supported(ctx.device, &slice)) {
+            ggml_cuda_flash_attn_ext(ctx, &slice);
+        } else if (ggml_cuda_turbo_prefill_mma_supported(ctx.device, &slice)) {
+            ggml_cuda_turbo_prefill_mma(ctx, slice);
+        } else {
+            ggml_cuda_turbo_prefill_tile(ctx, slice);
+        }
+    }
+}
+
+//
+// entry
+//
+
+static void turbo_warn_no_decode_kernel(const ggml_type type_k, const ggml_type type_v) {
+    static bool warned = false;
+    if (!warned) {
+        GGML_LOG_WARN(
+            "%s: no decode kernel for K/V types %s/%s is compiled, decoding slices of the cache to f16 instead (slow). "
+#ifdef GGML_CUDA_TURBO_ALL_PAIRS
+            "Pairs of turbo types, q8_0 and f16 have one.\n",
+#else
+            "Pairs of turbo types, q8_0 and f16 have one in a build with GGML_CUDA_TURBO_ALL_PAIRS defined "
+            "(turbo-gguf build --preset rocm-all-pairs or cuda-all-pairs).\n",
+#endif  // GGML_CUDA_TURBO_ALL_PAIRS
+            __func__, ggml_type_name(type_k), ggml_type_name(type_v));
+        warned = true;
+    }
+}
+
+void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    ggml_cuda_set_device(ctx.device);
+
+    const ggml_type type_k = dst->src[1]->type;
+    const ggml_type type_v = dst->src[2]->type;
+
+    if (dst->src[0]->ne[1] <= TURBO_DECODE_MAX_QUERIES) {
+        if (const turbo_fattn_decode_t decode = turbo_decode_kernel(type_k, type_v)) {
+            decode(ctx, dst, turbo_decode_args(dst));
+            return;
+        }
+        turbo_warn_no_decode_kernel(type_k, type_v);
+    }
+    turbo_prefill(ctx, dst);
+}

@@ -103,17 +103,23 @@ static void turbo_launch_fattn(ggml_backend_cuda_context & ctx,
     parts.n_tiles_q   = (parts.n_q + ncols1 - 1) / ncols1;
     parts.n_tiles_gqa = (parts.gqa_ratio + ncols2 - 1) / ncols2;
 
-    const int n_tiles = parts.n_tiles_q * parts.n_tiles_gqa * K->ne[2] * Q->ne[3];
-    parts.n_parts     = turbo_fattn_n_parts(kernel, warp_size * nwarps, nbytes_shared, n_tiles, K->ne[1], nbatch_fa);
-    parts.n_blocks    = parts.n_parts * n_tiles;
+    const int  n_tiles = parts.n_tiles_q * parts.n_tiles_gqa * K->ne[2] * Q->ne[3];
+    const dim3 block(warp_size, nwarps);
+    parts.n_parts  = turbo_fattn_n_parts(kernel, slice, warp_size * nwarps, nbytes_shared, n_tiles, nbatch_fa);
+    parts.n_blocks = parts.n_parts * n_tiles;
+    if (parts.n_parts == 1) {
+        turbo_fattn_launch_upstream(kernel, slice, dim3(parts.n_blocks), block, nbytes_shared, (float *) slice.data,
+                                    nullptr, ctx.stream());
+        return;
+    }
 
     ggml_cuda_pool_alloc<float>  result(ctx.pool(), ggml_nelements(&slice));
     ggml_cuda_pool_alloc<float2> meta(ctx.pool(), (size_t) parts.n_blocks * ncols1 * ncols2 * (2 + DV / 2));
     parts.result = result.ptr;
     parts.meta   = meta.ptr;
 
-    turbo_fattn_launch_upstream(kernel, slice, dim3(parts.n_blocks), dim3(warp_size, nwarps), nbytes_shared, result.ptr,
-                                meta.ptr, ctx.stream());
+    turbo_fattn_launch_upstream(kernel, slice, dim3(parts.n_blocks), block, nbytes_shared, result.ptr, meta.ptr,
+                                ctx.stream());
     turbo_fattn_merge<DV>(ctx, slice, parts);
 }
 

@@ -25,18 +25,21 @@ static void turbo_prefill_tile(ggml_backend_cuda_context & ctx, turbo_slice & sl
 
     const fattn_kernel_t kernel    = flash_attn_tile<DK, DV, n_cols, 1, use_softcap>;
     const int            n_threads = ggml_cuda_fattn_tile_get_nthreads(DK, DV, n_cols, cc);
-    const int            n_keys    = slice.src[1]->ne[1];
     const int            step      = ggml_cuda_fattn_tile_get_nbatch_fa(DK, DV, n_cols, cc);
+    const dim3           block(WARP_SIZE, n_threads / WARP_SIZE);
 
     dim3 grid((slice.src[0]->ne[1] + n_cols - 1) / n_cols, 1, slice.src[0]->ne[2] * slice.src[0]->ne[3]);
-    grid.y = turbo_fattn_n_parts(kernel, n_threads, 0, grid.x * grid.z, n_keys, step);
+    grid.y = turbo_fattn_n_parts(kernel, slice, n_threads, 0, grid.x * grid.z, step);
+    if (grid.y == 1) {
+        turbo_fattn_launch_upstream(kernel, slice, grid, block, 0, (float *) slice.data, nullptr, ctx.stream());
+        return;
+    }
 
     const size_t                 n_parts = (size_t) ggml_nrows(&slice) * grid.y;
     ggml_cuda_pool_alloc<float>  values(ctx.pool(), n_parts * DV);
     ggml_cuda_pool_alloc<float2> meta(ctx.pool(), n_parts);
 
-    turbo_fattn_launch_upstream(kernel, slice, grid, dim3(WARP_SIZE, n_threads / WARP_SIZE), 0, values.ptr, meta.ptr,
-                                ctx.stream());
+    turbo_fattn_launch_upstream(kernel, slice, grid, block, 0, values.ptr, meta.ptr, ctx.stream());
     turbo_fattn_merge<DV>(ctx, slice, turbo_tile_parts<DV>{ values.ptr, meta.ptr, (int) grid.y });
 }
 

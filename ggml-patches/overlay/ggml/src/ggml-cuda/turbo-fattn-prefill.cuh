@@ -112,19 +112,20 @@ static inline void turbo_fattn_launch_upstream(const fattn_kernel_t kernel,
     // clang-format on
 }
 
-// Blocks that share the keys of one tile of the result: enough to fill the device, at least two, since a single one leaves a finished
-// result instead of a partial one, and not more than there are steps of n_keys_step keys.
+// Blocks that share the keys of one tile of the result: enough to fill the device, and not more than there are steps of n_keys_step keys.
+// One leaves a finished result, which is right for the only slice; several leave parts.
 static inline int turbo_fattn_n_parts(const fattn_kernel_t kernel,
+                                      const turbo_slice &  slice,
                                       const int            n_threads,
                                       const size_t         shared,
                                       const int            n_tiles,
-                                      const int            n_keys,
                                       const int            n_keys_step) {
     int n_active = 1;  // blocks on one multiprocessor
     CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_active, kernel, n_threads, shared));
 
     const int n_sm    = ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
-    const int n_steps = (n_keys + n_keys_step - 1) / n_keys_step;
-    GGML_ASSERT(n_steps >= 2);
-    return std::min(std::max(n_active * n_sm / n_tiles, 2), std::min(n_steps, 8));
+    const int n_steps = (slice.src[1]->ne[1] + n_keys_step - 1) / n_keys_step;
+    const int n_min   = slice.first && slice.last ? 1 : 2;
+    GGML_ASSERT(n_steps >= n_min);
+    return std::max(std::min({ n_active * n_sm / n_tiles, n_steps, 8 }), n_min);
 }

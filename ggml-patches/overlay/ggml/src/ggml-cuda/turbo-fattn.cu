@@ -225,7 +225,9 @@ static void turbo_prefill(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
             slice.src[4] = nullptr;  // sinks count once
         }
 
-        if (slice.first && slice.last && ggml_cuda_flash_attn_ext_supported(ctx.device, &slice)) {
+        // upstream's kernels for 576/512 take V from K
+        const bool whole = slice.first && slice.last && (V_is_K_view || K->ne[0] != 576);
+        if (whole && ggml_cuda_flash_attn_ext_supported(ctx.device, &slice)) {
             ggml_cuda_flash_attn_ext(ctx, &slice);
         } else if (ggml_cuda_turbo_prefill_mma_supported(ctx.device, &slice)) {
             ggml_cuda_turbo_prefill_mma(ctx, slice);

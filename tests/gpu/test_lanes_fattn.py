@@ -111,7 +111,10 @@ def expected(case: Case, q: Floats, kv: tuple[Floats, Floats], mask: Floats, sin
 
 
 def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
-    """Run the kernel; mean squared error relative to the mean square. ``broken`` decodes K wrongly, as a negative control."""
+    """Run the kernel; mean squared error relative to the mean square. ``broken`` decodes K wrongly, as a negative control.
+
+    It runs with both orders of threads: a missing barrier would make a difference.
+    """
     rng = np.random.default_rng(1)
     (dk, dv), n_head = case.head_size, case.n_head_kv * case.gqa_ratio
     q = 2 * rng.standard_normal((case.n_seq, case.n_q, n_head, dk), np.float32)
@@ -137,7 +140,13 @@ def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
         *(scale, case.softcap, case.max_bias, m0, m1, n_log2),
         case.aligned and dk % 64 == 0,
     )
-    case.library(device).call("lanes_decode", ctypes.byref(args), case.n_seq, case.n_split)
+    library = case.library(device)
+    results = []
+    for descending in (False, True):
+        library.set_descending(descending)
+        library.call("lanes_decode", ctypes.byref(args), case.n_seq, case.n_split)
+        results.append(out.copy())
+    assert np.array_equal(*results)
 
     want = expected(case, q, (-k if broken else k, v), mask.astype(np.float32), sinks)
     return float(((out - want) ** 2).sum() / (want**2).sum())

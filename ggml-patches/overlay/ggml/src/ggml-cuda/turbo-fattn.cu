@@ -186,15 +186,17 @@ static void turbo_prefill(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const int64_t n_keys      = turbo_slice_keys(K, V);
     const int64_t n_max       = std::min(K->ne[1], n_keys + 2 * FATTN_KQ_STRIDE);
 
+    // allocated in this order too: the pool wants it back in reverse
     ggml_cuda_pool_alloc<half>   K_f16(ctx.pool());
     ggml_cuda_pool_alloc<half>   V_f16(ctx.pool());
-    ggml_cuda_pool_alloc<float2> state(ctx.pool(), ggml_nrows(dst));
+    ggml_cuda_pool_alloc<float2> state(ctx.pool());
     if (K->type != GGML_TYPE_F16) {
         K_f16.alloc(K->ne[0] * n_max * K->ne[2] * K->ne[3]);
     }
     if (V->type != GGML_TYPE_F16 && !V_is_K_view) {
         V_f16.alloc(V->ne[0] * n_max * V->ne[2] * V->ne[3]);
     }
+    state.alloc(ggml_nrows(dst));
 
     int64_t n;
     for (int64_t key0 = 0; key0 < K->ne[1]; key0 += n) {

@@ -5,10 +5,11 @@ TURBO := .venv/bin/turbo-gguf
 OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help ppl-gate test check build-cpu build-cpu-debug build-rocm build-cuda check-upstreams setup setup-dev clean distclean
+.PHONY: help ppl-gate test check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
+.PHONY: hip-root test-hip-emulated kernel-report gpu-suite check-upstreams setup setup-dev clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ppl-gate: setup ## the main job: build, measure and judge the turbo cache types (set-up included)
 	$(PYTHON_VENV) -m turbo_gguf.ppl-gate $(ARGS)
@@ -24,13 +25,25 @@ check: setup-dev ## lint, types, patch set and generated code
 	$(TURBO) patch check
 	.venv/bin/clang-format --dry-run -Werror --style=file:$$($(TURBO) upstream fetch)/.clang-format $(OVERLAY_SOURCES)
 
-build-cpu build-cpu-debug build-rocm build-cuda: setup
+build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs: setup
 	$(TURBO) build --preset $(@:build-%=%) $(ARGS)
 
 build-cpu: ## compile the patched llama.cpp for this CPU
 build-cpu-debug: ## the same with assertions and sanitizers
 build-rocm: ## compile it for the AMD GPUs here (or GPU_TARGETS=gfx1100)
-build-cuda: ## compile it for the NVIDIA GPUs here
+build-cuda: ## compile it for the NVIDIA GPUs here (or CUDAARCHS=89)
+
+hip-root: ## make a Debian root with clang and HIP, to compile and emulate without ROCm (root rights, 1.2 GB)
+	@scripts/hip_root.sh make
+
+test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (an hour; not part of the tests)
+	$(PYTHON_VENV) scripts/test_hip_emulated.py $(ARGS)
+
+kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md
+	$(PYTHON_VENV) scripts/kernel_report.py $(ARGS)
+
+gpu-suite: setup ## build for the GPU here, check and measure everything on it; results in build/report/gpu-suite
+	scripts/gpu_suite.sh $(ARGS)
 
 check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results
 	$(PYTHON_VENV) scripts/check_upstreams.py

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from turbo_gguf import patchset
+from turbo_gguf import patchset, presets
 from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
-from turbo_gguf.presets import Preset, gpu_compiler, machine_options, preset
+from turbo_gguf.presets import Preset, gpu_compiler, preset
 from turbo_gguf.records import Build, Run, Tree
 from turbo_gguf.tools import APT_PACKAGES, capture, failure, find, run
 from turbo_gguf.upstream import fetch, lock, resolve
@@ -82,7 +82,8 @@ def ensure_build(
         ToolFailed: configuring or compiling failed; the message has the log and its errors.
     """
     chosen = preset(preset_name)
-    toolchain(chosen)  # a missing compiler is said before anything is fetched
+    toolchain(chosen)  # what is missing is said before anything is fetched
+    presets.options(chosen)
     source = resolve(upstream)
     with lock(f"tree-{source.name}"):
         tree = fetch(source)
@@ -94,7 +95,7 @@ def ensure_build(
 def build(tree: Tree, chosen: Preset, *, targets: Sequence[str], jobs: int) -> Build:
     """Configure and compile a tree; see :func:`ensure_build`. The caller holds the lock of the tree."""
     tools = toolchain(chosen)
-    options = {**chosen.options, **machine_options(chosen.name)}
+    options = presets.options(chosen)
     folder = build_folder(tree, chosen.name)
     found = Build(id=build_id(tree, chosen.name, tools, options), path=folder, preset=chosen.name, tree=tree, compiler=tools.compiler)
     old = read_manifest(folder)
@@ -104,7 +105,7 @@ def build(tree: Tree, chosen: Preset, *, targets: Sequence[str], jobs: int) -> B
         return found
     _require_disk(chosen, folder)
     (folder / MANIFEST).unlink(missing_ok=True)
-    environment = _environment(tree)
+    environment = {**_environment(tree), **presets.environment(chosen)}
     if old is None:
         _configure(tree, folder, tools, options, environment)
     _compile(folder, tools, targets, jobs, environment)

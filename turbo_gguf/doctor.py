@@ -11,11 +11,11 @@ from typing import Literal
 
 import msgspec
 
-from turbo_gguf import patchset
+from turbo_gguf import cuda, patchset, presets, rocm
 from turbo_gguf.assets import home
 from turbo_gguf.build import build_folder, build_id, cmake_version, compiler, find_cmake, find_tool, read_manifest, toolchain
 from turbo_gguf.errors import TurboError
-from turbo_gguf.presets import PRESETS, Preset, cuda_compiler, gpu_compiler, machine_options, rocm_path, rocm_targets
+from turbo_gguf.presets import PRESETS, Preset
 from turbo_gguf.records import Tree
 from turbo_gguf.tools import capture, find, install_hint
 from turbo_gguf.upstream import UNPACKED_BYTES, is_fetched, resolve
@@ -76,26 +76,49 @@ def _program(name: str, path: Path | None, program: str, *, needed: bool) -> Fin
 
 
 def _gpus() -> Iterator[Finding]:
-    root = rocm_path()
-    yield _gpu_toolkit("rocm", "ROCm", f"in {root}, GPU: {', '.join(rocm_targets()) or 'none found'}" if root else "")
-    yield _gpu_toolkit("cuda", "CUDA", f"{cuda_compiler()}, GPU: {_nvidia_gpu() or 'none found'}")
+    yield _toolkit("rocm", "ROCm", f"in {rocm.path()}")
+    yield from _amd_gpus()
+    yield _toolkit("cuda", "CUDA", f"({cuda.compiler()})")
+    yield from _nvidia_gpus()
 
 
-def _gpu_toolkit(preset_name: str, name: str, detail: str) -> Finding:
+def _toolkit(preset_name: str, name: str, where: str) -> Finding:
     """A toolkit is of use when its preset can be configured; if not, the preset's own hint is the fix."""
+    chosen = PRESETS[preset_name]
     try:
-        machine_options(preset_name)
-        version = " ".join(gpu_compiler(preset_name))
+        found = presets.options(chosen)
+        version = " ".join(presets.gpu_compiler(preset_name))
     except TurboError as error:
         return Finding(name, "none", error.message, error.hint)
-    return Finding(name, "ok", f"{version} {detail}".strip())
+    made_for = found.get("GPU_TARGETS") or found.get("CMAKE_CUDA_ARCHITECTURES", "")
+    return Finding(name, "ok", f"{version} {where}, builds for {made_for.replace(';', ', ')}".strip())
 
 
-def _nvidia_gpu() -> str:
-    try:
-        return capture(["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]).replace("\n", "; ")
-    except TurboError:
-        return ""
+def _amd_gpus() -> Iterator[Finding]:
+    """Each AMD GPU, and what keeps this user from it; nothing on a machine without one."""
+    names = rocm.gpus()
+    if not names:
+        return
+    problem = rocm.access_problem()
+    if problem is not None:
+        yield Finding("AMD GPU", "none", f"{', '.join(names)}: {problem[0]}", problem[1])
+        return
+    for name in names:
+        yield Finding(f"AMD {name}", "ok", rocm.gpu_notes(name, rocm.path()))
+
+
+def _nvidia_gpus() -> Iterator[Finding]:
+    found = cuda.gpus()
+    for name, capability in found:
+        yield Finding("NVIDIA GPU", "ok", f"{name}, compute capability {capability}, driver {cuda.driver_version() or 'unknown'}")
+    if not found and cuda.DEVICE.exists():
+        yield Finding(
+            "NVIDIA GPU", "none", f"{cuda.DEVICE} is there, nvidia-smi is not", "apt-get install nvidia-smi (of the driver's version)"
+        )
+    elif not found and cuda.driver_version():
+        yield Finding(
+            "NVIDIA GPU", "none", f"driver {cuda.driver_version()} is loaded, but shows no GPU", "nvidia-smi; sudo dmesg | grep -i nvrm"
+        )
 
 
 def _disk() -> Finding:
@@ -163,7 +186,7 @@ def _build(tree: Tree, preset: Preset) -> Finding | None:
         return Finding(name, "none", "not built yet", fix) if preset.name == "cpu" else None
     try:
         tools = toolchain(preset)
-        expected = build_id(tree, preset.name, tools, {**preset.options, **machine_options(preset.name)})
+        expected = build_id(tree, preset.name, tools, presets.options(preset))
     except TurboError as error:
         return Finding(name, "none", error.message, error.hint)
     if manifest.id != expected:

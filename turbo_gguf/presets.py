@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-from pathlib import Path
+from types import ModuleType
 
 import msgspec
 
-from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
-from turbo_gguf.tools import capture, find
-
-GPU_TARGETS_HINT = (
-    "GPU_TARGETS=gfx1100 turbo-gguf build --preset rocm (your GPU: gfx1100 is the 7900 XTX, gfx1151 Strix Halo, gfx1201 the 9070 XT)"
-)
+from turbo_gguf import cuda, rocm
+from turbo_gguf.errors import UsageError
 
 _COMMON = {
     "CMAKE_BUILD_TYPE": "Release",
@@ -30,6 +24,12 @@ _COMMON = {
     "GGML_NATIVE": "ON",
     "GGML_CCACHE": "OFF",  # we set the compiler launcher ourselves
 }
+
+# Not upstream's GGML_CUDA_FA_ALL_QUANTS: that compiles upstream's 49 pairs, too, and at 0c1e57098 it no longer reaches the sources
+# as a definition.
+_ALL_PAIRS = "-DGGML_CUDA_TURBO_ALL_PAIRS"
+_ROCM = {**_COMMON, "GGML_HIP": "ON"}
+_CUDA = {**_COMMON, "GGML_CUDA": "ON", "GGML_CUDA_NCCL": "OFF"}
 
 
 class Preset(msgspec.Struct, frozen=True):
@@ -62,8 +62,10 @@ PRESETS = {
             3000,
             (3, 14),
         ),
-        Preset("rocm", "AMD GPUs through HIP", {**_COMMON, "GGML_HIP": "ON"}, 3000, (3, 21)),
-        Preset("cuda", "NVIDIA GPUs", {**_COMMON, "GGML_CUDA": "ON", "GGML_CUDA_NCCL": "OFF"}, 4000, (3, 18)),
+        Preset("rocm", "AMD GPUs through HIP", _ROCM, 3000, (3, 21)),
+        Preset("rocm-all-pairs", "the same, with kernels for all K/V pairs", {**_ROCM, "CMAKE_HIP_FLAGS": _ALL_PAIRS}, 3000, (3, 21)),
+        Preset("cuda", "NVIDIA GPUs", _CUDA, 4000, (3, 18)),
+        Preset("cuda-all-pairs", "the same, with kernels for all K/V pairs", {**_CUDA, "CMAKE_CUDA_FLAGS": _ALL_PAIRS}, 4000, (3, 18)),
     )
 }
 
@@ -79,89 +81,30 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def machine_options(name: str) -> dict[str, str]:
-    """CMake options that depend on this machine: compilers and GPU architectures of a preset.
+def options(chosen: Preset) -> dict[str, str]:
+    """CMake options of a preset on this machine: its own, and the compilers and GPU architectures that are found here.
 
     Raises:
         EnvironmentMissing: the GPU toolkit, or a GPU to build for, is missing.
+        UsageError: a variable names an architecture that there is not.
     """
-    if name == "rocm":
-        return _rocm_options()
-    if name == "cuda":
-        return _cuda_options()
-    return {}
+    toolkit = _toolkit(chosen.name)
+    found: dict[str, str] = toolkit.options() if toolkit else {}
+    both = {name: f"{chosen.options[name]} {found[name]}" for name in found.keys() & chosen.options.keys()}  # compiler flags
+    return {**chosen.options, **found, **both}
 
 
-def rocm_path() -> Path | None:
-    """Folder of the ROCm installation: ``ROCM_PATH``, /opt/rocm, or /usr for distribution packages."""
-    named = os.environ.get("ROCM_PATH")
-    for folder in (Path(named) if named else None, Path("/opt/rocm"), Path("/usr")):
-        if folder is not None and (folder / "bin" / "hipcc").exists():
-            return folder
-    return None
-
-
-def rocm_targets() -> list[str]:
-    """Architectures of the AMD GPUs here, such as gfx1100; ``GPU_TARGETS`` (or ``AMDGPU_TARGETS``) wins."""
-    named = os.environ.get("GPU_TARGETS") or os.environ.get("AMDGPU_TARGETS")
-    if named:
-        return [name for name in re.split(r"[;, ]+", named) if name]
-    root = rocm_path()
-    for tool in ("bin/rocm_agent_enumerator", "llvm/bin/amdgpu-arch", "lib/llvm/bin/amdgpu-arch"):
-        if root is not None and (root / tool).exists():
-            found = _gfx(root / tool)
-            if found:
-                return found
-    return []
-
-
-def cuda_compiler() -> Path | None:
-    """The CUDA compiler: ``CUDACXX``, on PATH, or of the default installation."""
-    named = os.environ.get("CUDACXX")
-    default = Path("/usr/local/cuda/bin/nvcc")
-    return Path(named) if named else find("nvcc") or (default if default.exists() else None)
+def environment(chosen: Preset) -> dict[str, str]:
+    """Variables that the compilers of a preset need."""
+    return rocm.environment() if _toolkit(chosen.name) is rocm else {}
 
 
 def gpu_compiler(name: str) -> list[str]:
     """Version line of the GPU compiler of a preset; none for the CPU, or when the compiler is missing."""
-    root, nvcc = rocm_path(), cuda_compiler()
-    if name == "rocm" and root is not None:
-        return capture([root / "bin" / "hipcc", "--version"]).splitlines()[:1]
-    if name == "cuda" and nvcc is not None:
-        return re.findall(r"release.*", capture([nvcc, "--version"]))[:1]
-    return []
+    toolkit = _toolkit(name)
+    found: list[str] = toolkit.compiler_version() if toolkit else []
+    return found
 
 
-def _gfx(tool: Path) -> list[str]:
-    """Ask a tool for the GPUs; gfx000 is the CPU. A tool that finds no driver is like one that finds no GPU."""
-    try:
-        lines = capture([tool]).split()
-    except (EnvironmentMissing, ToolFailed):
-        return []
-    return sorted({line for line in lines if re.fullmatch(r"gfx[0-9a-f]+", line) and line != "gfx000"})
-
-
-def _rocm_options() -> dict[str, str]:
-    root = rocm_path()
-    if root is None:
-        raise EnvironmentMissing(
-            "ROCm not found: no hipcc in $ROCM_PATH/bin, /opt/rocm/bin or /usr/bin",
-            "install ROCm 6.1 or newer: apt-get install rocm-hip-sdk from AMD's repository, or hipcc libhipblas-dev librocblas-dev",
-        )
-    targets = rocm_targets()
-    if not targets:
-        raise EnvironmentMissing("no AMD GPU found to build for (rocm_agent_enumerator, amdgpu-arch)", GPU_TARGETS_HINT)
-    options = {"GPU_TARGETS": ";".join(targets), "CMAKE_PREFIX_PATH": str(root)}
-    clang = next((path for path in (root / "llvm/bin/clang++", root / "lib/llvm/bin/clang++") if path.exists()), None)
-    return {**options, "CMAKE_HIP_COMPILER": str(clang)} if clang else options
-
-
-def _cuda_options() -> dict[str, str]:
-    nvcc = cuda_compiler()
-    if nvcc is None:
-        raise EnvironmentMissing(
-            "CUDA compiler not found: no nvcc on PATH or in /usr/local/cuda/bin",
-            "apt-get install nvidia-cuda-toolkit, or set CUDACXX to the path of nvcc",
-        )
-    named = os.environ.get("CUDAARCHS")
-    return {"CMAKE_CUDA_COMPILER": str(nvcc), **({"CMAKE_CUDA_ARCHITECTURES": named} if named else {})}
+def _toolkit(name: str) -> ModuleType | None:
+    return {"rocm": rocm, "cuda": cuda}.get(name.partition("-")[0])

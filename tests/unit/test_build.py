@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,75 +9,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fake_upstream import default_patches, write_tree
+from fake_machine import CMAKE, World
 
 from turbo_gguf import build as building
-from turbo_gguf import presets
 from turbo_gguf.build import DEFAULT_TARGETS, MANIFEST, ensure_build, read_manifest
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
-from turbo_gguf.patchset import series
-
-CMAKE = """\
-if [ "$1" = --version ]; then echo "cmake version ${FAKE_CMAKE_VERSION:-3.25.1}"; exit; fi
-echo "$*" >> "$CALLS"
-if [ "$1" = -S ]; then
-    mkdir -p "$4"
-    printf 'CMAKE_GENERATOR:INTERNAL=%s\\nCMAKE_HOME_DIRECTORY:INTERNAL=%s\\n' "$6" "$2" > "$4/CMakeCache.txt"
-    exit ${FAKE_CONFIGURE_RC:-0}
-fi
-folder=$2
-shift 5
-if [ -n "$FAKE_ERROR" ]; then
-    echo "[1/2] Building CXX object src/a.cpp.o"
-    echo "/x/a.cpp:3:5: error: 'foo' was not declared in this scope"
-    echo "ninja: build stopped: subcommand failed."
-    [ "$FAKE_ERROR" = disk ] && echo "/tmp/cc.s: fatal error: error writing: No space left on device"
-    exit 1
-fi
-mkdir -p "$folder/bin"
-for target in "$@"; do : > "$folder/bin/$target"; done
-echo "[2/2] Linking"
-"""
-
-
-class World:
-    """A machine with only the programs that a test puts on PATH."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bin, self.calls, self.home = root / "bin", root / "calls", root / "home"
-        self.source = write_tree(root / "llama")
-        self.patches = default_patches(root / "patches")
-        self.bin.mkdir()
-        monkeypatch.setenv("PATH", f"{self.bin}")
-        monkeypatch.setenv("CALLS", str(self.calls))
-        monkeypatch.setenv("TURBO_GGUF_HOME", str(self.home))
-        for name in ("CC", "CXX", "ROCM_PATH", "GPU_TARGETS", "AMDGPU_TARGETS", "CUDACXX", "CUDAARCHS"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(building, "_wheel_tool", lambda program: None)
-        monkeypatch.setattr(series, "patches_dir", lambda: self.patches)
-        for name in ("mkdir", "git"):
-            self.link(name)
-        self.program("cmake", CMAKE)
-        for name in ("cc", "c++", "ninja", "ccache"):
-            self.program(name, f'echo "{name} (fake) 1.0"')
-
-    def link(self, name: str) -> None:
-        path = shutil.which(name, path=os.defpath + ":/usr/local/bin")
-        if path:
-            (self.bin / name).symlink_to(path)
-
-    def program(self, name: str, code: str) -> None:
-        path = self.bin / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{code}\n")
-        path.chmod(0o755)
-
-    def drop(self, *names: str) -> None:
-        for name in names:
-            (self.bin / name).unlink()
-
-    def ran(self) -> list[str]:
-        return self.calls.read_text().splitlines() if self.calls.exists() else []
 
 
 @pytest.fixture
@@ -307,7 +242,7 @@ def test_an_edited_tree_is_not_built(world: World) -> None:
 def test_an_unknown_preset_names_the_known_ones(world: World) -> None:
     with pytest.raises(UsageError, match="no preset 'gpu'") as caught:
         ensure_build("gpu", upstream=str(world.source))
-    assert caught.value.hint == "give one of cpu, cpu-debug, rocm, cuda"
+    assert caught.value.hint == "give one of cpu, cpu-debug, rocm, rocm-all-pairs, cuda, cuda-all-pairs"
 
 
 def test_a_damaged_manifest_means_not_built(world: World) -> None:
@@ -319,68 +254,3 @@ def test_a_damaged_manifest_means_not_built(world: World) -> None:
     assert manifest is not None
     assert manifest.id == made.id
     assert msgspec.json.decode((made.path / MANIFEST).read_bytes())["options"]["LLAMA_BUILD_UI"] == "OFF"
-
-
-# GPUs
-
-
-@pytest.fixture
-def rocm(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    root = tmp_path / "rocm"
-    monkeypatch.setenv("ROCM_PATH", str(root))
-    world.program("../rocm/bin/hipcc", "echo 'HIP version: 6.2.1'")
-    world.program("../rocm/bin/rocm_agent_enumerator", "echo gfx000; echo gfx1100; echo gfx1036; echo gfx1100")
-    world.program("../rocm/llvm/bin/clang++", "echo clang")
-    return root
-
-
-def test_rocm_is_built_for_the_gpus_that_are_there(world: World, rocm: Path) -> None:
-    made = ensure_build("rocm", upstream=str(world.source))
-    asked = world.ran()[0]
-    assert "-DGGML_HIP=ON" in asked
-    assert "-DGPU_TARGETS=gfx1036;gfx1100 " in asked
-    assert f"-DCMAKE_HIP_COMPILER={rocm}/llvm/bin/clang++" in asked
-    assert "-DCMAKE_HIP_COMPILER_LAUNCHER=" in asked
-    assert made.compiler == "c++ (fake) 1.0; HIP version: 6.2.1"
-
-
-def test_gpu_targets_of_the_environment_win(world: World, rocm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPU_TARGETS", "gfx1151;gfx1201")
-    assert presets.rocm_targets() == ["gfx1151", "gfx1201"]
-
-
-def test_amdgpu_arch_is_asked_when_the_enumerator_fails(world: World, rocm: Path) -> None:
-    world.program("../rocm/bin/rocm_agent_enumerator", "exit 1")
-    world.program("../rocm/llvm/bin/amdgpu-arch", "echo gfx1201")
-    assert presets.rocm_targets() == ["gfx1201"]
-
-
-def test_rocm_without_a_gpu_says_how_to_name_one(world: World, rocm: Path) -> None:
-    world.program("../rocm/bin/rocm_agent_enumerator", "echo gfx000")
-    with pytest.raises(EnvironmentMissing, match="no AMD GPU found") as caught:
-        ensure_build("rocm", upstream=str(world.source))
-    assert "GPU_TARGETS=gfx1100" in caught.value.hint
-
-
-def test_missing_rocm_names_the_packages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "rocm_path", lambda: None)
-    with pytest.raises(EnvironmentMissing, match="ROCm not found") as caught:
-        ensure_build("rocm", upstream=str(world.source))
-    assert "apt-get install rocm-hip-sdk" in caught.value.hint
-
-
-def test_cuda_uses_the_compiler_that_is_named(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    world.program("../nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
-    monkeypatch.setenv("CUDACXX", str(tmp_path / "nvcc"))
-    monkeypatch.setenv("CUDAARCHS", "90")
-    made = ensure_build("cuda", upstream=str(world.source))
-    assert f"-DCMAKE_CUDA_COMPILER={tmp_path / 'nvcc'}" in world.ran()[0]
-    assert "-DCMAKE_CUDA_ARCHITECTURES=90" in world.ran()[0]
-    assert made.compiler == "c++ (fake) 1.0; release 13.0, V13.0.88"
-
-
-def test_missing_cuda_names_the_package(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "cuda_compiler", lambda: None)
-    with pytest.raises(EnvironmentMissing, match="CUDA compiler not found") as caught:
-        ensure_build("cuda", upstream=str(world.source))
-    assert "nvidia-cuda-toolkit" in caught.value.hint

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_machine import GPU_VARIABLES
 from fake_upstream import archive, default_patches
 
 from turbo_gguf import build as building
-from turbo_gguf import doctor, patchset, presets, upstream
+from turbo_gguf import cuda, doctor, patchset, presets, rocm, upstream
 from turbo_gguf.doctor import Finding
 from turbo_gguf.patchset import series
 from turbo_gguf.upstream import Upstream, fetch, sha256_of
@@ -26,13 +27,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path / "home"))
-    for name in ("CC", "CXX", "CUDACXX"):
+    for name in GPU_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ROCM_PATH", str(tmp_path / "no-rocm"))
-    monkeypatch.setattr(presets, "rocm_path", lambda: None)
-    monkeypatch.setattr(doctor, "rocm_path", lambda: None)
-    for module in (presets, doctor):
-        monkeypatch.setattr(module, "cuda_compiler", lambda: None)
+    monkeypatch.setattr(rocm, "path", lambda: None)
+    monkeypatch.setattr(cuda, "compiler", lambda: None)
+    for module, name in ((rocm, "TOPOLOGY"), (rocm, "KFD"), (rocm, "OS_RELEASE"), (cuda, "DEVICE"), (cuda, "DRIVER")):
+        monkeypatch.setattr(module, name, tmp_path / name)
     monkeypatch.setattr(building, "_wheel_tool", lambda program: None)
     path = tmp_path / "home/downloads/a_package-1.tar.gz"
     path.parent.mkdir(parents=True)
@@ -139,20 +139,69 @@ def test_states_of_the_build_are_told_apart(machine: Path, tmp_path: Path) -> No
     assert by_name()["build cpu"].fix == "turbo-gguf build --preset cpu"
 
 
-def test_gpus_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: Path) -> None:
+def install(folder: Path, **programs: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def rocm_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """ROCm 6.2 with a 7900 XTX that this user may use."""
     root = tmp_path / "rocm"
-    (root / "bin").mkdir(parents=True)
-    for name, text in (("hipcc", "HIP version: 6.2.1"), ("rocm_agent_enumerator", "gfx1100")):
-        (root / "bin" / name).write_text(f"#!/bin/sh\necho '{text}'\n")
-        (root / "bin" / name).chmod(0o755)
-    for module in (presets, doctor):
-        monkeypatch.setattr(module, "rocm_path", lambda: root)
-    assert by_name()["ROCm"] == Finding("ROCm", "ok", f"HIP version: 6.2.1 in {root}, GPU: gfx1100")
-    for module in (presets, doctor):
-        monkeypatch.setattr(module, "cuda_compiler", lambda: root / "bin/hipcc")
-    (machine / "nvidia-smi").write_text("#!/bin/sh\necho 'A100, 8.0'\n")
-    (machine / "nvidia-smi").chmod(0o755)
-    assert by_name()["CUDA"].detail.endswith("GPU: A100, 8.0")
+    install(root / "bin", hipcc="HIP version: 6.2.1", rocm_agent_enumerator="gfx1100")
+    for name in ("hip", "hipblas", "rocblas"):
+        (root / f"lib/cmake/{name}").mkdir(parents=True)
+        (root / f"lib/cmake/{name}/{name}-config.cmake").write_text("")
+    rocm.KFD.write_text("")
+    monkeypatch.setattr(rocm, "path", lambda: root)
+    return root
+
+
+def test_amd_gpus_are_named(rocm_root: Path) -> None:
+    assert by_name()["ROCm"] == Finding("ROCm", "ok", f"HIP version: 6.2.1 in {rocm_root}, builds for gfx1100")
+    assert by_name()["AMD gfx1100"] == Finding("AMD gfx1100", "ok", "Radeon RX 7900; PRO W7900, W7800 (RDNA3)")
+    install(rocm_root / "bin", rocm_agent_enumerator="gfx906")
+    assert by_name()["AMD gfx906"].detail.startswith("may work")
+
+
+def test_an_old_rocm_is_found(rocm_root: Path) -> None:
+    install(rocm_root / "bin", hipcc="HIP version: 5.7.1")
+    assert by_name()["ROCm"].detail == f"ROCm in {rocm_root} is 5.7, 6.1 or newer is needed"
+
+
+def test_missing_rights_have_a_command(rocm_root: Path) -> None:
+    rocm.KFD.unlink()
+    found = by_name()["AMD GPU"]
+    assert (found.status, found.detail) == ("none", f"gfx1100: no {rocm.KFD}: the amdgpu driver is not loaded")
+    assert "modprobe amdgpu" in found.fix
+
+
+def test_an_amd_gpu_is_seen_without_rocm() -> None:
+    (rocm.TOPOLOGY / "1").mkdir(parents=True)
+    (rocm.TOPOLOGY / "1/properties").write_text("gfx_target_version 120001\n")
+    rocm.KFD.write_text("")
+    found = by_name()
+    assert found["AMD gfx1201"].detail == "Radeon RX 9070; AI PRO R9700 (RDNA4)"
+    assert "apt-get install rocm-hip-sdk" in found["ROCm"].fix
+
+
+def test_nvidia_gpus_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: Path) -> None:
+    install(tmp_path / "cuda/bin", nvcc="Cuda compilation tools, release 13.0, V13.0.88")
+    install(machine, **{"nvidia-smi": "NVIDIA H200, 9.0"})
+    cuda.DRIVER.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Release\n")
+    monkeypatch.setattr(cuda, "compiler", lambda: tmp_path / "cuda/bin/nvcc")
+    assert by_name()["CUDA"] == Finding("CUDA", "ok", f"release 13.0, V13.0.88 ({tmp_path}/cuda/bin/nvcc), builds for 90-real")
+    assert by_name()["NVIDIA GPU"] == Finding("NVIDIA GPU", "ok", "NVIDIA H200, compute capability 9.0, driver 580.159.04")
+
+
+def test_an_nvidia_gpu_without_its_tools_is_found() -> None:
+    cuda.DEVICE.write_text("")
+    assert by_name()["NVIDIA GPU"].fix.startswith("apt-get install nvidia-smi")
+    cuda.DEVICE.unlink()
+    cuda.DRIVER.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Release\n")
+    assert "shows no GPU" in by_name()["NVIDIA GPU"].detail
 
 
 def test_the_doctor_changes_nothing(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def command(
     )
     model = options.model_of(model_spec)
     bench.check_fit(plan, model)  # before anything is compiled
-    build = ensure_build(preset, upstream=upstream)
+    build = ensure_build(preset, upstream=upstream, targets=("llama-bench",))
     rows = bench.run(plan, build, model, Store(), lambda text: click.echo(text, err=True))
     table = report.speed(rows, BASE)
     click.echo(table)

@@ -71,7 +71,7 @@ def command(
     backend = guard.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
     kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
-    build = ensure_build(preset, upstream=upstream)
+    build = ensure_build(preset, upstream=upstream, targets=("llama-perplexity",))
     cases = sweep.cases(plan, msgspec.structs.replace(setup, build_id=build.id), gate.references(limits))
     job = kld.Job(build=build, model=model, text=source, threads=threads or options.default_threads())
     results = kld.measure(cases, job, Store())

@@ -304,7 +304,7 @@ static __device__ __forceinline__ void turbo_decode_tiles(turbo_decode_warp<DK, 
 
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_decode_blocks<DV, n_cols>())) static __global__ void
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_decode_blocks<DK, n_cols>())) static __global__ void
 turbo_fattn_decode_kernel(const turbo_fattn_args a) {
     using shape = turbo_decode_shape<DK, DV, type_K, type_V, n_cols>;
     __align__(16) __shared__ uint32_t shared[TURBO_DECODE_WARPS * shape::warp_words];

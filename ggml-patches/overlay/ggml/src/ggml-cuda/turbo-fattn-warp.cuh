@@ -117,11 +117,11 @@ static __device__ __forceinline__ void turbo_int8_to_half2(const int32_t w, half
 }
 
 // Second launch bound. CUDA: least blocks on a multiprocessor, which leaves 255 or 168 registers. HIP: least waves on a SIMD.
-template <int DV, int n_cols> static constexpr int turbo_decode_blocks() {
+template <int DK, int n_cols> static constexpr int turbo_decode_blocks() {
 #ifdef GGML_USE_HIP
     return 1;
 #else
-    return n_cols > 4 || DV > 128 ? 2 : 3;
+    return n_cols > 4 || DK > 128 ? 2 : 3;
 #endif  // GGML_USE_HIP
 }
 

@@ -1,0 +1,273 @@
+// Time of single ops of a KV cache on one device: attention over a cache, and writing rows to it.
+//
+//   test-turbo-perf DEVICE [SECONDS] < cases
+//
+// A case is a line "OP TYPE_K TYPE_V HEAD_SIZE N_HEAD_KV GQA N_QUERIES N_KEYS", OP being fattn or set_rows (which ignores TYPE_V and
+// GQA, and writes N_QUERIES rows). For each case a line of JSON is printed. What the device does not support says so.
+//
+// As in a model, the cache has several layers, in memory as llama.cpp lays it out: [head size, head, key]. The layers together are
+// larger than a GPU's L2 cache in every type, so that no layer finds its keys there. The CPU gets two, to try the program.
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+static constexpr double MIN_F16_BYTES = 768e6;  // of all layers, if they were f16; a 2.5-bit cache then has 120 MB
+static constexpr int    MAX_LAYERS    = 48;
+static constexpr int    CPU_LAYERS    = 2;
+static constexpr int    MIN_ROUNDS    = 3;
+
+struct perf_case {
+    std::string op;
+    ggml_type   type_k, type_v;
+    int64_t     head_size, n_head_kv, gqa, n_queries, n_keys;
+
+    int64_t row() const { return head_size * n_head_kv; }
+
+    bool is_fattn() const { return op == "fattn"; }
+
+    // Bytes of the cache that the op reads, or writes.
+    double bytes() const {
+        return is_fattn() ? (double) n_keys * (ggml_row_size(type_k, row()) + ggml_row_size(type_v, row())) :
+                            (double) n_queries * ggml_row_size(type_k, row());
+    }
+
+    int n_layers(int max_layers) const {
+        const double f16 = 2.0 * n_keys * row() * sizeof(ggml_fp16_t);
+        return std::clamp((int) std::ceil(MIN_F16_BYTES / f16), 1, max_layers);
+    }
+};
+
+static bool type_from_name(const char * name, ggml_type & type) {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const char * other = ggml_type_name((ggml_type) i);
+        if (other && strcmp(name, other) == 0) {
+            type = (ggml_type) i;
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool parse(const char * line, perf_case & c) {
+    char      op[16], k[32], v[32];
+    long long n[5];
+    if (sscanf(line, "%15s %31s %31s %lld %lld %lld %lld %lld", op, k, v, &n[0], &n[1], &n[2], &n[3], &n[4]) != 8) {
+        return false;
+    }
+    c.op        = op;
+    c.head_size = n[0];
+    c.n_head_kv = n[1];
+    c.gqa       = n[2];
+    c.n_queries = n[3];
+    c.n_keys    = n[4];
+    return (c.op == "fattn" || c.op == "set_rows") && type_from_name(k, c.type_k) && type_from_name(v, c.type_v) &&
+           *std::min_element(n, n + 5) > 0 && c.n_queries <= c.n_keys;
+}
+
+//
+// data
+//
+
+static std::vector<float> random_values(size_t n) {
+    std::mt19937                    rng(42);
+    std::normal_distribution<float> normal;
+    std::vector<float>              x(n);
+    std::generate(x.begin(), x.end(), [&] { return normal(rng); });
+    return x;
+}
+
+// Rows of a cache, the same few over and over: their values decide nothing but that no block is degenerate.
+static void fill_cache(ggml_tensor * t) {
+    const int64_t              n_rows = std::min<int64_t>(256, t->ne[1]);
+    const size_t               size   = ggml_row_size(t->type, t->ne[0]);
+    const std::vector<float>   x      = random_values(t->ne[0] * n_rows);
+    std::vector<unsigned char> rows(size * n_rows);
+    if (t->type == GGML_TYPE_F32) {
+        memcpy(rows.data(), x.data(), rows.size());
+    } else {
+        ggml_quantize_chunk(t->type, x.data(), rows.data(), 0, n_rows, t->ne[0], nullptr);
+    }
+    for (int64_t i = 0; i < t->ne[1]; i += n_rows) {
+        ggml_backend_tensor_set(t, rows.data(), i * size, std::min(n_rows, t->ne[1] - i) * size);
+    }
+}
+
+// The queries are the last tokens of the sequence.
+static void fill_mask(ggml_tensor * mask, const perf_case & c) {
+    std::vector<ggml_fp16_t> row(c.n_keys);
+    for (int64_t i = 0; i < mask->ne[1]; ++i) {
+        for (int64_t key = 0; key < c.n_keys; ++key) {
+            const bool visible = key <= c.n_keys - c.n_queries + std::min(i, c.n_queries - 1);
+            row[key]           = ggml_fp32_to_fp16(visible ? 0.0f : -INFINITY);
+        }
+        ggml_backend_tensor_set(mask, row.data(), i * mask->nb[1], row.size() * sizeof(row[0]));
+    }
+}
+
+static void fill_indices(ggml_tensor * indices, const perf_case & c) {
+    std::vector<int64_t> rows(c.n_queries);
+    for (int64_t i = 0; i < c.n_queries; ++i) {
+        rows[i] = c.n_keys - c.n_queries + i;
+    }
+    ggml_backend_tensor_set(indices, rows.data(), 0, rows.size() * sizeof(rows[0]));
+}
+
+//
+// graph
+//
+
+struct perf_graph {
+    ggml_context *             ctx = nullptr;
+    ggml_cgraph *              graph;
+    ggml_tensor *              input;      // queries, or rows to write
+    ggml_tensor *              selection;  // mask, or indices
+    std::vector<ggml_tensor *> caches;
+    std::vector<ggml_tensor *> ops;
+
+    perf_graph(const perf_case & c, int max_layers) {
+        const int layers = c.n_layers(max_layers);
+        ctx   = ggml_init({ ggml_tensor_overhead() * (8 * layers + 8) + ggml_graph_overhead(), nullptr, true });
+        graph = ggml_new_graph(ctx);
+        if (c.is_fattn()) {
+            input     = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, c.head_size, c.n_head_kv * c.gqa, c.n_queries);
+            selection = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, c.n_keys, c.n_queries);
+        } else {
+            input     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, c.row(), c.n_queries);
+            selection = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, c.n_queries);
+        }
+        for (int i = 0; i < layers; ++i) {
+            ops.push_back(c.is_fattn() ? attention(c) : ggml_set_rows(ctx, cache(c.type_k, c), input, selection));
+            ggml_build_forward_expand(graph, ops.back());
+        }
+    }
+
+    perf_graph(const perf_graph &)             = delete;
+    perf_graph & operator=(const perf_graph &) = delete;
+
+    ~perf_graph() { ggml_free(ctx); }
+
+    ggml_tensor * cache(ggml_type type, const perf_case & c) {
+        caches.push_back(ggml_new_tensor_2d(ctx, type, c.row(), c.n_keys));
+        return caches.back();
+    }
+
+    ggml_tensor * heads(ggml_tensor * t, const perf_case & c) {
+        t = ggml_view_3d(ctx, t, c.head_size, c.n_head_kv, c.n_keys, ggml_row_size(t->type, c.head_size), t->nb[1], 0);
+        return ggml_permute(ctx, t, 0, 2, 1, 3);
+    }
+
+    ggml_tensor * attention(const perf_case & c) {
+        ggml_tensor * k = heads(cache(c.type_k, c), c);
+        ggml_tensor * v = heads(cache(c.type_v, c), c);
+        ggml_tensor * q = ggml_permute(ctx, input, 0, 2, 1, 3);
+        return ggml_flash_attn_ext(ctx, q, k, v, selection, 1.0f / std::sqrt((float) c.head_size), 0.0f, 0.0f);
+    }
+};
+
+//
+// measurement
+//
+
+static double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Seconds of one op, for each round over all layers.
+static std::vector<double> measure(ggml_backend_t backend, perf_graph & g, double time) {
+    std::vector<double> rounds;
+    // the first ones allocate, load kernels, and record a graph
+    for (int i = 0; i < MIN_ROUNDS; ++i) {
+        ggml_backend_graph_compute(backend, g.graph);
+    }
+    const double start = seconds();
+    while ((int) rounds.size() < MIN_ROUNDS || seconds() - start < time) {
+        const double begin = seconds();
+        ggml_backend_graph_compute(backend, g.graph);
+        rounds.push_back((seconds() - begin) / g.ops.size());
+    }
+    std::sort(rounds.begin(), rounds.end());
+    return rounds;
+}
+
+static void print(const perf_case & c, const perf_graph & g, const std::vector<double> & rounds, const char * status) {
+    printf(
+        "{\"op\": \"%s\", \"type_k\": \"%s\", \"type_v\": \"%s\", \"head_size\": %lld, \"n_head_kv\": %lld, \"gqa\": "
+        "%lld, "
+        "\"n_queries\": %lld, \"n_keys\": %lld, \"bytes\": %.0f, \"layers\": %zu, \"rounds\": %zu, \"us\": %.3f, "
+        "\"us_min\": %.3f, "
+        "\"us_max\": %.3f, \"status\": \"%s\"}\n",
+        c.op.c_str(), ggml_type_name(c.type_k), ggml_type_name(c.type_v), (long long) c.head_size,
+        (long long) c.n_head_kv, (long long) c.gqa, (long long) c.n_queries, (long long) c.n_keys, c.bytes(),
+        g.ops.size(), rounds.size(), rounds.empty() ? 0.0 : 1e6 * rounds[rounds.size() / 2],
+        rounds.empty() ? 0.0 : 1e6 * rounds.front(), rounds.empty() ? 0.0 : 1e6 * rounds.back(), status);
+    fflush(stdout);
+}
+
+static void run(ggml_backend_t backend, const perf_case & c, double time) {
+    const bool is_cpu = ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    perf_graph g(c, is_cpu ? CPU_LAYERS : MAX_LAYERS);
+    for (ggml_tensor * op : g.ops) {
+        if (!ggml_backend_supports_op(backend, op)) {
+            print(c, g, {}, "not supported");
+            return;
+        }
+    }
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(g.ctx, backend);
+    if (!buffer) {
+        print(c, g, {}, "out of memory");
+        return;
+    }
+    const std::vector<float> x = random_values(ggml_nelements(g.input));
+    ggml_backend_tensor_set(g.input, x.data(), 0, ggml_nbytes(g.input));
+    if (c.is_fattn()) {
+        fill_mask(g.selection, c);
+    } else {
+        fill_indices(g.selection, c);
+    }
+    for (ggml_tensor * t : g.caches) {
+        fill_cache(t);
+    }
+    print(c, g, measure(backend, g, time), "ok");
+    ggml_backend_buffer_free(buffer);
+}
+
+int main(int argc, char ** argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: test-turbo-perf DEVICE [SECONDS] < cases\n");
+        return 2;
+    }
+    ggml_backend_load_all();
+    ggml_backend_dev_t device  = ggml_backend_dev_by_name(argv[1]);
+    ggml_backend_t     backend = device ? ggml_backend_dev_init(device, nullptr) : nullptr;
+    if (!backend) {
+        fprintf(stderr, "no device %s; there are:", argv[1]);
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            fprintf(stderr, " %s", ggml_backend_dev_name(ggml_backend_dev_get(i)));
+        }
+        fprintf(stderr, "\n");
+        return 1;
+    }
+    char line[256];
+    int  rc = 0;
+    while (fgets(line, sizeof(line), stdin)) {
+        perf_case c;
+        if (parse(line, c)) {
+            run(backend, c, argc > 2 ? atof(argv[2]) : 0.3);
+        } else {
+            fprintf(stderr, "not a case: %s", line);
+            rc = 2;
+        }
+    }
+    ggml_backend_free(backend);
+    return rc;
+}

@@ -1,0 +1,91 @@
+"""A model of random weights in the shape of an 8B one, with few layers: for speed and memory at depth, where quality does not matter.
+
+python scripts/bench_model.py MODEL.gguf --layers 4       # 1.8 GB: 32 heads, 8 KV heads, head size 128
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+N_VOCAB = 259  # <unk>, <s>, </s> and the 256 bytes
+HEAD = 128
+GQA = 4
+
+Array = npt.NDArray[np.float16]
+
+
+def write(path: Path, *, layers: int, kv_heads: int = 8, feed_forward: int = 14336) -> None:
+    """Write the model; the same arguments give the same bytes."""
+    n_embd = HEAD * kv_heads * GQA
+    writer = gguf.GGUFWriter(path, "llama")
+    _metadata(writer, layers, kv_heads, n_embd, feed_forward)
+    values = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float16)
+
+    def matrix(name: str, rows: int, cols: int) -> None:
+        block = (values * np.float16(1 / np.sqrt(cols))).astype(np.float16)
+        writer.add_tensor(f"{name}.weight", np.resize(block, (rows, cols)))  # repeats the values
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(n_embd, np.float32))
+
+    matrix("token_embd", N_VOCAB, n_embd)
+    matrix("output", N_VOCAB, n_embd)
+    norm("output_norm")
+    for il in range(layers):
+        block = f"blk.{il}"
+        norm(f"{block}.attn_norm")
+        norm(f"{block}.ffn_norm")
+        matrix(f"{block}.attn_q", n_embd, n_embd)
+        matrix(f"{block}.attn_k", HEAD * kv_heads, n_embd)
+        matrix(f"{block}.attn_v", HEAD * kv_heads, n_embd)
+        matrix(f"{block}.attn_output", n_embd, n_embd)
+        matrix(f"{block}.ffn_gate", feed_forward, n_embd)
+        matrix(f"{block}.ffn_up", feed_forward, n_embd)
+        matrix(f"{block}.ffn_down", n_embd, feed_forward)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _metadata(writer: gguf.GGUFWriter, layers: int, kv_heads: int, n_embd: int, feed_forward: int) -> None:
+    writer.add_name(f"random weights, {layers} layers")
+    writer.add_context_length(1 << 20)
+    writer.add_embedding_length(n_embd)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(feed_forward)
+    writer.add_head_count(kv_heads * GQA)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(HEAD)
+    writer.add_value_length(HEAD)
+    writer.add_rope_dimension_count(HEAD)
+    writer.add_rope_freq_base(500000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    kinds = gguf.TokenType
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))])
+    writer.add_token_scores([0.0] * N_VOCAB)
+    writer.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256])
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def main() -> None:
+    """Write the model that the command line asks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--feed-forward", type=int, default=14336)
+    options = parser.parse_args()
+    write(options.path, layers=options.layers, kv_heads=options.kv_heads, feed_forward=options.feed_forward)
+
+
+if __name__ == "__main__":
+    main()

@@ -56,13 +56,13 @@ static void turbo_fattn_decode_columns(ggml_backend_cuda_context & ctx,
 
 // A turbo_fattn_decode_t: all head sizes of a pair of types.
 template <ggml_type type_K, ggml_type type_V>
-static bool turbo_fattn_decode(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const turbo_fattn_args args) {
+static void turbo_fattn_decode(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const turbo_fattn_args args) {
     const int DK = dst->src[0]->ne[0];
     const int DV = dst->ne[0];
 #define TURBO_HEAD_SIZE(K, V)                                             \
     if (DK == K && DV == V) {                                             \
         turbo_fattn_decode_columns<K, V, type_K, type_V>(ctx, dst, args); \
-        return true;                                                      \
+        return;                                                           \
     }
     TURBO_HEAD_SIZE(64, 64)
     TURBO_HEAD_SIZE(96, 96)
@@ -72,5 +72,5 @@ static bool turbo_fattn_decode(ggml_backend_cuda_context & ctx, const ggml_tenso
     TURBO_HEAD_SIZE(512, 512)
     TURBO_HEAD_SIZE(576, 512)
 #undef TURBO_HEAD_SIZE
-    return false;
+    GGML_ABORT("head sizes %d/%d", DK, DV);
 }

@@ -7,11 +7,13 @@
 static constexpr int TURBO_DECODE_WARPS = 4;   // of a block
 static constexpr int TURBO_TILE         = 32;  // keys of a tile
 
-// Probabilities are relative to 2^(maximum + MAX_SLACK): at most 1, so that 32 products with |V| < 2047 fit into f16.
+// The maximum moves when a score exceeds it by more than this, in units of log2. Probabilities are relative to 2^(maximum + slack): at most
+// 1, so that 32 products with |V| < 2047 fit into f16.
 static constexpr float TURBO_MAX_SLACK = 3.0f;
-// Below every score, far from infinity, which fast math may not know. Twice, since a masked score is below the first maximum.
-static constexpr float TURBO_MAX_INIT  = -1e20f;
-static constexpr float TURBO_MASKED    = -1e30f;
+
+// The first maximum, and the score of a masked key, whose probability is zero even then: no infinities, which fast math may not know.
+static constexpr float TURBO_MAX_INIT = -1e20f;
+static constexpr float TURBO_MASKED   = -1e30f;
 
 static constexpr float TURBO_LOG2E = 1.4426950408889634f;
 

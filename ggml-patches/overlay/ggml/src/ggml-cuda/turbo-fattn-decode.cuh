@@ -71,9 +71,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols, bool f
         if constexpr (full && prefetched) {
             loader::store(raw, regs);
         } else if constexpr (full && loader::width > 2) {
-            loader::template copy<uint32_t>(raw, src, stride, n_valid);
+            loader::template copy<uint32_t, 4>(raw, src, stride, n_valid);
         } else {
-            loader::template copy<uint16_t>(raw, src, stride, n_valid);
+            loader::template copy<uint16_t, full ? 4 : 1>(raw, src, stride, n_valid);
         }
         turbo_syncwarp();
     }
@@ -113,8 +113,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols, bool f
     template <int n, int n_rows>
     __device__ __forceinline__ void copy_f16(const char * src, const int64_t stride, const int n_valid) {
         turbo_syncwarp();
-#pragma unroll 4
-        for (int i = threadIdx.x; i < n_rows * n / 8; i += TURBO_WARP) {
+#pragma unroll full ? 4 : 1
+        for (int i0 = 0; i0 < n_rows * n / 8; i0 += TURBO_WARP) {
+            const int i     = i0 + threadIdx.x;
             const int row   = i / (n / 8);
             const int chunk = i % (n / 8);
 

@@ -154,18 +154,20 @@ template <ggml_type type, int D, int n_rows, int n_seg, bool by_segment> struct 
     }
 
     // The same at once, in units as wide as the alignment allows: uint32_t, or uint16_t, which always does. Rows from n_valid on are
-    // read as the last valid one.
-    template <typename unit_t>
+    // read as the last valid one. The loop counts what is the same for all lanes: a scalar register, no mask of lanes.
+    template <typename unit_t, int unroll>
     static __device__ __forceinline__ void copy(uint32_t * dst, const char * src, const int stride, const int n_valid) {
         constexpr int units = bytes / (int) sizeof(unit_t);               // of a piece
         constexpr int n     = (int) (sizeof(uint32_t) / sizeof(unit_t));  // in a word
-#pragma unroll 4
-        for (int i = threadIdx.x; i < n_rows * units; i += TURBO_WARP) {
+#pragma unroll unroll
+        for (int i0 = 0; i0 < n_rows * units; i0 += TURBO_WARP) {
+            const int i   = i0 + threadIdx.x;
             const int row = i / units;
             const int col = i % units;
-
-            ((unit_t *) dst)[n * place(row, col / n) + col % n] =
-                *(const unit_t *) (src + (int64_t) min(row, n_valid - 1) * stride + col * (int) sizeof(unit_t));
+            if (n_rows * units % TURBO_WARP == 0 || i < n_rows * units) {
+                ((unit_t *) dst)[n * place(row, col / n) + col % n] =
+                    *(const unit_t *) (src + (int64_t) min(row, n_valid - 1) * stride + col * (int) sizeof(unit_t));
+            }
         }
     }
 };

@@ -324,6 +324,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     // Adds probability times value of a subtile. prob: of its first key.
     __device__ __forceinline__ void add_values(const half2 * tile, const half * prob) {
+        constexpr int keys_unroll = n_cols > 4 ? 1 : 2;  // more of them need more registers
+
         const int lane  = threadIdx.x % shape::chunk_lanes;
         const int group = threadIdx.x / shape::chunk_lanes;
 #pragma unroll
@@ -332,7 +334,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             if (shape::chunks % shape::chunk_lanes != 0 && chunk >= shape::chunks) {
                 break;
             }
-#pragma unroll 2
+#pragma unroll keys_unroll
             for (int key = group; key < shape::sub_keys; key += shape::key_groups) {
                 __align__(16) half2 v[4];
                 __align__(16) half  p[n_cols];

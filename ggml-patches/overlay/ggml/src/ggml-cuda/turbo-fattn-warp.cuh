@@ -324,7 +324,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     // Adds probability times value of a subtile. prob: of its first key.
     __device__ __forceinline__ void add_values(const half2 * tile, const half * prob) {
-        constexpr int keys_unroll = n_cols > 4 ? 1 : 2;  // more of them need more registers
+        [[maybe_unused]] constexpr int keys_unroll = n_cols > 4 ? 1 : 2;  // more of them need more registers
 
         const int lane  = threadIdx.x % shape::chunk_lanes;
         const int group = threadIdx.x / shape::chunk_lanes;

@@ -36,8 +36,8 @@ build-cuda: ## compile it for the NVIDIA GPUs here (or CUDAARCHS=89)
 hip-root: ## make a Debian root with clang and HIP, to compile and emulate without ROCm (root rights, 1.2 GB)
 	@scripts/hip_root.sh make
 
-test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (an hour; not part of the tests)
-	$(PYTHON_VENV) scripts/test_hip_emulated.py $(ARGS)
+test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
+	$(PYTHON_VENV) tests/gpu/emulated_report.py $(ARGS)
 
 kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md
 	$(PYTHON_VENV) scripts/kernel_report.py $(ARGS)

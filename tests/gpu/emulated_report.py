@@ -49,7 +49,9 @@ PERPLEXITY = """
 On the emulated device and on the CPU, {context} tokens a chunk, flash attention. The tiny models (two chunks, untrained, so perplexity
 is large) run 32 queries at once, which is prefill; the embedded model (one chunk of Python code) runs 8, which is decode. f16 shows what
 the order of additions does, and on the embedded model also that activations are rounded to 8 bits in other places; a type of few bits
-makes a whole step of it where a value lies at the border of two codes.
+makes a whole step of it where a value lies at the border of two codes. A chunk scores 63 tokens: on the embedded model the difference
+between turbo2 and f16 has a standard error of 5 %, and the KL divergences of turbo2 from f16 are 0.095 +- 0.023 on the CPU and
+0.108 +- 0.024 emulated, of turbo3 0.0165 +- 0.0025 and 0.0175 +- 0.0024 (measured by hand, 2026-11-21).
 
 | model | cache | CPU | emulated | difference |
 |---|---|---|---|---|

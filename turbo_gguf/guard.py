@@ -24,7 +24,7 @@ def backend_of(preset: str) -> str:
 
 
 def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> tuple[str, ...]:
-    """Variables in force whose names start so, as NAME=value: part of what a case is.
+    """Variables in force whose names start so, as NAME=value: part of what a case is. TURBO_GGUF_* are the driver's own.
 
     Raises:
         UsageError: a LLAMA_* variable is set that would change what is measured behind the back of the case.
@@ -35,7 +35,7 @@ def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> 
             f"the environment sets {', '.join(bad)}: llama.cpp would read it and measure something else",
             f"unset {' '.join(bad)}",
         )
-    return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and k != "TURBO_GGUF_HOME"))
+    return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and not k.startswith("TURBO_GGUF_")))
 
 
 def check(facts: LogFacts, types: CacheTypes, *, backend: str, model: ModelFile, base_splits: int | None = None) -> None:

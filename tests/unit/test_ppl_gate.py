@@ -262,6 +262,7 @@ def test_truncated_model(gate: Gate) -> None:
 
 def test_environment_that_changes_the_measurement(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURBO_TEST_KNOB", "1")
+    monkeypatch.setenv("TURBO_GGUF_TEST", "ours, and nothing that llama.cpp reads")
     rc, _, _ = gate.run("--ctx", "512")
     assert rc == 0 and Store(gate.home / "results").results()[0].case.env == ("TURBO_TEST_KNOB=1",)
     monkeypatch.delenv("TURBO_TEST_KNOB")

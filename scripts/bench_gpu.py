@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.build import ensure_build, read_manifest
+from turbo_gguf.cli import report
 from turbo_gguf.errors import ToolFailed, TurboError
 
 TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3")
@@ -238,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except TurboError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+        report(error.message, error.hint)
         return error.exit_code
 
 

@@ -100,6 +100,12 @@ def ops(suite: Suite) -> Words:
     return _backend_ops(suite, "ops", ["-o", "FLASH_ATTN_EXT" if suite.small else OPS, "-p", pattern])
 
 
+def slices(suite: Suite) -> Words:
+    """Prefill over caches of several slices, which the caches of the other cases do not reach."""
+    pattern = "kv=1536.*turbo3,type_V=turbo3" if suite.small else "kv=(1536|1700),.*turbo"
+    return _backend_ops(suite, "slices", ["-o", "FLASH_ATTN_EXT", "-p", pattern], env={"GGML_CUDA_TURBO_SLICE": "512"})
+
+
 def _sanitizer(suite: Suite, tool: str) -> Words:
     program = shutil.which("compute-sanitizer") or next((str(p) for p in Path("/usr/local/cuda/bin").glob("compute-sanitizer")), None)
     if not suite.device.startswith("CUDA") or program is None:
@@ -300,6 +306,7 @@ def read_memory(device: str) -> int | None:
 STAGES: dict[str, tuple[Callable[[Suite], Words], float]] = {
     "build": (build, 540),
     "ops": (ops, 300),
+    "slices": (slices, 120),
     "memcheck": (memcheck, 300),
     "racecheck": (racecheck, 300),
     "order": (order, 240),

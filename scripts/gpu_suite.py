@@ -21,6 +21,7 @@ from gpu_stages import STAGES, Status, Suite
 
 from turbo_gguf import cuda, guard, presets, rocm
 from turbo_gguf.assets import home
+from turbo_gguf.cli import report
 from turbo_gguf.errors import EnvironmentMissing, TurboError
 
 SMALLEST_START = 20
@@ -167,9 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except TurboError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        report(error.message, error.hint)
         return error.exit_code
 
 

@@ -24,6 +24,7 @@ from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_nam
 from kernel_toolchains import AMD_TARGETS, CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
 
 from turbo_gguf import patchset
+from turbo_gguf.cli import report
 from turbo_gguf.errors import EnvironmentMissing, TurboError
 from turbo_gguf.upstream import fetch, lock, resolve
 
@@ -40,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _report(options)
     except TurboError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        report(error.message, error.hint)
         return error.exit_code
 
 

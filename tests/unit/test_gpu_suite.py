@@ -44,6 +44,12 @@ def test_ops_pass_when_all_cases_do(suite: Suite) -> None:
     assert "test -b CUDA0 -o SET_ROWS,GET_ROWS,CPY" in (suite.out / "logs/ops.err").read_text()
 
 
+def test_slices_are_short_enough_that_there_are_several(suite: Suite) -> None:
+    tool(suite, "test-backend-ops", 'echo "$GGML_CUDA_TURBO_SLICE $@" >&2; echo "  33/33 tests passed"')
+    assert gpu_stages.slices(suite) == ("pass", "33 of 33 cases, 0 not supported")
+    assert "512 test -b CUDA0 -o FLASH_ATTN_EXT -p kv=(1536|1700)" in (suite.out / "logs/slices.err").read_text()
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [

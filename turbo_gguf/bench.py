@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from turbo_gguf import assets, guard, parse, tools
-from turbo_gguf.cache_types import check_head_sizes
+from turbo_gguf import assets, cache_types, guard, parse, tools
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.records import METRICS_VERSION, BenchRow, Build, CacheTypes, Metric, ModelFile
 from turbo_gguf.store import Store
@@ -71,13 +71,13 @@ def check_fit(plan: BenchPlan, model: ModelFile) -> None:
     """Refuse a plan that this model cannot run.
 
     Raises:
-        UsageError: head size, or a depth beyond the trained context.
+        UsageError: head size, layers, or a depth beyond the trained context.
     """
     longest = max(plan.depths) + max(plan.n_prompt, plan.n_gen)
     if 0 < model.n_ctx_train < longest:
         raise UsageError(f"depth {max(plan.depths)} needs {longest} tokens; {model.name} was trained on {model.n_ctx_train}")
     for types in plan.types:
-        check_head_sizes(types, model.head_k, model.head_v)
+        cache_types.check_fit(types, model)
 
 
 def _in_plan(row: BenchRow, plan: BenchPlan) -> bool:
@@ -95,17 +95,22 @@ def _missing(plan: BenchPlan, store: Store, key: str, types: CacheTypes, number:
 def _argv(types: CacheTypes, plan: BenchPlan, build: Build, model: ModelFile) -> list[str]:
     return [
         str(build.tool("llama-bench")),
-        *("-m", str(model.path), "-t", str(plan.threads), "-ctk", types.k, "-ctv", types.v, "-fa", "on", "-o", "jsonl"),
+        *("-m", str(model.path), "-t", str(plan.threads), *cache_types.options(types), "-fa", "on", "-o", "jsonl"),
         *(("-ngl", "0") if plan.backend == "CPU" else ("-ngl", "999")),
     ]
 
 
 def _log(kind: str, types: CacheTypes) -> Path:
-    return assets.home() / "logs" / "bench" / f"{kind}-{str(types).replace('/', '-')}.log"
+    """Log of a process. Settings hold what file names must not, and may be long: there a hash tells names apart that look alike."""
+    text = str(types)
+    name = re.sub(r"[^\w.]+", "-", text)
+    if types.has_settings:
+        name = f"{name[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return assets.home() / "logs" / "bench" / f"{kind}-{name}.log"
 
 
 def _probe(types: CacheTypes, plan: BenchPlan, build: Build, model: ModelFile) -> None:
-    """Run shortly with ``-v`` and check what really ran."""
+    """Run shortly with ``-v`` and check what really ran. So short a run decays nothing: decay is announced, and that is checked."""
     argv = [*_argv(types, plan, build, model), "-v", "-p", "16", "-n", "0", "-r", "1", "--no-warmup"]
     done = tools.run(argv, log=_log("probe", types))
     try:

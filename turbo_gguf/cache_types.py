@@ -5,10 +5,13 @@ The nominal numbers are only compared with what the log of a run says (:mod:`tur
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
+from turbo_gguf import decay, layer_map
 from turbo_gguf.errors import UsageError
-from turbo_gguf.records import CacheTypes
+from turbo_gguf.records import CacheTypes, ModelFile
 
 
 class CacheType(msgspec.Struct, frozen=True):
@@ -18,6 +21,7 @@ class CacheType(msgspec.Struct, frozen=True):
     block: int  # values
     size: int  # bytes of a block
     turbo: bool = False
+    decays: bool = False  # whether temporal decay takes a bit of it
 
     @property
     def bits(self) -> float:
@@ -42,8 +46,8 @@ CACHE_TYPES: dict[str, CacheType] = {
         CacheType("q4_1", 32, 20),
         CacheType("q4_0", 32, 18),
         CacheType("iq4_nl", 32, 18),
-        CacheType("turbo4", 32, 18, turbo=True),
-        CacheType("turbo3", 32, 14, turbo=True),
+        CacheType("turbo4", 32, 18, turbo=True, decays=True),
+        CacheType("turbo3", 32, 14, turbo=True, decays=True),
         CacheType("turbo2", 32, 10, turbo=True),
     )
 }
@@ -68,33 +72,106 @@ def cache_type(name: str) -> CacheType:
 
 
 def parse_types(text: str) -> CacheTypes:
-    """Read ``turbo3`` or ``turbo4/turbo3`` (K/V).
+    """Read ``turbo3``, ``turbo4/turbo3`` (K/V), or either with settings: see :class:`~turbo_gguf.records.CacheTypes`.
+
+    What depends on the model is not checked here but by :func:`check_fit`.
 
     Raises:
-        UsageError: a name is not a cache type.
+        UsageError: a name is not a cache type, a setting is wrong, or settings contradict each other.
     """
     types = CacheTypes.parse(text)
-    cache_type(types.k)
-    cache_type(types.v)
+    if types.adaptive and types.adaptive not in layer_map.MODES:
+        known = ", ".join(map(str, layer_map.MODES))
+        raise UsageError(f"cache type {text!r}: no layer-adaptive mode {types.adaptive}", f"modes are {known}")
+    if types.adaptive and (types.layers_k or types.layers_v):
+        raise UsageError(f"cache type {text!r}: a layer-adaptive mode and a layer map exclude each other", "leave one of them out")
+    named = [cache_type(name) for side in named_types(types) for name in side]
+    if types.decay:
+        decay.shares(types.decay)
+        if not any(kind.decays for kind in named):
+            raise _nothing_decays(types)
     return types
 
 
+def _nothing_decays(types: CacheTypes) -> UsageError:
+    able = ", ".join(kind.name for kind in CACHE_TYPES.values() if kind.decays)
+    return UsageError(f"cache type {str(types)!r}: nothing in it decays", f"types that decay: {able}; leave decay out for others")
+
+
+def maps(types: CacheTypes) -> tuple[str, str]:
+    """Layer maps of K and V: those that are set, or those of the layer-adaptive mode."""
+    return layer_map.MODES[types.adaptive] if types.adaptive else (types.layers_k, types.layers_v)
+
+
+def named_types(types: CacheTypes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All types that K may have, and all that V may have, whatever the number of layers.
+
+    Raises:
+        UsageError: a map is wrong.
+    """
+    map_k, map_v = maps(types)
+    return (types.k, *(item.type for item in layer_map.parse(map_k))), (types.v, *(item.type for item in layer_map.parse(map_v)))
+
+
+def layer_types(types: CacheTypes, n_layers: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Type of K, and type of V, in each of the layers that have a KV cache.
+
+    Raises:
+        UsageError: a map names a layer that the model lacks.
+    """
+    map_k, map_v = maps(types)
+    clip = bool(types.adaptive)
+    return layer_map.expand(map_k, n_layers, types.k, clip=clip), layer_map.expand(map_v, n_layers, types.v, clip=clip)
+
+
+def options(types: CacheTypes) -> Iterator[str]:
+    """Options of llama.cpp's tools that ask for these types. What is not set is not named: other builds may not know it."""
+    settings = {
+        "-ctk": types.k,
+        "-ctv": types.v,
+        "--cache-type-k-layers": types.layers_k,
+        "--cache-type-v-layers": types.layers_v,
+        "--cache-layer-adaptive": str(types.adaptive or ""),
+        "--cache-decay": types.decay,
+    }
+    for option, value in settings.items():
+        if value:
+            yield from (option, value)
+
+
 def is_turbo(types: CacheTypes) -> bool:
-    """Whether K or V is one of ours."""
-    return cache_type(types.k).turbo or cache_type(types.v).turbo
+    """Whether K or V is one of ours, in some layer."""
+    return any(cache_type(name).turbo for side in named_types(types) for name in side)
+
+
+def check_fit(types: CacheTypes, model: ModelFile) -> None:
+    """Refuse types that this model cannot have, before any tool runs.
+
+    Raises:
+        UsageError: head sizes, as :func:`check_head_sizes`; a layer that the model lacks; decay that no layer can have.
+    """
+    check_head_sizes(types, model.head_k, model.head_v)
+    sides = layer_types(types, len(model.kv_heads))
+    if types.decay and not any(cache_type(name).decays for side in sides for name in side):
+        raise _nothing_decays(types)
 
 
 def check_head_sizes(types: CacheTypes, head_k: int, head_v: int) -> None:
-    """Refuse a head size that cannot be cut into blocks, before any tool runs.
+    """Refuse a head size that cannot be cut into blocks.
 
     Raises:
         UsageError: names the head size and the types that do work.
     """
-    for side, name, head in (("K", types.k, head_k), ("V", types.v, head_v)):
-        block = cache_type(name).block
-        if head % block:
-            working = ", ".join(t.name for t in CACHE_TYPES.values() if head % t.block == 0)
-            raise UsageError(
-                f"cache type {name}: the {side} head size {head} of this model is not a multiple of its block of {block} values",
-                f"types that work with head size {head}: {working}",
-            )
+    for side, names, head in zip("KV", named_types(types), (head_k, head_v), strict=True):
+        for name in names:
+            _check_head_size(name, side, head)
+
+
+def _check_head_size(name: str, side: str, head: int) -> None:
+    block = cache_type(name).block
+    if head % block:
+        working = ", ".join(t.name for t in CACHE_TYPES.values() if head % t.block == 0)
+        raise UsageError(
+            f"cache type {name}: the {side} head size {head} of this model is not a multiple of its block of {block} values",
+            f"types that work with head size {head}: {working}",
+        )

@@ -76,7 +76,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def load(path: Path) -> Gates:
-    """Read and check a gates file.
+    """Read and check a gates file. Types come back in their shortest notation, however the file writes them.
 
     Raises:
         UsageError: the file is missing, is no TOML, or its content is wrong (the field is named).
@@ -87,12 +87,15 @@ def load(path: Path) -> Gates:
         raise UsageError(f"gates file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise UsageError(f"gates file {path}: {error}", "see eval/README.md for the fields") from error
+    named: dict[str, Gate] = {}
     for name, gate in gates.type.items():
-        parse_types(name)
-        parse_types(gate.reference)
+        types, reference = str(parse_types(name)), str(parse_types(gate.reference))
         if not any((gate.mean_kld, gate.p99_kld, gate.top_changes, gate.ppl)):
             raise UsageError(f"gates file {path}: [type.{name}] has no limit: it would pass anything")
-    return gates
+        if types in named:
+            raise UsageError(f"gates file {path}: {types} has two tables")
+        named[types] = msgspec.structs.replace(gate, reference=reference)
+    return msgspec.structs.replace(gates, type=named)
 
 
 def references(gates: Gates) -> dict[str, str]:
@@ -180,13 +183,14 @@ def _verdict(result: Result, reference: Result, gate: Gate, sigmas: float) -> Ve
 
 def _check_noise_floor(result: Result, peers: Sequence[Result]) -> None:
     """A lossy type that is no worse than f16 at another batch size did not run."""
-    bits = min(cache_type(result.case.types.k).bits, cache_type(result.case.types.v).bits)
+    types = result.case.types
+    bits = result.bits.nominal if types.by_layer else min(cache_type(types.k).bits, cache_type(types.v).bits)
     if bits >= CERTAINLY_LOSSY_BITS:
         return
     for floor in peers:
         if floor.case.is_noise_floor and result.stats.mean.value <= floor.stats.mean.value:
             raise SilentFallback(
-                f"{result.case.types} at ctx {result.case.ctx}: mean KLD {result.stats.mean.value:.6f} is not above the noise floor "
+                f"{types} at ctx {result.case.ctx}: mean KLD {result.stats.mean.value:.6f} is not above the noise floor "
                 f"{floor.stats.mean.value:.6f}: a cache of {bits:g} bits cannot be that good, it was not used"
             )
 

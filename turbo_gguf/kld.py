@@ -2,6 +2,10 @@
 
 Finished cases are never repeated: the store is asked for the key of a case first. A run that is interrupted or killed loses the
 case in hand and nothing else.
+
+Temporal decay is measured with batches that are small against the context. It runs between batches, so a chunk in one batch would
+decay nothing; and the tokens of a batch see the cache as it was when the batch began, so a large batch scores tokens that see less
+decay than they would in generation, where the batch is one token.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from typing import TextIO, TypeVar
 
 import msgspec
 
-from turbo_gguf import assets, base_logits, guard, parse, tools
-from turbo_gguf.cache_types import BASE, check_head_sizes, is_turbo
+from turbo_gguf import assets, base_logits, cache_types, decay, guard, parse, tools
+from turbo_gguf.cache_types import BASE, is_turbo
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.progress import Estimate, Progress
 from turbo_gguf.records import BaseRun, Build, CacheTypes, Case, LogFacts, ModelFile, Result, Run, TextFile
@@ -77,18 +81,30 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
 
 
 def check_fit(cases: Sequence[Case], model: ModelFile) -> None:
-    """Refuse cases that this model cannot run; what the user asked for is named before the competitors.
+    """Refuse cases that this model cannot run, or in which nothing would decay; what the user asked for is named before the competitors.
 
     Raises:
-        UsageError: head size or context.
+        UsageError: head size, layers, context, or batches too long for decay.
     """
     for case in sorted(cases, key=lambda case: not is_turbo(case.types)):
-        check_head_sizes(case.types, model.head_k, model.head_v)
+        cache_types.check_fit(case.types, model)
+        if case.types.decay and not decayed_cells(case):
+            raise UsageError(
+                f"{case.types}: nothing decays in a context of {case.ctx} with batches of {case.batch}: decay runs between batches",
+                f"use --batch {max(2, case.ctx // 8)} or less, or a longer --ctx",
+            )
         if 0 < model.n_ctx_train < case.ctx:
             raise UsageError(
                 f"context {case.ctx} is longer than the {model.n_ctx_train} tokens that {model.name} was trained on",
                 f"use --ctx {model.n_ctx_train} or less",
             )
+
+
+def decayed_cells(case: Case) -> int:
+    """Tokens that decay in a chunk of a case, on each side of the cache that decays; 0 for a chunk in one batch."""
+    if not case.types.decay or case.batch >= case.ctx:
+        return 0
+    return decay.cells(case.ctx, case.batch, _ubatch(case.batch), decay.shares(case.types.decay).cold)
 
 
 def _base(case: Case, job: Job, progress: Progress) -> tuple[Path, BaseRun]:
@@ -132,6 +148,7 @@ def _measure_case(case: Case, job: Job, path: Path, base: BaseRun, progress: Pro
         stats = parse.kld_stats(out, err)
         if stats.chunks != base.chunks:
             raise LogNotUnderstood(f"{stats.chunks} chunks were compared, the base has {base.chunks}")
+        guard.check_decayed(facts, stats.chunks * decayed_cells(case))
         return Result(
             key=case.key,
             case=case,
@@ -155,13 +172,19 @@ def _measure_case(case: Case, job: Job, path: Path, base: BaseRun, progress: Pro
     return _run(argv, f"kld-{case.key}", read, progress, on_line)
 
 
+def _ubatch(batch: int) -> int:
+    """Tokens that are computed at a time."""
+    return min(batch, 512)
+
+
 def _argv(case: Case, job: Job, types: CacheTypes, batch: int) -> list[str]:
     """Command line of a run: everything that decides the numbers is said, nothing is left to a default."""
     return [
         str(job.build.tool("llama-perplexity")),
         *("-m", str(job.model.path), "-f", str(job.text.path)),
-        *("-c", str(case.ctx), "-b", str(batch), "-ub", str(min(batch, 512)), "-t", str(job.threads)),
-        *("-ctk", types.k, "-ctv", types.v, "-fa", "on", "-fit", "off"),
+        *("-c", str(case.ctx), "-b", str(batch), "-ub", str(_ubatch(batch)), "-t", str(job.threads)),
+        *cache_types.options(types),
+        *("-fa", "on", "-fit", "off"),
         *(() if case.backend == "CPU" else ("-ngl", "999")),
         *("-lv", "4"),  # the lines about the KV cache are of level trace
     ]

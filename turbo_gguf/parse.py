@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import NormalDist
 
-from turbo_gguf.cache_types import cache_type
+import msgspec
+
+from turbo_gguf import layer_map
+from turbo_gguf.cache_types import cache_type, layer_types
 from turbo_gguf.errors import LogNotUnderstood, UsageError
-from turbo_gguf.records import Bits, CacheTypes, KldStats, KvCache, LogFacts, Metric, ModelFile
+from turbo_gguf.records import Bits, CacheDecay, CacheTypes, DecayCount, DecayShares, KldStats, KvCache, LogFacts, Metric, ModelFile
 
 MIB_ROUNDING = 0.005 + 1e-6
 """Half of the last digit of the sizes in the log, and a little more: 1.125 MiB is printed as 1.12, on the very edge."""
@@ -197,9 +200,14 @@ _CACHE = re.compile(
     r"K \((?P<k>[^)]+)\):\s*(?P<mk>[\d.]+) MiB, V \((?P<v>[^)]+)\):\s*(?P<mv>[\d.]+) MiB"
 )
 
+_DECAY = re.compile(
+    r"llama_turbo_cache: decay: the oldest \d+ % of each sequence lose one bit "
+    r"\(hot (?P<hot>\d+) %, warm (?P<warm>\d+) %, cold (?P<cold>\d+) %\), K of (?P<k>\d+) layers, V of (?P<v>\d+) layers"
+)
+
 
 def log_facts(err: str) -> LogFacts:
-    """Read what really ran from the log: caches, rotation, flash attention, devices.
+    """Read what really ran from the log: caches, rotation, types by layer, decay, flash attention, devices.
 
     Raises:
         LogNotUnderstood: there is no line about a KV cache (the tool ran without ``-lv 4``, or upstream changed its log).
@@ -209,14 +217,17 @@ def log_facts(err: str) -> LogFacts:
     flash_attn, n_ctx_seq, splits = "", 0, None
     backends: tuple[str, ...] = ()
     offloaded: tuple[int, int] | None = None
+    decayed: list[DecayCount] = []
     for line in _messages(err):
         if m := re.match(r"llama_kv_cache:\s+(\S+) KV buffer size =", line):
             buffers.append(m[1])
         elif m := _CACHE.match(line):
             caches.append(_cache(m, tuple(buffers)))
             buffers.clear()
-        elif (m := re.match(r"llama_kv_cache: attn_rot_([kv]) = (\d)", line)) and caches:
-            caches[-1] = _with_rotation(caches[-1], m[1], m[2] == "1")
+        elif caches and (told := _of_cache(line)):
+            caches[-1] = msgspec.structs.replace(caches[-1], **told)
+        elif m := re.match(r"llama_turbo_cache: decay: (\d+) passes, (\d+) cells of K, (\d+) cells of V", line):
+            decayed.append(DecayCount(*map(int, m.groups())))
         elif m := re.match(r"llama_context: flash_attn\s*= (\w+)", line):
             flash_attn = {"auto": flash_attn}.get(m[1], m[1])
         elif m := re.search(r"Flash Attention (?:enabled|not supported, set to disabled)", line):
@@ -239,6 +250,7 @@ def log_facts(err: str) -> LogFacts:
         offloaded=offloaded,
         splits=splits,
         warnings=log_warnings(err),
+        decayed=tuple(decayed),
     )
 
 
@@ -261,10 +273,30 @@ def _cache(match: re.Match[str], buffers: tuple[str, ...]) -> KvCache:
     )
 
 
-def _with_rotation(cache: KvCache, side: str, on: bool) -> KvCache:
-    fields = {name: getattr(cache, name) for name in cache.__struct_fields__}
-    fields["rot_k" if side == "k" else "rot_v"] = on
-    return KvCache(**fields)
+def _of_cache(line: str) -> dict[str, object]:
+    """Fields of the cache that the log last told of; none when the line says nothing about it."""
+    if m := re.match(r"llama_kv_cache: attn_rot_([kv]) = (\d)", line):
+        return {f"rot_{m[1]}": m[2] == "1"}
+    if m := re.match(r"llama_turbo_cache: ([KV]) by layer: (\S+) \(([\d.]+) bits per value\)", line):
+        return {f"layers_{m[1].lower()}": m[2], f"bits_{m[1].lower()}": float(m[3])}
+    if m := _DECAY.match(line):
+        shares = DecayShares(hot=int(m["hot"]), warm=int(m["warm"]), cold=int(m["cold"]))
+        return {"decay": CacheDecay(shares, layers_k=int(m["k"]), layers_v=int(m["v"]))}
+    if m := re.match(r"llama_turbo_cache: decay: (?:none, )?(sliding window|no layer)", line):
+        return {"no_decay": m[1]}
+    return {}
+
+
+def decayed_cells(facts: LogFacts) -> tuple[int, int]:
+    """Cells of K and cells of V that decayed in all caches together.
+
+    Raises:
+        LogCut: a cache that decays did not count. It does so when it is freed: this is the very last line of a log.
+    """
+    decaying = sum(cache.decay is not None for cache in facts.caches)
+    if len(facts.decayed) < decaying:
+        raise LogCut(f"the log counts the decayed cells of {len(facts.decayed)} of {decaying} KV caches")
+    return sum(count.cells_k for count in facts.decayed), sum(count.cells_v for count in facts.decayed)
 
 
 def bits_per_value(facts: LogFacts, types: CacheTypes, model: ModelFile) -> Bits:
@@ -273,8 +305,8 @@ def bits_per_value(facts: LogFacts, types: CacheTypes, model: ModelFile) -> Bits
     The log gives K and V in MiB with two digits; the number of values is cells x streams x sum over the layers of KV heads x
     head size. The relative uncertainty is 0.005 MiB / size: below 1 % from about 1 MiB on.
     """
+    bits_k, bits_v = nominal_bits(facts.caches, types, model)
     values_k, values_v = _values(facts, model, model.head_k), _values(facts, model, model.head_v)
-    bits_k, bits_v = cache_type(types.k).bits, cache_type(types.v).bits
     if values_k is None or values_v is None:
         return Bits(nominal=(bits_k * model.head_k + bits_v * model.head_v) / (model.head_k + model.head_v))
     nominal = (bits_k * values_k + bits_v * values_v) / (values_k + values_v)
@@ -284,9 +316,31 @@ def bits_per_value(facts: LogFacts, types: CacheTypes, model: ModelFile) -> Bits
     return Bits(nominal=nominal, low=max(0.0, mib - slack) * scale, high=(mib + slack) * scale)
 
 
+def nominal_bits(caches: Sequence[KvCache], types: CacheTypes, model: ModelFile) -> tuple[float, float]:
+    """Bits per value of K, and of V, by the block layouts of the types asked for.
+
+    Types by layer count with the values that their layers have in ``caches``. The log says which layers are in which:
+    :func:`turbo_gguf.guard.check` has made sure of it.
+    """
+    if not types.by_layer:
+        return cache_type(types.k).bits, cache_type(types.v).bits
+    heads = model.kv_heads
+    asked_k, asked_v = layer_types(types, len(heads))
+
+    def average(asked: Sequence[str], maps: Iterable[str]) -> float:
+        placed = [
+            (cache.cells * cache.streams * heads[layer], cache_type(asked[layer]).bits)
+            for cache, text in zip(caches, maps, strict=True)
+            for layer, _ in layer_map.pairs(text, len(heads))
+        ]
+        return sum(values * bits for values, bits in placed) / sum(values for values, _ in placed)
+
+    return average(asked_k, (cache.layers_k for cache in caches)), average(asked_v, (cache.layers_v for cache in caches))
+
+
 def _values(facts: LogFacts, model: ModelFile, head: int) -> int | None:
     """Values of K (or V) in all caches; None when the layers of a cache cannot be told from the metadata."""
-    with_kv = [n for n in model.n_head_kv if n]
+    with_kv = model.kv_heads
     if not model.uniform or not with_kv:
         return None
     if len(set(with_kv)) == 1:

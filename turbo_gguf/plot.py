@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,27 @@ _OURS, _THEIRS, _FLOOR = "#c8442a", "#2f6690", "#8a8a8a"
 _OUR_SERIES = ("#8c2313", "#c8442a", "#e98a2e", "#b0568c", "#d9ae2b")
 _THEIR_SERIES = ("#4d4d4d", "#2f6690", "#5aa0c8", "#3a8f6a", "#8fb8a8")
 
+_LONG_NAME = 13
+"""Characters beyond which a name stands below the panels instead of in them: turbo4/turbo3 still fits."""
+
+_CHARACTER, _LINE = 4.7, 12.0
+"""Mean width of a character and height of a line of a label of 8 points, in points."""
+
 
 def quality(results: Sequence[Result], path: Path) -> Path:
     """Write KL divergence (log scale) against bits per value, one panel per context. Returns ``path``.
 
     Points are means with one standard error; the thin line goes up to the 99 % quantile. Our types are circles (a pair K/V:
-    diamonds), upstream's squares. The dashed line is the noise floor.
+    diamonds; with settings by layer or by age: triangles), upstream's squares. The dashed line is the noise floor. Types with long
+    names are numbered, and named below the panels.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - a Figure of its own needs no display and no global state
 
     contexts = list(dict.fromkeys(r.case.ctx for r in results))
     figure = Figure(figsize=(1.2 + 5.4 * len(contexts), 5.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(contexts), squeeze=False, sharey=True)[0]
+    types = list(dict.fromkeys(r.case.types for r in results if not r.case.is_noise_floor))
+    labels = _short_names(types)
     drawn = []
     for ax, ctx in zip(axes, contexts, strict=True):
         group = [r for r in results if r.case.ctx == ctx]
@@ -44,12 +54,30 @@ def quality(results: Sequence[Result], path: Path) -> Path:
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.15, y=0.08)
     axes[0].set_ylabel("KL divergence from the f16 cache (nats)")
-    _legend(axes[-1])
+    _legend(axes[-1], types)
+    if numbered := [t for t in types if labels[t] != str(t)]:
+        _name_below(figure, [_key(*_marker(t)) for t in numbered], [f"{labels[t]} {t}" for t in numbered])
     figure.suptitle(f"{results[0].model}: quality of the KV cache types ({results[0].case.backend})", fontsize=11)
     figure.draw_without_rendering()  # places the panels, so that labels can be placed in them
     for ax, points in drawn:
-        _labels(ax, points)
+        _labels(ax, points, labels)
     return _save(figure, path)
+
+
+def _short_names(types: Sequence[CacheTypes]) -> dict[CacheTypes, str]:
+    """What to write beside a point: the name, or a number for one that is long."""
+    long = [t for t in types if len(str(t)) > _LONG_NAME]
+    return {t: f"[{long.index(t) + 1}]" if t in long else str(t) for t in types}
+
+
+def _name_below(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Write names below the panels, each behind its handle, in as many columns as fit. The figure grows by their height."""
+    width, height = figure.get_size_inches()
+    room = int((72 * width - 60) / _CHARACTER)
+    texts = [name if len(name) <= room else f"{name[: room - 1]}…" for name in names]
+    columns = max(1, min(len(texts), room // (max(map(len, texts)) + 8)))
+    figure.set_size_inches(width, height + (_LINE * math.ceil(len(texts) / columns) + 12) / 72)
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelspacing=0.3)
 
 
 def _floor(ax: Any, floors: Sequence[float]) -> None:
@@ -66,6 +94,8 @@ def _floor(ax: Any, floors: Sequence[float]) -> None:
 def _marker(types: CacheTypes) -> tuple[str, str]:
     if not is_turbo(types):
         return "s", _THEIRS
+    if types.has_settings:
+        return "^", _OURS
     return ("o" if types.k == types.v else "D"), _OURS
 
 
@@ -86,17 +116,20 @@ def _point(ax: Any, result: Result) -> None:
     )
 
 
-_PLACES = (("left", 7, 0), ("right", -7, 0), ("left", 6, -9), ("left", 6, 9), ("right", -6, -9), ("right", -6, 9), ("left", 7, -18))
+_PLACES = (
+    *(("left", 7, 0), ("right", -7, 0), ("left", 6, -9), ("left", 6, 9), ("right", -6, -9), ("right", -6, 9), ("left", 7, -18)),
+    *(("right", -7, -18), ("left", 7, 18), ("right", -7, 18)),
+)
 """Where a label may stand: alignment and offset from its point, in points, the best place first."""
 
 
-def _labels(ax: Any, points: Sequence[Result]) -> None:
+def _labels(ax: Any, points: Sequence[Result], labels: Mapping[CacheTypes, str]) -> None:
     """Name the points, each at the first place where its text covers no marker and no other text (limits must be final)."""
     scale = 72 / ax.figure.dpi
     centers = [tuple(ax.transData.transform((r.bits.nominal, r.stats.mean.value)) * scale) for r in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centers]
     for r, (x, y) in zip(points, centers, strict=True):
-        name = str(r.case.types)
+        name = labels[r.case.types]
         boxes = [_box(x + dx, y + dy, side, name) for side, dx, dy in _PLACES]
         free = [i for i, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
         best = free[0] if free else 0
@@ -108,7 +141,7 @@ def _labels(ax: Any, points: Sequence[Result]) -> None:
 
 def _box(x: float, y: float, side: str, name: str) -> tuple[float, float, float, float]:
     """Left, bottom, right and top of a label of 8 points."""
-    width = 4.7 * len(name)
+    width = _CHARACTER * len(name)
     left = x if side == "left" else x - width
     return left, y - 4.5, left + width, y + 4.5
 
@@ -124,17 +157,20 @@ def _text(side: str, color: str) -> dict[str, object]:
     return {"textcoords": "offset points", "ha": side, "fontsize": 8, "color": color, "path_effects": halo, "zorder": 4}
 
 
-def _legend(ax: Any) -> None:
+def _key(marker: str, color: str, label: str = "") -> Any:
+    """What stands for a marker in a legend."""
     from matplotlib.lines import Line2D  # noqa: PLC0415
 
-    def key(marker: str, color: str, label: str) -> Line2D:
-        return Line2D([], [], marker=marker, color=color, linestyle="", markersize=6, label=label)
+    return Line2D([], [], marker=marker, color=color, linestyle="", markersize=6, label=label)
 
+
+def _legend(ax: Any, types: Sequence[CacheTypes]) -> None:
     entries = [
-        key("o", _OURS, "turbo, K = V"),
-        key("D", _OURS, "turbo, K/V pair"),
-        key("s", _THEIRS, "upstream"),
-        key("_", _FLOOR, "99 % quantile"),
+        _key("o", _OURS, "turbo, K = V"),
+        _key("D", _OURS, "turbo, K/V pair"),
+        *([_key("^", _OURS, "turbo, by layer or age")] if any(t.has_settings for t in types) else []),
+        _key("s", _THEIRS, "upstream"),
+        _key("_", _FLOOR, "99 % quantile"),
     ]
     ax.legend(handles=entries, fontsize=8, frameon=False, loc="upper right")
 
@@ -174,7 +210,10 @@ def speed(rows: Sequence[BenchRow], path: Path) -> Path:
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("tokens per second")
-    axes[-1].legend(fontsize=8, frameon=False)
+    if any(len(str(types)) > _LONG_NAME for types in names):
+        _name_below(figure, *axes[-1].get_legend_handles_labels())
+    else:
+        axes[-1].legend(fontsize=8, frameon=False)
     first = rows[0].row
     figure.suptitle(f"{first.get('model_type', '')}: speed against depth ({first.get('backends', '')})", fontsize=11)
     return _save(figure, path)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from turbo_gguf.errors import UsageError
 
 SCHEMA_VERSION = 1
 """Version of every record written to the store. Readers refuse newer ones."""
@@ -48,21 +51,73 @@ class Run(msgspec.Struct, frozen=True):
     stderr: Path
 
 
-class CacheTypes(msgspec.Struct, frozen=True, order=True):
-    """The types of the K and of the V cache, by the names that llama.cpp's ``-ctk`` and ``-ctv`` take."""
+class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
+    """The types of the K and of the V cache, by the names that llama.cpp's ``-ctk`` and ``-ctv`` take, and what changes them.
+
+    Written ``turbo3`` (K and V) or ``turbo4/turbo3`` (K/V), then settings with spaces between::
+
+        turbo3 k=0,-1:q8_0 v=0,-1:q8_0
+        turbo3 adaptive=7
+        turbo4/turbo3 decay=balanced
+
+    What is not set is not encoded: the key of a case without settings does not depend on which settings there are.
+    """
 
     k: str
     v: str
+    layers_k: str = ""  # layer map of K, see turbo_gguf.layer_map; "": all layers are ``k``
+    layers_v: str = ""
+    adaptive: int = 0  # layer-adaptive mode instead of maps; 0: none
+    decay: str = ""  # preset or HOT,WARM,COLD in percent, see turbo_gguf.decay; "": none
 
     @classmethod
     def parse(cls, text: str) -> CacheTypes:
-        """Read ``turbo3`` (both) or ``turbo4/turbo3`` (K/V)."""
-        k, pair, v = text.strip().partition("/")
-        return cls(k.strip(), (v if pair else k).strip())
+        """Read the notation. Names and values are taken as they are; :func:`turbo_gguf.cache_types.parse_types` checks them.
+
+        Raises:
+            UsageError: a word is no setting, is there twice or has no value, or the mode is no number.
+        """
+        names, *words = re.sub(r"\s*/\s*", "/", text).split() or [""]
+        k, pair, v = names.partition("/")
+        found: dict[str, str] = {}
+        for word in words:
+            name, _, value = word.partition("=")
+            if name not in _SETTINGS or not value:
+                raise UsageError(f"cache type {text!r}: {word!r} is no setting", _SETTINGS_HINT)
+            if name in found:
+                raise UsageError(f"cache type {text!r}: {name} is set twice", _SETTINGS_HINT)
+            found[name] = value
+        mode = found.get("adaptive", "0")
+        if not mode.isdecimal():
+            raise UsageError(f"cache type {text!r}: adaptive={mode} is no number", _SETTINGS_HINT)
+        return cls(
+            k=k,
+            v=v if pair else k,
+            layers_k=found.get("k", ""),
+            layers_v=found.get("v", ""),
+            adaptive=int(mode),
+            decay=found.get("decay", ""),
+        )
 
     def __str__(self) -> str:
-        """``turbo3`` when both are equal, ``turbo4/turbo3`` otherwise."""
-        return self.k if self.k == self.v else f"{self.k}/{self.v}"
+        """The notation, in its shortest form: ``turbo3`` when K and V are equal, settings in the order of :meth:`parse`."""
+        names = self.k if self.k == self.v else f"{self.k}/{self.v}"
+        values = (self.layers_k, self.layers_v, self.adaptive, self.decay)
+        return " ".join([names, *(f"{name}={value}" for name, value in zip(_SETTINGS, values, strict=True) if value)])
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers may differ in type."""
+        return bool(self.layers_k or self.layers_v or self.adaptive)
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether there is more to it than two names."""
+        return self.by_layer or bool(self.decay)
+
+
+_SETTINGS = ("k", "v", "adaptive", "decay")
+_SETTINGS_HINT = "settings are k=MAP, v=MAP, adaptive=MODE and decay=SHARES, each once, with spaces between: turbo3 decay=balanced"
 
 
 class ModelFile(msgspec.Struct, frozen=True):
@@ -80,6 +135,11 @@ class ModelFile(msgspec.Struct, frozen=True):
     n_ctx_train: int
     n_vocab: int
     uniform: bool  # False: head sizes differ between layers (SWA, MLA): sizes of the cache cannot be derived
+
+    @property
+    def kv_heads(self) -> tuple[int, ...]:
+        """KV heads of each layer that has a KV cache: layer maps count these layers."""
+        return tuple(n for n in self.n_head_kv if n)
 
 
 class TextFile(msgspec.Struct, frozen=True):
@@ -124,6 +184,30 @@ class Case(msgspec.Struct, frozen=True):
         return self.batch != self.base_batch
 
 
+class DecayShares(msgspec.Struct, frozen=True):
+    """Percent of a sequence, from its newest tokens to its oldest. What is cold loses one bit."""
+
+    hot: int
+    warm: int
+    cold: int
+
+
+class CacheDecay(msgspec.Struct, frozen=True):
+    """Temporal decay of one ``llama_kv_cache``, as the log announces it."""
+
+    shares: DecayShares
+    layers_k: int  # layers whose K decays
+    layers_v: int
+
+
+class DecayCount(msgspec.Struct, frozen=True):
+    """What one ``llama_kv_cache`` did when it was freed: tokens, each counted once for all layers."""
+
+    passes: int
+    cells_k: int
+    cells_v: int
+
+
 class KvCache(msgspec.Struct, frozen=True):
     """One ``llama_kv_cache`` of the log. A model with sliding-window attention has two."""
 
@@ -137,6 +221,12 @@ class KvCache(msgspec.Struct, frozen=True):
     buffers: tuple[str, ...]  # names of the backend buffers that hold it
     rot_k: bool | None = None  # None: the log does not say
     rot_v: bool | None = None
+    layers_k: str = ""  # types by layer, as a layer map in which each layer of this cache is named once; "": not in the log
+    layers_v: str = ""
+    bits_k: float | None = None  # bits per value, rounded to 0.001, of types by layer
+    bits_v: float | None = None
+    decay: CacheDecay | None = None
+    no_decay: str = ""  # why nothing decays here although decay is set: "sliding window" or "no layer"
 
 
 class LogFacts(msgspec.Struct, frozen=True):
@@ -149,6 +239,7 @@ class LogFacts(msgspec.Struct, frozen=True):
     offloaded: tuple[int, int] | None  # layers on a GPU, layers in all; None without the line
     splits: int | None  # graph splits: more of them means that work moved between devices
     warnings: tuple[str, ...]
+    decayed: tuple[DecayCount, ...] = ()  # one for each cache that decays, when the log is complete
 
 
 class KldStats(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from turbo_gguf.gate import Verdict
+from turbo_gguf.gate import Check, Verdict
 from turbo_gguf.records import BenchRow, CacheTypes, Metric, Result
 
 
@@ -26,9 +26,19 @@ def plus_minus(metric: Metric, digits: int) -> str:
     return f"{value if float(value) else value.lstrip('-')} ± {metric.error:.{digits}f}"
 
 
+def types_text(types: CacheTypes) -> str:
+    """Types in a table. Settings are code: Markdown would take a bare ``*`` for emphasis."""
+    return f"`{types}`" if types.has_settings else str(types)
+
+
+def short(value: float) -> str:
+    """``3.5``, ``4.333``: three digits after the point at most. Averages over layers need not end."""
+    return f"{round(value, 3):g}"
+
+
 def name_of(result: Result) -> str:
     """Types, or what the noise floor is."""
-    return f"f16, batch {result.case.batch} (noise floor)" if result.case.is_noise_floor else str(result.case.types)
+    return f"f16, batch {result.case.batch} (noise floor)" if result.case.is_noise_floor else types_text(result.case.types)
 
 
 def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
@@ -52,7 +62,7 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
             rows.append(
                 [
                     name_of(r),
-                    f"{r.bits.nominal:g}",
+                    short(r.bits.nominal),
                     plus_minus(s.mean, 6),
                     plus_minus(s.median, 6),
                     plus_minus(s.p99, 5),
@@ -74,15 +84,15 @@ def _ppl_ratio(ln: Metric) -> Metric:
 def checks(verdicts: Sequence[Verdict]) -> str:
     """Table of all checks: what was compared with which limit."""
     rows = [
-        [str(v.types), str(v.ctx), c.name, _check_value(c.name, c.value, c.error), f"{c.limit:g}", v.reference, c.status]
+        [types_text(v.types), str(v.ctx), c.name, _check_value(c), short(c.limit), types_text(CacheTypes.parse(v.reference)), c.status]
         for v in verdicts
         for c in v.checks
     ]
     return markdown(["cache K/V", "context", "check", "value", "limit", "relative to", "status"], rows, left=3)
 
 
-def _check_value(name: str, value: float, error: float) -> str:
-    return f"{value:g}" if name == "bits per value" else f"{value:.3f} ± {error:.3f}"
+def _check_value(check: Check) -> str:
+    return short(check.value) if check.name == "bits per value" else f"{check.value:.3f} ± {check.error:.3f}"
 
 
 def by_setting(rows: Sequence[BenchRow]) -> dict[tuple[CacheTypes, str, int], Metric]:
@@ -108,7 +118,7 @@ def speed(rows: Sequence[BenchRow], base: CacheTypes) -> str:
         header = ["cache K/V", *(f"depth {depth}" for depth in depths)]
         body = []
         for types in dict.fromkeys(types for types, name, _ in found if name == test):
-            cells = [str(types)]
+            cells = [types_text(types)]
             for depth in depths:
                 metric, ref = found.get((types, test, depth)), found.get((base, test, depth))
                 if metric is None:

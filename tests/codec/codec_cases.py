@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from turbo_gguf.codec import oracle
-from turbo_gguf.codec.tables import QK_TURBO, T_MAX, TYPES, Scale
+from turbo_gguf.codec.tables import QK_TURBO, T_MAX, TURBO4, TYPES, Scale, TurboType
 
 FLT_MAX = np.finfo(np.float32).max
 FLT_DENORMAL = np.float32(1e-45)
+
+# bits of d: zeros, denormals, the smallest and the largest normal numbers, ordinary ones; infinity, quiet and signalling NaN
+FINITE_SCALES = (0x0000, 0x8000, 0x0001, 0x8001, 0x0003, 0x03FF, 0x0400, 0x3C00, 0xBC00, 0x2E66, 0x7BFF, 0xFBFF)
+OTHER_SCALES = (0x7C00, 0xFC00, 0x7E00, 0xFE01, 0x7C01)
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -101,3 +106,30 @@ def random_blocks(count: int, seed: int = 3) -> np.ndarray:
     narrow = (bits & np.uint32(0x807FFFFF)) | (rng.integers(1, 255, (count, 1), dtype=np.uint32) << np.uint32(23))
     mixed = np.where(rng.random((count, 1)) < 0.8, narrow, bits)
     return mixed.astype(np.uint32).view(np.float32)
+
+
+def with_scale(body: np.ndarray, bits: int) -> np.ndarray:
+    """Blocks of turbo3 or turbo4 from what follows ``d``, and from the bits of ``d``."""
+    d = np.full(len(body), bits, dtype="<u2")
+    return np.concatenate([d.view(np.uint8).reshape(-1, 2), body], axis=1)
+
+
+def blocks_with_scales(t: TurboType, scales: Iterable[int], count: int = 50) -> np.ndarray:
+    """For each scale, blocks of random indices."""
+    rng = np.random.default_rng(17)
+    return np.concatenate([with_scale(rng.integers(0, 256, (count, t.block_bytes - 2), dtype=np.uint8), bits) for bits in scales])
+
+
+def blocks_of_equal_bytes(t: TurboType) -> np.ndarray:
+    """All blocks whose bytes of low bits are equal and, in turbo3, whose bytes of signs are equal: all pairs of levels among them."""
+    byte = np.arange(256, dtype=np.uint8).reshape(-1, 1)
+    if t is TURBO4:
+        return with_scale(np.repeat(byte, 16, axis=1), 0x3C00)
+    qs, signs = np.repeat(np.repeat(byte, 8, axis=1), 256, axis=0), np.tile(np.repeat(byte, 4, axis=1), (256, 1))
+    return with_scale(np.concatenate([qs, signs], axis=1), 0x3C00)
+
+
+def stored_blocks(t: TurboType) -> np.ndarray:
+    """What decay may meet."""
+    random = np.random.default_rng(19).integers(0, 256, (4000, t.block_bytes), dtype=np.uint8)
+    return np.concatenate([blocks_of_equal_bytes(t), blocks_with_scales(t, (*FINITE_SCALES, *OTHER_SCALES)), random])

@@ -54,6 +54,7 @@ JOBS = {
     "GET_ROWS": Job("GET_ROWS", "turbo"),
     "CPY": Job("CPY", "turbo"),
     "CONT, DUP": Job("CONT,DUP", "turbo"),
+    "decay": Job("MAP_CUSTOM1", "turbo"),
     **{f"attention, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,") for size in HEAD_SIZES},
     "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,"),
     "attention, slices, head size 64": attention("64", "nh=2,.*kv=(1536|1700),", SLICE),

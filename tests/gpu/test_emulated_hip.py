@@ -48,6 +48,12 @@ def test_every_type_ran(op: str, key: str, at_least: int) -> None:
         assert ran.count(name) >= at_least, name
 
 
+def test_decay_ran() -> None:
+    outcome = outcomes()["decay"]
+    assert {case.parameters["type"] for case in outcome.cases} == {"turbo3", "turbo4"}
+    assert any("turbo_decay_blocks" in name for name in outcome.kernels)
+
+
 @pytest.mark.parametrize("size", HEAD_SIZES)
 def test_every_pair_and_batch_ran(size: str) -> None:
     cases = [case.parameters for case in outcomes()[f"attention, head size {size}"].cases]

@@ -1,9 +1,11 @@
-"""SET_ROWS, GET_ROWS, CPY and conversions of the GPU backend, run lane by lane on the CPU, against the C reference."""
+"""SET_ROWS, GET_ROWS, CPY, decay and conversions of the GPU backend, run lane by lane on the CPU, against the C reference."""
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from lanes_tools import CUDA, Device, LanesMisuse, each_device, load
 from turbo_gguf.codec import oracle
 from turbo_gguf.codec.tables import QK_TURBO, TYPES, Scale, TurboType
 
-OPS = {"dup": 1, "cpy": 2, "cont": 3, "get_rows": 8, "set_rows": 9, "mul_mat": 10}
+sys.path.append(str(Path(__file__).resolve().parent.parent / "codec"))
+from codec_cases import FINITE_SCALES, OTHER_SCALES, blocks_with_scales, stored_blocks
+
+OPS = {"dup": 1, "cpy": 2, "cont": 3, "get_rows": 8, "set_rows": 9, "mul_mat": 10, "map_custom1": 12}
 FLOATS = {"f32": 0, "f16": 1, "bf16": 30}
 INDEX_TYPES = {np.dtype(np.int32): 26, np.dtype(np.int64): 27}
 
@@ -257,6 +262,63 @@ def test_copy_of_blocks(device: Device, t: TurboType, axes: tuple[int, ...]) -> 
 
 
 #
+# decay
+#
+
+each_decaying_type = pytest.mark.parametrize("t", [t for t in TYPES if t.decays], ids=lambda t: t.name)
+each_scale = pytest.mark.parametrize("scale", Scale, ids=lambda s: s.name.lower())
+
+
+def decay(device: Device, t: TurboType, packed: np.ndarray, scale: Scale = Scale.MATCHED_NORM) -> None:
+    """In place."""
+    dst = turbo_tensor(t, packed)
+    tensor = dst.c(dst)
+    tensor.op_params[0] = 1
+    load("ops.cpp", device).call("lanes_compute", OPS["map_custom1"], ctypes.byref(tensor), int(scale))
+
+
+@each_device
+@each_decaying_type
+@each_scale
+def test_decay_stores_the_bits_of_the_reference(device: Device, t: TurboType, scale: Scale) -> None:
+    packed = stored_blocks(t)[::7].copy()
+    expected = oracle.load().decay(t, packed, scale=scale)
+    assert not np.array_equal(packed, expected)
+    decay(device, t, packed, scale)
+    wrong = np.flatnonzero((packed != expected).any(axis=1))
+    assert wrong.size == 0, f"{wrong.size} of {len(packed)} blocks differ, the first is {packed[wrong[0]].tobytes().hex()}"
+
+
+@each_device
+@each_decaying_type
+def test_decay_does_not_depend_on_which_thread_goes_first(device: Device, t: TurboType) -> None:
+    packed = blocks_with_scales(t, (*FINITE_SCALES, *OTHER_SCALES), 3)
+    expected = oracle.load().decay(t, packed, scale=Scale.MATCHED_NORM)
+    library = load("ops.cpp", device)
+    library.set_descending(True)
+    try:
+        decay(device, t, packed)
+    finally:
+        library.set_descending(False)
+    assert np.array_equal(packed, expected)
+
+
+@each_decaying_type
+@pytest.mark.parametrize("n", [32, 96, 1024])
+def test_decay_of_some_rows(t: TurboType, n: int) -> None:
+    cache = quantized(t, gaussian(3, 11, n))
+    expected = cache.copy()
+    expected[1, 2:9] = oracle.load().decay(t, cache[1, 2:9], scale=Scale.MATCHED_NORM)
+    decay(CUDA, t, cache[1, 2:9])
+    assert np.array_equal(cache, expected)
+
+
+def test_decay_of_no_rows_launches_nothing() -> None:
+    t = TYPES[-1]
+    decay(CUDA, t, np.zeros((0, row_bytes(t, 64)), dtype=np.uint8))
+
+
+#
 # conversions, support
 #
 
@@ -287,6 +349,7 @@ def test_what_is_not_supported_is_refused() -> None:
         ("cpy", turbo_tensor(other, np.zeros((4, row_bytes(other, 64)), dtype=np.uint8)), turbo_tensor(t, packed)),
         ("cpy", Tensor(8, np.zeros((4, 64), dtype=np.float32)), turbo_tensor(t, packed)),
         ("cpy", turbo_tensor(t, packed), Tensor(0, gaussian(16, 16))),
+        ("map_custom1", turbo_tensor(t, packed), turbo_tensor(t, packed)),
         ("mul_mat", Tensor(0, np.zeros((4, 4), dtype=np.float32)), turbo_tensor(t, packed)),
     ]
     for op, dst, source in refused:

@@ -34,6 +34,8 @@ TARGETS = (
     "test-llama-archs",
     "test-gguf",
     "test-turbo-cache",
+    "test-turbo-layers",
+    "test-turbo-decay",
 )
 PRISTINE_TARGETS = ("llama-perplexity", "llama-completion")
 

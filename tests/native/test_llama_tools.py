@@ -93,6 +93,88 @@ def test_help_names_the_types(tool: Tool, program: str) -> None:
         assert {"turbo2", "turbo3", "turbo4", "f16", "q8_0"} <= set(re.findall(r"\w+", about[1]))
 
 
+# --- types by layer, and decay ----------------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "--cache-type-k-layers": ("TURBO_CACHE_TYPE_K_LAYERS", "0,-1:q8_0;*:turbo3"),
+    "--cache-type-v-layers": ("TURBO_CACHE_TYPE_V_LAYERS", "1-2:turbo4"),
+    "--cache-decay": ("TURBO_DECAY", "balanced"),
+}
+"""Option, its variable, and a value for the embedded model, which has 4 layers."""
+
+OPTIONS = tuple(word for option, (_, value) in SETTINGS.items() for word in (option, value))
+VARIABLES = dict(SETTINGS.values())
+
+
+def assert_settings(text: str) -> None:
+    """The log tells of these settings, with f16 elsewhere; contexts that are made to measure memory come first."""
+    assert re.findall(r"llama_turbo_cache: ([KV]) by layer: (.*)", text)[-2:] == [
+        ("K", "0:q8_0;1-2:turbo3;3:q8_0 (6.000 bits per value)"),
+        ("V", "0:f16;1-2:turbo4;3:f16 (10.250 bits per value)"),
+    ]
+    assert re.findall(r"llama_turbo_cache: (decay: the .*)", text)[-1] == (
+        "decay: the oldest 50 % of each sequence lose one bit (hot 15 %, warm 35 %, cold 50 %), K of 2 layers, V of 2 layers"
+    )
+
+
+def tool_args(program: str, model: Path, text: Path) -> tuple[str | Path, ...]:
+    """A short run of each tool that logs what it caches."""
+    return {
+        "llama-completion": ("-m", model, "-p", PROMPT, "-n", "4", "-c", "256", "-no-cnv", "-t", "1", *VERBOSE),
+        "llama-cli": ("-m", model, "-p", PROMPT, "-n", "4", "-c", "256", "-st", "-t", "1", *VERBOSE),
+        "llama-perplexity": ("-m", model, "-f", text, "-c", "128", "--chunks", "1", "-t", "1", *VERBOSE),
+        "llama-bench": ("-m", model, "-p", "8", "-n", "2", "-r", "1", "-t", "1", "-v"),
+    }[program]
+
+
+PROGRAMS = ("llama-completion", "llama-cli", "llama-perplexity", "llama-bench")
+
+
+@pytest.mark.parametrize("how", ["options", "variables"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_settings(tool: Tool, trained: Path, prose: Path, program: str, how: str) -> None:
+    args, env = (OPTIONS, {}) if how == "options" else ((), VARIABLES)
+    done = tool(program, *tool_args(program, trained, prose), *args, env=env)
+    assert done.rc == 0, done.text[-3000:]
+    assert_settings(done.text)
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_layer_adaptive(tool: Tool, trained: Path, prose: Path, program: str, how: str) -> None:
+    args, env = (("--cache-layer-adaptive", "7"), {}) if how == "option" else ((), {"TURBO_LAYER_ADAPTIVE": "7"})
+    done = tool(program, *tool_args(program, trained, prose), "-ctk", "turbo3", *args, env=env)
+    assert done.rc == 0, done.text[-3000:]
+    assert re.findall(r"llama_turbo_cache: ([KV]) by layer: (\S+) \(", done.text)[-2:] == [("K", "0-3:turbo3"), ("V", "0-3:q8_0")]
+
+
+def test_an_option_outweighs_its_variable(tool: Tool, trained: Path, prose: Path) -> None:
+    args = tool_args("llama-completion", trained, prose)
+    done = tool("llama-completion", *args, *OPTIONS, env=dict.fromkeys(VARIABLES, "nonsense"))
+    assert done.rc == 0, done.text[-3000:]
+    assert_settings(done.text)
+
+
+def test_no_settings_no_lines(tool: Tool, trained: Path, prose: Path) -> None:
+    for program in PROGRAMS:
+        done = tool(program, *tool_args(program, trained, prose), "-ctk", "turbo3", "-ctv", "turbo4")
+        assert done.rc == 0, done.text[-3000:]
+        assert "llama_turbo_cache" not in done.text
+
+
+@pytest.mark.parametrize("program", [*PROGRAMS, "llama-server"])
+def test_help_names_the_settings(tool: Tool, program: str) -> None:
+    done = tool(program, "--help")
+    assert done.rc == 0
+    for option, variable in (
+        *((option, name) for option, (name, _) in SETTINGS.items()),
+        ("--cache-layer-adaptive", "TURBO_LAYER_ADAPTIVE"),
+    ):
+        about = re.search(rf"^ *{option} (.*?)^ {{0,2}}-", done.text, re.DOTALL | re.MULTILINE)
+        assert about
+        assert f"(env: {variable})" in about[1]
+
+
 class Server:
     """A running llama-server."""
 
@@ -113,14 +195,14 @@ class Server:
 
 
 @contextmanager
-def serve(native_bin: Path, model: Path, folder: Path, *args: str) -> Iterator[Server]:
+def serve(native_bin: Path, model: Path, folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"server-{port}.log"
     argv = [native_bin / "llama-server", "-m", model, "--host", "127.0.0.1", "--port", str(port), "-np", "1", "-t", "1", *VERBOSE, *args]
     with log.open("wb") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **QUIET}, cwd=folder)
+        process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **QUIET, **(env or {})}, cwd=folder)
     server = Server(port, log)
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -196,3 +278,40 @@ def test_server_context_shift(native_bin: Path, tiny: Callable[[str], Path], tmp
         answer = server.complete(PROMPT, 400, n_probs=0)
     assert answer["tokens_predicted"] == 400
     assert answer["truncated"] is True
+
+
+@pytest.mark.parametrize("how", ["options", "variables"])
+def test_server_settings(native_bin: Path, trained: Path, tmp_path: Path, how: str) -> None:
+    args, env = (OPTIONS, {}) if how == "options" else ((), VARIABLES)
+    with serve(native_bin, trained, tmp_path, "-c", "512", *args, env=env) as server:
+        assert server.complete(PROMPT, 200, n_probs=0)["tokens_predicted"] == 200
+        log = server.log
+    text = log.read_text("utf-8", errors="replace")
+    assert_settings(text)
+    # prompt and answer are less than 256 tokens, so that the oldest half has 96 in steps of 32
+    assert re.findall(r"llama_turbo_cache: decay: (\d+) passes, (\d+) cells of K, (\d+) cells of V", text)[-1] == ("3", "96", "96")
+
+
+def test_server_slots_with_a_map(native_bin: Path, trained: Path, tmp_path: Path) -> None:
+    """A slot that was saved with a map fits the same map, in whatever words, and no other one."""
+
+    def cache(map_k: str, map_v: str) -> tuple[str, ...]:
+        types = ("--cache-type-k-layers", map_k, "--cache-type-v-layers", map_v)
+        return (*types, "-c", "512", "--slot-save-path", str(tmp_path), "--cache-decay", "0,20,80")
+
+    with serve(native_bin, trained, tmp_path, *cache("0:q8_0;*:turbo3", "*:turbo4")) as server:
+        first = server.complete(PROMPT, 100)
+        assert server.call("/slots/0?action=save", {"filename": "slot"})["n_saved"] > 100
+        more = server.complete(PROMPT + first["content"], 8)
+
+    with serve(native_bin, trained, tmp_path, *cache("1--1:turbo3;0:q8_0", "0-3:turbo4")) as server:
+        server.call("/slots/0?action=restore", {"filename": "slot"})
+        again = server.complete(PROMPT + first["content"], 8)
+        assert steps(again) == steps(more)
+        assert again["timings"]["prompt_n"] == more["timings"]["prompt_n"] < 10  # the rest was in the slot
+
+    with serve(native_bin, trained, tmp_path, *cache("1:q8_0;*:turbo3", "*:turbo4")) as server:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.call("/slots/0?action=restore", {"filename": "slot"})
+        assert refused.value.code == 400
+        assert server.complete(PROMPT, 4)["content"]

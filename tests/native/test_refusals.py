@@ -65,3 +65,58 @@ def test_missing_model(tool: Tool, tmp_path: Path) -> None:
     refused, text = complete(tool, tmp_path / "missing.gguf", "-ctk", "turbo3")
     assert refused, text
     assert "missing.gguf" in text
+
+
+# --- types by layer, and decay -------------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "map of K": (("--cache-type-k-layers", "0:turbo9"), "K cache types by layer, '0:turbo9': 'turbo9' is no cache type; known: f32, f16"),
+    "map of V": (("--cache-type-v-layers", "2:q8_0"), "V cache types by layer, '2:q8_0': layer 2 does not exist, the model has 2 layers"),
+    "form of a map": (("--cache-type-v-layers", "q8_0"), "V cache types by layer, 'q8_0': not of the form LAYERS:TYPE"),
+    "mode": (("--cache-layer-adaptive", "3"), "layer-adaptive mode '3' is not one of 1, 2, 5, 6, 7 (0: none)"),
+    "mode and map": (
+        ("--cache-layer-adaptive", "1", "--cache-type-k-layers", "0:q8_0"),
+        "a layer-adaptive mode and cache types by layer can't be used together",
+    ),
+    "decay": (("--cache-decay", "fast"), "decay 'fast' is not conservative, balanced, aggressive, off or three percentages HOT,WARM,COLD"),
+    "sum of decay": (("--cache-decay", "10,20,30"), "decay '10,20,30': the percentages add up to 60, not to 100"),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+@pytest.mark.parametrize("program", ["llama-cli", "llama-server", "llama-completion", "llama-perplexity", "llama-bench"])
+def test_settings(tool: Tool, tiny: Callable[[str], Path], prose: Path, program: str, what: str) -> None:
+    args, reason = SETTINGS[what]
+    extra = {
+        "llama-completion": ("-p", "once", "-n", "4", "-no-cnv"),
+        "llama-perplexity": ("-f", str(prose), "-c", "128"),
+        "llama-bench": ("-v", "-p", "8", "-n", "0"),
+    }
+    done = tool(program, "-m", tiny("head64"), "-t", "1", *extra.get(program, ()), *args, timeout=60)
+    assert done.refused, done.text
+    assert reason in done.text
+
+
+@pytest.mark.parametrize("option", ["--cache-type-k-layers", "--cache-type-v-layers", "--cache-layer-adaptive", "--cache-decay"])
+def test_settings_without_a_value(tool: Tool, tiny: Callable[[str], Path], option: str) -> None:
+    for program in ("llama-completion", "llama-bench"):
+        done = tool(program, "-m", tiny("head64"), option, timeout=60)
+        assert done.refused, done.text
+        assert option in done.text
+
+
+@pytest.mark.parametrize("name", [*TURBO, "q8_0"])
+def test_head_size_of_one_layer(tool: Tool, tiny: Callable[[str], Path], name: str) -> None:
+    for side in "KV":
+        refused, text = complete(tool, tiny("head80"), f"--cache-type-{side.lower()}-layers", f"1:{name}")
+        assert refused, text
+        assert f"{side} cache type {name} needs a head size that is a multiple of 32, but layer 1 has 80" in text
+
+
+def test_flash_attention_off_with_one_layer(tool: Tool, tiny: Callable[[str], Path]) -> None:
+    for option, name in (("--cache-type-k-layers", "turbo3"), ("--cache-type-v-layers", "turbo3"), ("--cache-type-v-layers", "q8_0")):
+        refused, text = complete(tool, tiny("head128"), option, f"1:{name}", "-fa", "off")
+        assert refused, text
+        assert f"cache type {name} needs flash attention, which was switched off: use -fa auto or -fa on" in text
+    refused, text = complete(tool, tiny("head128"), "--cache-type-k-layers", "1:q8_0", "-fa", "off")
+    assert not refused, text

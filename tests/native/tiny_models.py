@@ -10,6 +10,7 @@ The same arguments give the same bytes. ``python tests/native/tiny_models.py FOL
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,13 @@ N_CTX = 1024
 N_FF = 256
 N_HEAD = 4
 N_HEAD_KV = 2
+N_CONV = 3  # tokens that a convolution sees
 QK_GAIN = 1.25  # standard deviation of the values of Q and K: scores then have 1.25^2
 OUTLIER = 6.0  # how much larger the outlier channels of K and V are
 OUTLIER_EVERY = 64  # one pair of outlier channels in so many
 
 Array = npt.NDArray[np.float32]
+Matrix = Callable[..., Array]
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,16 @@ class Shape:
     n_layer: int = 2
     n_embd: int = 128
     window: int = 0  # sliding window; layers alternate
+    attention: tuple[int, ...] = ()  # layers with attention, if not all: the others are convolutions
 
     @property
     def neox(self) -> bool:
         """Whether RoPE pairs channel i with i + n_rot/2, instead of 2i with 2i + 1."""
         return self.arch != "llama"
+
+    def attends(self, il: int) -> bool:
+        """Whether a layer has a KV cache."""
+        return not self.attention or il in self.attention
 
 
 def _llama(head: int) -> Shape:
@@ -62,8 +70,13 @@ SHAPES = {
     "partial96": _partial_rope(96, 48),
     "partial128": _partial_rope(128, 32),
     "swa": Shape("gemma2", 128, 128, 128, window=32),
+    "layers4": Shape("llama", 64, 64, 64, n_layer=4, n_embd=64),
+    "layers12": Shape("llama", 64, 64, 64, n_layer=12, n_embd=64),
+    "swa6": Shape("gemma2", 64, 64, 64, n_layer=6, window=32),
+    "hybrid": Shape("lfm2", 64, 64, 64, n_layer=6, n_embd=N_HEAD * 64, attention=(1, 2, 4)),
 }
-"""By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows."""
+"""By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows; more layers; layers
+without a KV cache."""
 
 
 def write(name: str, folder: Path, seed: int = 0) -> Path:
@@ -97,7 +110,7 @@ def _metadata(w: gguf.GGUFWriter, name: str, shape: Shape) -> None:
     w.add_block_count(shape.n_layer)
     w.add_feed_forward_length(N_FF)
     w.add_head_count(N_HEAD)
-    w.add_head_count_kv(N_HEAD_KV)
+    w.add_head_count_kv([N_HEAD_KV if shape.attends(il) else 0 for il in range(shape.n_layer)] if shape.attention else N_HEAD_KV)
     w.add_key_length(shape.head_k)
     w.add_value_length(shape.head_v)
     w.add_rope_dimension_count(shape.n_rot)
@@ -108,6 +121,8 @@ def _metadata(w: gguf.GGUFWriter, name: str, shape: Shape) -> None:
         w.add_layer_norm_rms_eps(1e-6)
     if shape.window:
         w.add_sliding_window(shape.window)
+    if shape.arch == "lfm2":
+        w.add_shortconv_l_cache(N_CONV)
     if shape.arch == "mimo2":
         w.add_sliding_window_pattern([il % 2 == 1 for il in range(shape.n_layer)])
         w.add_expert_feed_forward_length(N_FF)
@@ -133,23 +148,45 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> dict[str, Array]:
         return (rng.standard_normal((rows, cols)) * gain / np.sqrt(cols)).astype(np.float32)
 
     embedding = matrix(N_VOCAB, n_embd, gain=1.0 if shape.arch == "gemma2" else float(np.sqrt(n_embd)))
-    tensors = {"token_embd.weight": embedding, **_norm("output_norm", shape)}
+    tensors = {"token_embd.weight": embedding, **_norm("token_embd_norm" if shape.arch == "lfm2" else "output_norm", shape)}
     if shape.arch != "gemma2":  # which uses the embedding again
         tensors["output.weight"] = matrix(N_VOCAB, n_embd, gain=2.0)
-    scale_k, scale_v = _outliers(shape)
     for il in range(shape.n_layer):
         block = f"blk.{il}"
         tensors |= _norm(f"{block}.attn_norm", shape) | _norm(f"{block}.ffn_norm", shape)
         if shape.arch == "gemma2":
             tensors |= _norm(f"{block}.post_attention_norm", shape) | _norm(f"{block}.post_ffw_norm", shape)
-        tensors[f"{block}.attn_q.weight"] = matrix(N_HEAD * shape.head_k, n_embd, QK_GAIN) / np.tile(scale_k, N_HEAD)[:, None]
-        tensors[f"{block}.attn_k.weight"] = matrix(N_HEAD_KV * shape.head_k, n_embd, QK_GAIN) * np.tile(scale_k, N_HEAD_KV)[:, None]
-        tensors[f"{block}.attn_v.weight"] = matrix(N_HEAD_KV * shape.head_v, n_embd, 2.0) * np.tile(scale_v, N_HEAD_KV)[:, None]
-        tensors[f"{block}.attn_output.weight"] = matrix(n_embd, N_HEAD * shape.head_v) / np.tile(scale_v, N_HEAD)[None, :]
+        tensors |= (_attention if shape.attends(il) else _convolution)(block, shape, matrix)
         tensors[f"{block}.ffn_gate.weight"] = matrix(n_ff, n_embd)
         tensors[f"{block}.ffn_up.weight"] = matrix(n_ff, n_embd)
         tensors[f"{block}.ffn_down.weight"] = matrix(n_embd, n_ff)
     return tensors
+
+
+def _attention(block: str, shape: Shape, matrix: Matrix) -> dict[str, Array]:
+    """Queries, keys, values and the output projection of one layer."""
+    n_embd, (scale_k, scale_v) = shape.n_embd, _outliers(shape)
+    normed = shape.arch == "lfm2"  # Q and K get their size from a norm behind the matrix
+    gain, scale = (1.0, np.ones_like(scale_k)) if normed else (QK_GAIN, scale_k)
+    tensors = {
+        "attn_q": matrix(N_HEAD * shape.head_k, n_embd, gain) / np.tile(scale, N_HEAD)[:, None],
+        "attn_k": matrix(N_HEAD_KV * shape.head_k, n_embd, gain) * np.tile(scale, N_HEAD_KV)[:, None],
+        "attn_v": matrix(N_HEAD_KV * shape.head_v, n_embd, 2.0) * np.tile(scale_v, N_HEAD_KV)[:, None],
+        "attn_output": matrix(n_embd, N_HEAD * shape.head_v) / np.tile(scale_v, N_HEAD)[None, :],
+    }
+    if normed:
+        tensors |= {"attn_q_norm": QK_GAIN / scale_k, "attn_k_norm": QK_GAIN * scale_k}
+    return {f"{block}.{name}.weight": values for name, values in tensors.items()}
+
+
+def _convolution(block: str, shape: Shape, matrix: Matrix) -> dict[str, Array]:
+    """A layer that looks back a few tokens and needs no KV cache for it."""
+    n_embd = shape.n_embd
+    return {
+        f"{block}.shortconv.conv.weight": matrix(n_embd, N_CONV),
+        f"{block}.shortconv.in_proj.weight": matrix(3 * n_embd, n_embd),
+        f"{block}.shortconv.out_proj.weight": matrix(n_embd, n_embd),
+    }
 
 
 def _norm(name: str, shape: Shape) -> dict[str, Array]:

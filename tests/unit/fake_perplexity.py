@@ -1,7 +1,8 @@
 """Stands in for llama-perplexity: prints golden logs of the real one, with types, sizes and chunks put in, and goes wrong on demand.
 
 ``FAKE_PLAN`` names a JSON file: {"count": FILE, "sleep": {TYPES: seconds}, "crash": [TYPES], "cut": {TYPES: times}, "swap": {TYPES:
-TYPES}, "nan": [TYPES], "mean": {TYPES: value}}. Each call appends a line to the file ``count``.
+TYPES}, "nan": [TYPES], "mean": {TYPES: value}, "layers": {TYPES: [map of K, map of V]}, "decayed": {TYPES: [cells of K, cells of V]},
+"uncounted": {TYPES: times}}. Each call appends a line to the file ``count``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
@@ -20,6 +22,8 @@ BITS = {"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3
 MEANS = {"f16": 0.000001, "q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028, "turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07}
 VALUES_PER_CELL = 2 * 128  # tiny_gguf: layers x KV heads x head size
 N_VOCAB = 259
+SETTINGS = {"k": "--cache-type-k-layers", "v": "--cache-type-v-layers", "adaptive": "--cache-layer-adaptive", "decay": "--cache-decay"}
+SHARES = {"conservative": (25, 40, 35), "balanced": (15, 35, 50), "aggressive": (5, 25, 70)}
 
 
 def main(argv: list[str]) -> int:
@@ -28,18 +32,21 @@ def main(argv: list[str]) -> int:
 
     plan = json.loads(Path(os.environ["FAKE_PLAN"]).read_text())
     k, v, ctx = option("-ctk"), option("-ctv"), int(option("-c"))
-    types = k if k == v else f"{k}/{v}"
+    types = " ".join([k if k == v else f"{k}/{v}", *(f"{name}={value}" for name, o in SETTINGS.items() if (value := option(o)))])
     base = Path(option("--kl-divergence-base"))
     is_base = "--kl-divergence" not in argv
-    name = f"base-{ctx}" if is_base else (f"noise-{ctx}" if option("-b") != "512" else f"{types}-{ctx}")
+    name = f"base-{ctx}" if is_base else (f"noise-{ctx}" if types == "f16" else f"{types}-{ctx}")
     with Path(plan["count"]).open("a") as file:
         file.write(name + "\n")
     calls = Path(plan["count"]).read_text().splitlines().count(name)
     out, err = ((LOGS / f"{'base-f16' if is_base else 'kld-q4_0'}.{end}").read_text() for end in ("out", "err"))
-    sys.stderr.write(_log(err, *_swapped(plan, types, k, v), ctx, is_base=is_base, chunks=_chunks(base, option("--chunks"), is_base)))
+    chunks = _chunks(base, option("--chunks"), is_base)
+    maps = plan.get("layers", {}).get(types, ())
+    shares = SHARES.get(option("--cache-decay"), ())
+    sys.stderr.write(_log(err, *_swapped(plan, types, k, v), ctx, maps=maps, shares=shares, chunks=chunks))
     sys.stderr.flush()
     if is_base:
-        _write_base(base, ctx, _chunks(base, option("--chunks"), is_base))
+        _write_base(base, ctx, chunks)
     time.sleep(plan.get("sleep", {}).get(name, 0))
     if name in plan.get("crash", []):
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -49,6 +56,10 @@ def main(argv: list[str]) -> int:
     if calls <= plan.get("cut", {}).get(name, 0):
         out = out[: out.index("\n   3 ")] if not is_base else ""
     sys.stdout.write(out)
+    if shares and calls > plan.get("uncounted", {}).get(name, 0):
+        cells = chunks * ((ctx - int(option("-b"))) * shares[2] // 100 // 32 * 32)
+        counts = plan.get("decayed", {}).get(types, (cells, cells))
+        sys.stderr.write(f"0.04.010.500 I llama_turbo_cache: decay: 12 passes, {counts[0]} cells of K, {counts[1]} cells of V\n")
     return 0
 
 
@@ -61,15 +72,25 @@ def _chunks(base: Path, asked: str, is_base: bool) -> int:
     return int(asked) if is_base else struct.unpack("<8siii", base.read_bytes()[:20])[3]
 
 
-def _log(err: str, k: str, v: str, ctx: int, *, is_base: bool, chunks: int) -> str:
-    mib = {name: BITS[name] * VALUES_PER_CELL * ctx / 8 / 2**20 for name in (k, v)}
-    line = (
-        f"size = {mib[k] + mib[v]:7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[k]:7.2f} MiB, V ({v}): {mib[v]:7.2f} MiB"
-    )
-    err = re.sub(r"size = .*cells.*", line, err)
+def _log(err: str, k: str, v: str, ctx: int, *, maps: Sequence[str], shares: Sequence[int], chunks: int) -> str:
+    bits = [_average(text) for text in maps] or [BITS[k], BITS[v]]
+    mib = [b * VALUES_PER_CELL * ctx / 8 / 2**20 for b in bits]
+    lines = [f"size = {sum(mib):7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[0]:7.2f} MiB, V ({v}): {mib[1]:7.2f} MiB"]
+    for side, text in zip("KV", maps, strict=False):
+        lines.append(f"0.00.039.690 I llama_turbo_cache: {side} by layer: {text} ({_average(text):.3f} bits per value)")
+    if shares:
+        said = f"(hot {shares[0]} %, warm {shares[1]} %, cold {shares[2]} %), K of 2 layers, V of 2 layers"
+        lines.append(f"0.00.039.691 I llama_turbo_cache: decay: the oldest {shares[2]} % of each sequence lose one bit {said}")
+    err = re.sub(r"size = .*cells.*", "\n".join(lines), err)
     for side, name in (("k", k), ("v", v)):
         err = re.sub(rf"attn_rot_{side} = \d", f"attn_rot_{side} = {int(name != 'f16')}", err)
     return re.sub(r"over 3 chunks, n_ctx=512", f"over {chunks} chunks, n_ctx={ctx}", err)
+
+
+def _average(text: str) -> float:
+    """Bits per value of a map that names each of the two layers: ``0:q8_0;1:turbo3`` or ``0-1:turbo3``."""
+    items = [item.split(":") for item in text.split(";")]
+    return sum(BITS[name] for _, name in items) / len(items)
 
 
 def _statistics(out: str, mean: float, chunks: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from measuring import LOGS, MODEL
 
 from turbo_gguf import bench
+from turbo_gguf.cache_types import parse_types
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, ToolFailed, UsageError
 from turbo_gguf.records import Build, CacheTypes, Tree
 from turbo_gguf.store import Store
@@ -21,16 +23,19 @@ from pathlib import Path
 argv, here = sys.argv[1:], Path(__file__).parent
 option = lambda name, other="0": argv[argv.index(name) + 1] if name in argv else other
 k, v = option("-ctk"), option("-ctv")
+names = ("--cache-type-k-layers", "--cache-type-v-layers", "--cache-layer-adaptive", "--cache-decay")
+settings = " ".join(option(name) for name in names if name in argv)
 plan = json.loads((here / "plan.json").read_text()) if (here / "plan.json").exists() else {{}}
 if "-v" in argv:
     log = Path({str(LOGS / "bench-verbose.err")!r}).read_text()
     log = re.sub(r"K \\(\\w+\\)(.*)V \\(\\w+\\)", rf"K ({{plan.get('swap', k)}})\\1V ({{plan.get('swap', v)}})", log)
     for side, name in (("k", k), ("v", v)):
         log = re.sub(rf"attn_rot_{{side}} = \\d", f"attn_rot_{{side}} = {{int(name != 'f16')}}", log)
-    sys.stderr.write(log)
+    lines = "".join(f"llama_turbo_cache: {{line}}\\n" for line in plan.get("lines", {{}}).get(settings, []))
+    sys.stderr.write(log.replace("llama_kv_cache: attn_rot_k", lines + "llama_kv_cache: attn_rot_k"))
     sys.exit()
 with (here / "calls").open("a") as file:
-    file.write(f"{{k}}/{{v}} {{option('-d')}}\\n")
+    file.write(" ".join(filter(None, (f"{{k}}/{{v}}", settings, option("-d")))) + "\\n")
 if plan.get("crash") == k:
     sys.exit(1)
 row = json.loads(Path({str(LOGS / "bench.out")!r}).read_text().splitlines()[0]) | {{"type_k": plan.get("row", k), "type_v": v}}
@@ -121,9 +126,50 @@ def test_what_is_not_sound_is_not_stored(sweep: Bench, plan: dict[str, object], 
     assert sweep.store.bench_rows() == []
 
 
+ANNOUNCED = "decay: the oldest 50 % of each sequence lose one bit (hot 15 %, warm 35 %, cold 50 %), K of 4 layers, V of 4 layers"
+BY_LAYER = ["K by layer: 0:q8_0;1-3:turbo3 (4.750 bits per value)", "V by layer: 0-3:turbo3 (3.500 bits per value)"]
+
+
+def test_settings_are_handed_on_and_checked_in_the_probe(sweep: Bench) -> None:
+    types = tuple(map(parse_types, ("turbo3 k=0:q8_0", "turbo3 decay=balanced", "turbo3")))
+    sweep.go_wrong(lines={"0:q8_0": BY_LAYER, "balanced": [ANNOUNCED]})
+    rows = sweep.run(types=types, rounds=1)
+    assert sweep.calls() == ["turbo3/turbo3 0:q8_0 0,512", "turbo3/turbo3 balanced 0,512", "turbo3/turbo3 0,512"]
+    assert [row.types for row in rows] == [t for t in types for _ in range(4)]
+    assert sweep.run(types=types, rounds=1) == rows and len(sweep.calls()) == 3, "types with the same names are told apart"
+
+
+@pytest.mark.parametrize(
+    ("types", "lines", "words"),
+    [
+        ("turbo3 k=0:q8_0", [], "K by layer is not in the log"),
+        ("turbo3 k=0:q8_0", ["K by layer: 0-3:turbo3 (3.500 bits per value)", BY_LAYER[1]], "layer 0 is turbo3; asked for was q8_0"),
+        ("turbo3 decay=balanced", [], "decay is none"),
+        ("turbo3 decay=balanced", [ANNOUNCED.replace("V of 4", "V of 0")], "V of 0 layers; asked for"),
+    ],
+)
+def test_settings_that_the_probe_does_not_find(sweep: Bench, types: str, lines: list[str], words: str) -> None:
+    sweep.go_wrong(lines={"0:q8_0": lines, "balanced": lines})
+    with pytest.raises(SilentFallback, match=words):
+        sweep.run(types=(parse_types(types),))
+    assert sweep.calls() == []
+
+
+def test_logs_have_names_that_every_file_system_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path))
+    long = "turbo3 k=" + ";".join(f"{i}:q8_0" for i in range(100))
+    texts = ["turbo4/turbo3", "turbo3 k=0,-1:q8_0", "turbo3 k=0;-1:q8_0", "turbo3 k=*:q8_0", "turbo3 decay=15,35,50", long, long + ";*:f16"]
+    names = [bench._log("probe", CacheTypes.parse(text)).name for text in texts]
+    assert names[0] == "probe-turbo4-turbo3.log", "as before"
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[\w.-]{1,100}", name) for name in names)
+
+
 def test_plan_that_does_not_fit_the_model(sweep: Bench) -> None:
     with pytest.raises(UsageError, match="trained on 2048"):
         sweep.run(depths=(2000,))
+    with pytest.raises(UsageError, match="there is no layer 4"):
+        sweep.run(types=(parse_types("turbo3 k=4:q8_0"),))
     with pytest.raises(UsageError, match="head size 80"):
         bench.check_fit(
             bench.BenchPlan((CacheTypes("turbo3", "turbo3"),), (0,), 1, 1, 1, 1, "CPU"),

@@ -57,6 +57,33 @@ def test_lossy_type_at_the_noise_floor_was_not_used() -> None:
             gate.judge(run_of(turbo4=mean), GATES)
 
 
+def test_noise_floor_goes_by_the_average_of_a_map() -> None:
+    """turbo2 in all layers but one of four is 4 bits; in one layer of q8_0 it is 7: that may be at the noise floor."""
+    for types, bits, lossy in (("turbo2 k=0:q8_0 v=0:q8_0", 4.0, True), ("turbo2 k=1-3:q8_0 v=1-3:q8_0", 7.0, False)):
+        made = msgspec.structs.replace(result(types, 0.000001), bits=Bits(bits, bits - 0.1, bits + 0.1))
+        if lossy:
+            with pytest.raises(SilentFallback, match="a cache of 4 bits cannot be that good"):
+                gate.judge([*run_of(), made], GATES)
+        else:
+            assert gate.judge([*run_of(), made], GATES) == []
+    with pytest.raises(SilentFallback, match=r"turbo3 decay=balanced.* 3\.5 bits"):
+        gate.judge([*run_of(), result("turbo3 decay=balanced", 0.000001)], GATES)
+
+
+def test_gates_take_any_notation(tmp_path: Path) -> None:
+    path = tmp_path / "gates.toml"
+    path.write_text('[type."turbo4/turbo4  decay=balanced v=0:q8_0"]\nreference = "turbo4/turbo4"\nmean_kld = 2\n')
+    limits = gate.load(path)
+    assert gate.references(limits) == {"turbo4 v=0:q8_0 decay=balanced": "turbo4"}
+    results = [*run_of(turbo4=0.002), result("turbo4 v=0:q8_0 decay=balanced", 0.003)]
+    (verdict,) = gate.judge(results, limits)
+    assert verdict.status == PASS and verdict.reference == "turbo4"
+    text = path.read_text()
+    path.write_text(text + text.replace("turbo4/turbo4  decay", "turbo4 decay"))
+    with pytest.raises(UsageError, match="turbo4 v=0:q8_0 decay=balanced has two tables"):
+        gate.load(path)
+
+
 def test_eight_bits_may_reach_the_noise_floor() -> None:
     assert _status(run_of(q8_0=0.000002, turbo4=0.002)) == PASS
 
@@ -136,6 +163,7 @@ def test_types_without_a_gate_get_no_verdict() -> None:
         ('[type.turbo4]\nreference = "q4_0"\n', "no limit"),
         ('[type.turbo4]\nreference = "q4_0"\nmean_kdl = 1\n', "mean_kdl"),
         ("[type.turbo4]\nmean_kld = 1\n", "reference"),
+        ('[type."turbo4 decay=mild"]\nreference = "q4_0"\nmean_kld = 1\n', "unknown decay 'mild'"),
         ("nonsense", "gates.toml"),
     ],
 )

@@ -221,6 +221,70 @@ def test_undecided_is_said_and_does_not_fail(gate: Gate) -> None:
     assert rc == 0 and "within error" in out and "--chunks -1" in err
 
 
+# --- types by layer, and decay --------------------------------------------------------------------------------------------
+
+BY_LAYER = "turbo3 k=0:q8_0 v=-1:turbo4"
+MAPS = ["0:q8_0;1:turbo3", "0:turbo3;1:turbo4"]
+DECAY = "turbo3 decay=balanced"
+
+
+def test_types_by_layer_from_end_to_end(gate: Gate) -> None:
+    gate.plan(layers={BY_LAYER: MAPS})
+    rc, out, err = gate.run("--types", f"turbo3,{BY_LAYER}")
+    assert rc == 0, err
+    assert gate.stored()[-2:] == ["turbo3-512", f"{BY_LAYER}-512"]
+    assert re.search(rf"\| `{re.escape(BY_LAYER)}` +\| +5 \|", out), out
+    stored = Store(gate.home / "results").results()[-1]
+    assert stored.bits.nominal == 5.0 and stored.facts.caches[0].layers_k == MAPS[0]
+    assert gate.run("--types", BY_LAYER)[0] == 0 and gate.calls().count(f"{BY_LAYER}-512") == 1
+
+
+def test_one_layer_of_another_type_is_never_stored(gate: Gate) -> None:
+    """A map that the tool reads otherwise: same types, same sizes, another layer."""
+    gate.plan(layers={BY_LAYER: ["0:turbo3;1:q8_0", MAPS[1]]})
+    rc, out, err = gate.run("--types", BY_LAYER)
+    assert rc == 4 and out == "" and "K by layer: layer 0 is turbo3; asked for was q8_0" in err and "log: " in err
+    assert f"{BY_LAYER}-512" not in gate.stored()
+
+
+def test_build_that_ignores_the_map(gate: Gate) -> None:
+    rc, _, err = gate.run("--types", BY_LAYER)
+    assert rc == 4 and "K by layer is not in the log" in err
+
+
+def test_decay_from_end_to_end(gate: Gate) -> None:
+    rc, out, err = gate.run("--types", DECAY, "--batch", "128")
+    assert rc == 0, err
+    assert re.search(rf"\| `{DECAY}` +\| +3\.5 \|", out)
+    stored = Store(gate.home / "results").results()[-1]
+    assert [(d.cells_k, d.cells_v) for d in stored.facts.decayed] == [(4 * 192, 4 * 192)]
+    assert stored.argv[stored.argv.index("-b") :][:4] == ("-b", "128", "-ub", "128")
+
+
+def test_decay_of_k_alone_is_never_stored(gate: Gate) -> None:
+    gate.plan(decayed={DECAY: [768, 0]})
+    rc, out, err = gate.run("--types", DECAY, "--batch", "128")
+    assert rc == 4 and out == "" and "0 cells of V decayed; it must have been 768" in err
+    assert f"{DECAY}-512" not in gate.stored() and gate.calls().count(f"{DECAY}-512") == 1
+
+
+def test_lost_count_of_decay_is_run_again(gate: Gate) -> None:
+    gate.plan(uncounted={f"{DECAY}-512": 2})
+    rc, _, err = gate.run("--types", DECAY, "--batch", "128")
+    assert rc == 0 and err.count("counts the decayed cells of 0 of 1 KV caches: llama.cpp lost the end of its log") == 2, err
+    assert gate.calls().count(f"{DECAY}-512") == 3
+
+
+def test_base_that_decays_is_no_base(gate: Gate) -> None:
+    """What a variable would do that nobody told the case about."""
+    (gate.folder / "build" / "bin" / "llama-perplexity").write_text(
+        f"#!{sys.executable}\nimport runpy, sys\nsys.argv += ['--cache-decay', 'balanced']\n"
+        f"runpy.run_path({str(HERE / 'fake_perplexity.py')!r}, run_name='__main__')\n"
+    )
+    rc, _, err = gate.run("--batch", "128")
+    assert rc == 4 and "the log tells of decay; asked for was f16" in err and gate.stored() == []
+
+
 def test_base_that_was_cut_on_disk_is_made_again(gate: Gate) -> None:
     gate.run("--ctx", "512", "--types", "turbo4")
     (path,) = gate.home.glob("base/*.logits")
@@ -240,6 +304,9 @@ def test_base_that_was_cut_on_disk_is_made_again(gate: Gate) -> None:
         (("--config", "nowhere"), "nowhere.toml"),
         (("--gates", "nowhere.toml"), "nowhere.toml"),
         (("--chunks", "0"), "chunks = 0"),
+        (("--types", "turbo3 k=2:q8_0"), "there is no layer 2, the model has 2 layers with a KV cache"),
+        (("--types", "turbo3 adaptive=7 k=0:q8_0"), "exclude each other"),
+        (("--types", "turbo3 decay=balanced"), "use --batch 64 or less"),
     ],
 )
 def test_usage_errors_come_before_any_work(gate: Gate, args: tuple[str, ...], words: str) -> None:
@@ -267,6 +334,12 @@ def test_environment_that_changes_the_measurement(gate: Gate, monkeypatch: pytes
     assert rc == 0 and Store(gate.home / "results").results()[0].case.env == ("TURBO_TEST_KNOB=1",)
     monkeypatch.delenv("TURBO_TEST_KNOB")
     assert gate.run("--ctx", "512")[0] == 0 and len(gate.calls()) == 2 * 7, "another environment is another measurement"
+
+
+def test_settings_from_outside_are_refused(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBO_DECAY", "balanced")
+    rc, _, err = gate.run()
+    assert rc == 2 and "the environment sets TURBO_DECAY" in err and "--types 'turbo3 k=0,-1:q8_0'" in err and gate.calls() == []
 
 
 def test_no_room_for_the_base_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

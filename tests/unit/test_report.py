@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 
+import msgspec
 import pytest
 from measuring import bench_row, result, run_of
 
 from turbo_gguf import gate, plot, report
 from turbo_gguf.cache_types import BASE
-from turbo_gguf.records import BenchRow, Metric
+from turbo_gguf.records import BenchRow, Bits, CacheTypes, Metric
 
 GATES = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95), "turbo3": gate.Gate(reference="q4_0", mean_kld=1.0)})
 
@@ -67,3 +69,46 @@ def test_plots_are_written(tmp_path: Path) -> None:
 def test_plot_of_a_noise_floor_of_zero_and_a_single_type(tmp_path: Path) -> None:
     results = [result("f16", 0.0, 0.0, batch=256), result("q4_0", 0.003)]
     _size(plot.quality(results, tmp_path / "plot.png"))
+
+
+SETTINGS = (
+    "turbo3 k=*:q8_0 v=0,-1:q8_0",
+    "turbo4/turbo3 decay=conservative",
+    "turbo3 adaptive=7",
+    "turbo2 " + "k=" + ";".join(f"{i},{-i}-{-i}:turbo4" for i in range(1, 40)) + ";*:turbo3",
+)
+
+
+def test_settings_in_tables_are_code_and_bits_are_averages() -> None:
+    results = [*run_of(turbo4=0.002), *(result(types, 0.01) for types in SETTINGS)]
+    results[-1] = msgspec.structs.replace(results[-1], bits=Bits(13 / 3, 4.3, 4.4))
+    limits = gate.Gates(
+        type={SETTINGS[0]: gate.Gate(reference="q4_0", mean_kld=9.0), SETTINGS[-1]: gate.Gate(reference="q4_0", mean_kld=9.0)}
+    )
+    verdicts = gate.judge(results, limits)
+    text = report.quality(results, verdicts)
+    rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if line.startswith("|")}
+    assert all(f"`{types}`" in rows for types in SETTINGS) and "turbo4" in rows
+    assert rows[f"`{SETTINGS[-1]}`"][2].strip() == "4.333" and rows[f"`{SETTINGS[0]}`"][-2].strip() == "pass"
+    checks = report.checks(verdicts)
+    assert f"`{SETTINGS[0]}`" in checks and "4.333" in checks and "4.3333" not in checks
+    rows = [bench_row(types, 0, speed=1.0) for types in ("f16", *SETTINGS)]
+    assert f"`{SETTINGS[1]}`" in report.speed(rows, BASE)
+
+
+def test_long_names_stand_below_the_panels(tmp_path: Path) -> None:
+    """Labels in the panels would squeeze them to nothing; a name longer than the figure is cut."""
+    plain = _size(plot.quality(run_of(turbo4=0.002, turbo3=0.01), tmp_path / "plain.png"))
+    results = [*run_of(turbo4=0.002, turbo3=0.01), *(result(types, 0.01 * (i + 1)) for i, types in enumerate(SETTINGS))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns when a layout collapses
+        found = _size(plot.quality(results, tmp_path / "long.png"))
+        rows = [bench_row(types, depth, speed=9.0 - depth / 512) for types in ("f16", *SETTINGS) for depth in (0, 512)]
+        speed = _size(plot.speed(rows, tmp_path / "speed.png"))
+    assert found[0] == plain[0] and found[1] > plain[1] + 3 * 20
+    assert speed[1] > _size(plot.speed(_bench(), tmp_path / "short.png"))[1] + 4 * 20
+
+
+def test_short_names_of_points() -> None:
+    types = [CacheTypes.parse(text) for text in ("turbo4/turbo3", *SETTINGS)]
+    assert list(plot._short_names(types).values()) == ["turbo4/turbo3", "[1]", "[2]", "[3]", "[4]"]

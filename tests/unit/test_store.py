@@ -189,6 +189,40 @@ def test_records_survive_the_round_trip_exactly() -> None:
     assert msgspec.json.decode(msgspec.json.encode(r), type=Result) == r
 
 
+_OLD = (
+    '{"kind":"kld","key":"f1ef624a7b30f1ae4f60","case":{"types":{"k":"turbo4","v":"turbo3"},"ctx":512,"chunks":8,"batch":512,"base_batch":'
+    '512,"backend":"CPU","build_id":"b","model_sha256":"m","text_sha256":"t","env":[],"metrics_version":1},"stats":{"mean":{"value":0.012,'
+    '"error":0.00024},"median":{"value":0.0072,"error":0.00024},"p90":{"value":0.024,"error":0.00024},"p99":{"value":0.096,"error":0.00024'
+    '},"p999":{"value":0.24,"error":0.0012000000000000001},"max":0.48,"same_top":{"value":89.04554884989668,"error":0.05},"ppl":{"value":'
+    '12.5,"error":0.2},"ppl_base":{"value":12.4,"error":0.2},"ln_ppl_ratio":{"value":0.006,"error":0.0012000000000000001},"mean_dp":{'
+    '"value":-0.01,"error":0.01},"rms_dp":{"value":0.5,"error":0.01},"chunks":8,"tokens":2040},"bits":{"nominal":4.0,"low":3.92,"high":'
+    '4.08},"model":"eval-model","text":"held-out.txt","upstream_commit":"0c1e570980d0","patch_digest":"'
+    + "d"
+    * 64
+    + '","facts":{"caches":[{"type_k":"turbo4","type_v":"turbo3","mib_k":0.28,"mib_v":0.28,"cells":512,"layers":4,"streams":1,"buffers":['
+    '"CPU"],"rot_k":true,"rot_v":true}],"flash_attn":"enabled","n_ctx_seq":512,"backends":["CPU"],"offloaded":null,"splits":1,"warnings":[]},'
+    '"seconds":12.0,"argv":["llama-perplexity"],"time":"2026-11-21T00:00:00+00:00","schema_version":1}\n'
+)
+"""A line as it was stored before types by layer and decay."""
+
+
+def test_results_of_earlier_versions_are_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.path.write_text(_OLD)
+    assert store.results() == [result("turbo4/turbo3", 0.012)]
+    (found,) = store.results()
+    assert found.case.key == found.key and found.facts.decayed == () and not found.case.types.has_settings
+
+
+def test_settings_survive_the_round_trip(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = [result("turbo3 k=0,-1:q8_0 v=0:f16", 0.01), result("turbo3 adaptive=7 decay=balanced", 0.01), result("turbo3", 0.01)]
+    rows = [bench_row("turbo3 decay=balanced", 0, speed=1.0), bench_row("turbo3", 0, speed=1.0)]
+    store.append([*made, *rows])
+    assert store.results() == made and store.bench_rows() == rows
+    assert [str(row.types) for row in store.bench_rows()] == ["turbo3 decay=balanced", "turbo3"]
+
+
 # --- upstream's scripts/compare-llama-bench.py ----------------------------------------------------------------------------
 
 _DEMANDED = """

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from measuring import MODEL
+from measuring import case as case_of
 
-from turbo_gguf import assets, gate, sweep
+from turbo_gguf import assets, cache_types, gate, kld, models, sweep
 from turbo_gguf.cache_types import CACHE_TYPES, check_head_sizes, parse_types
+from turbo_gguf.cli.options import split
 from turbo_gguf.errors import UsageError
 from turbo_gguf.records import CacheTypes
 
@@ -31,6 +34,19 @@ def test_shipped_sweeps_load_and_gates_apply_to_them() -> None:
             assert here >= {"q8_0", "q5_0", "q4_0", "turbo4", "turbo3"}
             assert sum(c.is_noise_floor for c in cases if c.ctx == ctx) == 1
         assert {str(c.types) for c in cases if "turbo" in str(c.types)} <= set(limits.type)
+
+
+@pytest.mark.parametrize("name", ["layers", "decay"])
+def test_shipped_sweeps_of_settings_fit_the_embedded_model(name: str) -> None:
+    plan = sweep.load(assets.eval_dir() / f"{name}.toml")
+    cases = sweep.cases(plan, SETUP)
+    kld.check_fit(cases, models.embedded())
+    asked = [c for c in cases if c.types.has_settings]
+    assert len(asked) > 10 and len(set(cases)) == len(cases)
+    for ctx in {c.ctx for c in cases}:
+        here = {str(c.types) for c in cases if c.ctx == ctx}
+        assert here >= {"turbo4", "turbo3", "turbo2", "q8_0", "q5_0", "q4_0", "f16"}, "what the others are compared with"
+    assert all(kld.decayed_cells(c) >= 256 for c in asked if c.types.decay)
 
 
 def test_each_context_starts_with_noise_floor_and_competitors(tmp_path: Path) -> None:
@@ -57,7 +73,7 @@ def test_key_changes_with_everything_that_decides_the_numbers() -> None:
     plan = sweep.Sweep(run=(sweep.SweepRun(ctx=512, chunks=2, types=("q4_0",)),))
     case = sweep.cases(plan, SETUP)[-1]
     changed = {
-        "types": CacheTypes("q4_0", "q5_0"),
+        "types": parse_types("q4_0/q5_0"),
         "ctx": 1024,
         "chunks": 3,
         "batch": 256,
@@ -124,6 +140,128 @@ def test_pairs_are_read_and_written_the_same_way() -> None:
     for bad in ("", "/", "turbo3/", "turbo3/turbo3/turbo3", "TURBO3"):
         with pytest.raises(UsageError):
             parse_types(bad)
+
+
+def test_keys_of_stored_results_stay() -> None:
+    """Computed before there were settings: a new field must not measure everything again."""
+    assert case_of("turbo4/turbo3").key == "f1ef624a7b30f1ae4f60"
+    assert case_of("q4_0").key == "cebebf3ebba1298463ce"
+    assert case_of("turbo3", 2048, env=("GGML_X=1",)).key == "db6d181db807ca9166ec"
+
+
+NOTATIONS = (
+    "turbo3 k=0,-1:q8_0 v=0,-1:q8_0",
+    "turbo3 v=0-1,-2--1:q8_0;*:turbo2",
+    "turbo4/turbo3 k=*:q8_0",
+    "turbo3 adaptive=7",
+    "turbo4/turbo3 decay=balanced",
+    "turbo3 decay=15,35,50",
+    "turbo3 k=0:q8_0 v=-1:f16 decay=aggressive",
+    "turbo3 adaptive=1 decay=conservative",
+)
+
+
+def test_settings_are_read_and_written_the_same_way() -> None:
+    for text in NOTATIONS:
+        assert str(parse_types(text)) == text and parse_types(str(parse_types(text))) == parse_types(text)
+    assert parse_types("turbo3  decay=balanced   k=0:q8_0") == parse_types("turbo3/turbo3 k=0:q8_0 decay=balanced")
+    assert parse_types("turbo4 / turbo3 adaptive=0") == parse_types("turbo4/turbo3")
+    full = parse_types("turbo4/turbo3 k=0:q8_0 v=1:f16 decay=5,25,70")
+    assert full == CacheTypes("turbo4", "turbo3", layers_k="0:q8_0", layers_v="1:f16", adaptive=0, decay="5,25,70")
+
+
+def test_every_setting_is_another_measurement() -> None:
+    keys = [case_of(text).key for text in ("turbo3", "turbo4/turbo3", "turbo3 k=0:q8_0", "turbo3 v=0:q8_0", *NOTATIONS)]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE and decay=SHARES"),
+        ("turbo3 decay=", "'decay=' is no setting", "decay=balanced"),
+        ("turbo3 q=0:q8_0", "'q=0:q8_0' is no setting", "k=MAP"),
+        ("turbo3 turbo4", "'turbo4' is no setting", "k=MAP"),
+        ("turbo3 k=0:q8_0 k=1:q8_0", "k is set twice", "each once"),
+        ("turbo3 adaptive=x", "adaptive=x is no number", "adaptive=MODE"),
+        ("turbo3 adaptive=3", "no layer-adaptive mode 3", "modes are 1, 2, 5, 6, 7"),
+        ("turbo3 adaptive=7 v=0:q8_0", "a layer-adaptive mode and a layer map exclude each other", "leave one of them out"),
+        ("turbo3 k=0:turbo9", "unknown cache type 'turbo9'", "known: f32"),
+        ("turbo3 v=0:q8_0;", "'' is not LAYERS:TYPE", "LAYERS:TYPE"),
+        ("turbo3 decay=mild", "unknown decay 'mild'", "conservative, balanced, aggressive"),
+        ("turbo3 decay=15,35,40", "add up to 90", "15,35,50"),
+        ("turbo2 decay=balanced", "nothing in it decays", "types that decay: turbo4, turbo3"),
+        ("q8_0 adaptive=7 decay=balanced", "nothing in it decays", "leave decay out"),
+    ],
+)
+def test_wrong_settings_are_named_before_any_tool_runs(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_types(text)
+    assert message in caught.value.message and hint in caught.value.hint
+    with pytest.raises(UsageError):
+        sweep.check(sweep.Sweep(run=(sweep.SweepRun(ctx=512, chunks=2, types=(text,)),)), "sweep.toml")
+
+
+def test_types_are_cut_at_commas_before_a_letter() -> None:
+    assert split(["turbo3,turbo4/turbo3", " q8_0 , f16,"]) == ("turbo3", "turbo4/turbo3", "q8_0", "f16")
+    together = ",".join(NOTATIONS)
+    assert split([together]) == NOTATIONS
+    assert split(["turbo3 k=0,*:q8_0,turbo2"]) == ("turbo3 k=0,*:q8_0", "turbo2")
+    assert split(["", ",,", "turbo3,,turbo2"]) == ("turbo3", "turbo2")
+
+
+def test_types_of_each_layer() -> None:
+    assert cache_types.layer_types(parse_types("turbo4/turbo3"), 2) == (("turbo4",) * 2, ("turbo3",) * 2)
+    assert cache_types.layer_types(parse_types("turbo3 k=-1:q8_0"), 3) == (("turbo3", "turbo3", "q8_0"), ("turbo3",) * 3)
+    assert cache_types.layer_types(parse_types("turbo3 adaptive=7"), 5) == (("turbo3",) * 5, ("q8_0", "q8_0", "turbo2", "q8_0", "q8_0"))
+
+
+def test_a_turbo_type_in_one_layer_is_ours() -> None:
+    assert cache_types.is_turbo(parse_types("q8_0 v=0:turbo3")) and cache_types.is_turbo(parse_types("q8_0 adaptive=5"))
+    assert not cache_types.is_turbo(parse_types("q8_0 adaptive=1")) and not cache_types.is_turbo(parse_types("q8_0 k=0:f16"))
+    plan = sweep.Sweep(run=(sweep.SweepRun(ctx=512, chunks=2, types=("f16 v=0:turbo3",)),))
+    assert [str(c.types) for c in sweep.cases(plan, SETUP)] == ["f16", "q8_0", "q5_0", "q4_0", "f16 v=0:turbo3"]
+
+
+def test_options_of_the_tools_name_only_what_is_set() -> None:
+    assert list(cache_types.options(parse_types("turbo4/turbo3"))) == ["-ctk", "turbo4", "-ctv", "turbo3"]
+    found = list(cache_types.options(parse_types("turbo3 k=0:q8_0 v=-1:f16 decay=balanced")))
+    assert found == [
+        *("-ctk", "turbo3", "-ctv", "turbo3", "--cache-type-k-layers", "0:q8_0", "--cache-type-v-layers", "-1:f16"),
+        *("--cache-decay", "balanced"),
+    ]
+    assert list(cache_types.options(parse_types("turbo3 adaptive=7")))[4:] == ["--cache-layer-adaptive", "7"]
+
+
+def test_layers_are_counted_over_those_with_a_kv_cache() -> None:
+    hybrid = msgspec.structs.replace(MODEL, n_layer=6, n_head_kv=(0, 2, 0, 2, 0, 0))
+    cache_types.check_fit(parse_types("turbo3 k=1,-2:q8_0"), hybrid)
+    cache_types.check_fit(parse_types("turbo3 adaptive=1"), hybrid)
+    with pytest.raises(UsageError, match="there is no layer 2, the model has 2 layers with a KV cache"):
+        cache_types.check_fit(parse_types("turbo3 k=2:q8_0"), hybrid)
+
+
+def test_decay_that_the_map_leaves_no_layer_for() -> None:
+    cache_types.check_fit(parse_types("turbo3 k=*:q8_0 decay=balanced"), MODEL)
+    with pytest.raises(UsageError, match="nothing in it decays"):
+        cache_types.check_fit(parse_types("turbo3 k=*:q8_0 v=*:turbo2 decay=balanced"), MODEL)
+
+
+def test_head_sizes_of_all_types_of_a_map() -> None:
+    for text in ("f16 k=0:turbo3", "f16 v=-1:q8_0", "f16 adaptive=5"):
+        with pytest.raises(UsageError, match="head size 80"):
+            check_head_sizes(parse_types(text), 80, 80)
+    check_head_sizes(parse_types("f16 k=0:turbo3"), 128, 80)
+    with pytest.raises(UsageError, match="the V head size 80"):
+        check_head_sizes(parse_types("f16 v=0:turbo3"), 128, 80)
+
+
+@pytest.mark.parametrize(("ctx", "batch"), [(512, 512), (512, 1024), (64, 16)])
+def test_decay_needs_batches_that_are_smaller_than_a_chunk(ctx: int, batch: int) -> None:
+    plan = sweep.Sweep(run=(sweep.SweepRun(ctx=ctx, chunks=8, types=("turbo3 decay=conservative",)),), batch=batch, noise_batch=8)
+    with pytest.raises(UsageError, match="nothing decays in a context of") as caught:
+        kld.check_fit(sweep.cases(plan, SETUP), MODEL)
+    assert caught.value.hint.startswith(f"use --batch {ctx // 8} or less")
 
 
 @pytest.mark.parametrize("head", [80, 112])

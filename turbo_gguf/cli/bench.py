@@ -18,7 +18,7 @@ DEFAULT_TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
 
 @click.command(name="bench")
 @click.option("--model", "model_spec", metavar="PATH|HUB", help="GGUF file, org/name or org/name:file.gguf.  [default: the embedded model]")
-@click.option("--types", multiple=True, metavar="K/V,...", help=f"Cache types.  [default: {','.join(DEFAULT_TYPES)}]")
+@click.option("--types", multiple=True, metavar="K/V,...", help=f"Cache types, as in ppl-gate.  [default: {','.join(DEFAULT_TYPES)}]")
 @click.option(
     "--depth", "-d", multiple=True, type=click.IntRange(min=0), help="Tokens in the cache, may be repeated.  [default: 0 512 1536]"
 )

@@ -27,7 +27,12 @@ than asked for. Only 1 is a verdict on quality.
     type=click.Path(path_type=Path, dir_okay=False),
     help="Evaluation text, UTF-8.  [default: held-out modules of the Python standard library]",
 )
-@click.option("--types", multiple=True, metavar="K/V,...", help="Cache types such as turbo3 or turbo4/turbo3.  [default: as in --config]")
+@click.option(
+    "--types",
+    multiple=True,
+    metavar="K/V,...",
+    help="Cache types such as turbo3, turbo4/turbo3, 'turbo3 k=0,-1:q8_0' or 'turbo3 decay=balanced'.  [default: as in --config]",
+)
 @click.option("--ctx", multiple=True, type=click.IntRange(min=16), help="Context, may be repeated.  [default: as in --config]")
 @click.option("--chunks", type=int, help="Chunks per context, -1 for the whole text.  [default: as in --config]")
 @click.option("--batch", type=click.IntRange(min=2), help="Tokens of a decode call.  [default: as in --config]")
@@ -36,7 +41,9 @@ than asked for. Only 1 is a verdict on quality.
 @click.option(
     "--upstream", metavar="SOURCE", help="llama.cpp snapshot, see `turbo-gguf upstream list`.  [default: the newest supported one]"
 )
-@click.option("--config", default="default", show_default=True, metavar="NAME|TOML", help="Sweep: `default`, `smoke` or a file.")
+@click.option(
+    "--config", default="default", show_default=True, metavar="NAME|TOML", help="Sweep: `default`, `smoke`, `layers`, `decay` or a file."
+)
 @click.option("--gates", type=click.Path(path_type=Path, dir_okay=False), help="Thresholds.  [default: eval/gates.toml]")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for table.md and plot.png.  [default: report/ppl-gate]"

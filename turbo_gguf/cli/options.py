@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,11 @@ def default_threads() -> int:
 
 
 def split(values: Sequence[str]) -> tuple[str, ...]:
-    """Flatten values that were repeated, separated by commas, or both."""
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+    """Flatten cache types that were repeated, separated by commas, or both.
+
+    Types start with a letter. What follows a comma inside of them does not: ``turbo3 k=0,-1:q8_0,turbo3 decay=15,35,50`` is two.
+    """
+    return tuple(part.strip() for value in values for part in re.split(r",(?=\s*(?:[A-Za-z,]|$))", value) if part.strip())
 
 
 def write_text(path: Path, text: str) -> Path:

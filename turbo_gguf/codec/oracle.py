@@ -51,6 +51,7 @@ class Oracle:
         self._lib = ctypes.CDLL(str(library))
         self._lib.ggml_turbo_cpu_isa.restype = ctypes.c_char_p
         self._lib.ggml_turbo_validate_row.restype = ctypes.c_bool
+        self._lib.ggml_turbo_decays.restype = ctypes.c_bool
 
     @property
     def isa(self) -> str:
@@ -90,6 +91,19 @@ class Oracle:
         out = np.empty((*data.shape[:-1], values), dtype=np.float32)
         self._lib[f"dequantize_row_{t.name}_0"](_pointer(data), _pointer(out), ctypes.c_int64(out.size))
         return out
+
+    def decays(self, t: TurboType) -> bool:
+        """What ``ggml_turbo_decays`` says."""
+        return bool(self._lib.ggml_turbo_decays(t.type_id))
+
+    def decay(self, t: TurboType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:
+        """Rows after ``ggml_turbo_decay_row``; as :func:`turbo_gguf.codec.reference.decay`."""
+        if not self.decays(t):
+            raise ValueError(f"{t.name} does not decay")
+        data = np.array(packed, order="C")
+        values = data.size // t.block_bytes * QK_TURBO
+        self._lib.ggml_turbo_decay_row(t.type_id, int(scale), _pointer(data), ctypes.c_int64(values))
+        return data
 
     def vec_dot(self, t: TurboType, packed: Bytes, activations: npt.NDArray[np.void]) -> float:
         """Dot product of one packed row with as many ``Q8_0`` blocks."""

@@ -1,4 +1,4 @@
-"""Numpy encoder and decoder of the turbo types: equal to the C reference (``ggml-turbo.c``) bit for bit.
+"""Numpy encoder, decoder and decay of the turbo types: equal to the C reference (``ggml-turbo.c``) bit for bit.
 
 Rows are the last axis; every row is a whole number of blocks of 32 values. Packed rows are uint8 arrays in the layout that
 ``ggml-turbo.h`` draws.
@@ -37,17 +37,37 @@ def quantize(t: TurboType, x: npt.ArrayLike, *, scale: Scale = Scale.LEAST_SQUAR
         raise ValueError(f"rows of shape {rows.shape} are no whole number of blocks of {QK_TURBO}")
     blocks = rows.reshape(-1, QK_TURBO)
     index, d = _encode(t, blocks, scale, search)
-    packed = np.concatenate([d.astype("<f2").view(np.uint8).reshape(-1, 2), _pack(t, index)], axis=1)
-    return packed.reshape(*rows.shape[:-1], rows.shape[-1] // QK_TURBO * t.block_bytes)
+    return _join(t, d, index).reshape(*rows.shape[:-1], rows.shape[-1] // QK_TURBO * t.block_bytes)
 
 
 def dequantize(t: TurboType, packed: Bytes) -> Floats:
     """Decode rows of shape (..., bytes) to binary32 of shape (..., values)."""
     blocks = np.ascontiguousarray(packed).reshape(-1, t.block_bytes)
-    d = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    d = _scales(blocks).astype(np.float32)
     levels = np.array(t.codebook, dtype=np.float32)[_unpack(t, blocks[:, 2:])]
     with np.errstate(invalid="ignore"):  # NaN scales
         return (d * levels).reshape(*packed.shape[:-1], -1)
+
+
+def decay(t: TurboType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:
+    """Take one bit off each index of stored rows, shape (..., bytes), and fit the scales anew; blocks that are not finite stay.
+
+    Raises:
+        ValueError: the type does not decay.
+    """
+    if not t.decays:
+        raise ValueError(f"{t.name} does not decay")
+    out = np.array(packed).reshape(-1, t.block_bytes)
+    finite = np.isfinite(_scales(out)[:, 0])
+    blocks = out[finite]
+    index = _unpack(t, blocks[:, 2:])
+    kept = index & np.uint8(0xFE) | index >> np.uint8(t.bits - 1)
+    levels = np.array(t.codebook)
+    old, new = levels[index], levels[kept]
+    tt, tc, cc = ((a * b).sum(axis=1, keepdims=True) for a, b in ((old, old), (old, new), (new, new)))
+    d = _scale_in_units(scale, tc.astype(np.float32), cc.astype(np.float32), tt) * _scales(blocks).astype(np.float32)
+    out[finite] = _join(t, np.minimum(d, np.float32(HALF_MAX)).astype(np.float16), kept)
+    return out.reshape(packed.shape)
 
 
 def _encode(t: TurboType, x: Floats, scale: Scale, search: bool) -> tuple[Bytes, npt.NDArray[np.float16]]:
@@ -103,6 +123,16 @@ def _scale_in_units(scale: Scale, tc: Floats, cc: Floats, tt: Ints) -> Floats:
         Scale.INNER_PRODUCT: squares / tc,
     }[scale]
     return ratio
+
+
+def _scales(blocks: Bytes) -> npt.NDArray[np.float16]:
+    """``d`` of each block, shape (blocks, 1)."""
+    return np.ascontiguousarray(blocks[:, :2]).view("<f2")
+
+
+def _join(t: TurboType, d: npt.NDArray[np.float16], index: Bytes) -> Bytes:
+    """Blocks of scales, shape (blocks, 1), and indices, shape (blocks, 32)."""
+    return np.concatenate([d.astype("<f2").view(np.uint8).reshape(-1, 2), _pack(t, index)], axis=1)
 
 
 def _pack(t: TurboType, index: Bytes) -> Bytes:

@@ -87,6 +87,11 @@ class TurboType:
         return self._thresholds(self.plain_ratio)
 
     @property
+    def decays(self) -> bool:
+        """Whether decay can take a bit off stored blocks: one bit for the magnitude must be left."""
+        return self.bits > 2
+
+    @property
     def type_id(self) -> int:
         """``GGML_TYPE_TURBO*_0``."""
         return 62 + self.bits

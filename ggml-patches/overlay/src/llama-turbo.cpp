@@ -5,6 +5,7 @@
 #include "llama-arch.h"
 #include "llama-impl.h"
 #include "llama-model.h"
+#include "llama-turbo-cache.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -23,21 +24,21 @@ static bool env_is_set(const char * name) {
 // context check
 //
 
-// Whether every layer's head size can be cut into blocks of the type.
-static bool check_head_size(const llama_hparams & hparams, ggml_type type, bool is_k) {
-    const uint32_t blck_size = ggml_blck_size(type);
-
-    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (!hparams.has_kv(il)) {
-            continue;
-        }
-        const uint32_t n_embd_head = is_k ? hparams.n_embd_head_k(il) : hparams.n_embd_head_v(il);
-        if (n_embd_head % blck_size != 0) {
-            LLAMA_LOG_ERROR(
-                "%s: %s cache type %s needs a head size that is a multiple of %u, but layer %u has %u: use -ct%s f16 "
-                "or bf16\n",
-                __func__, is_k ? "K" : "V", ggml_type_name(type), blck_size, il, n_embd_head, is_k ? "k" : "v");
-            return false;
+// Whether every layer's head size can be cut into blocks of its type.
+static bool check_head_sizes(const llama_hparams & hparams, const llama_turbo_settings & settings) {
+    for (size_t i = 0; i < settings.layers.size(); ++i) {
+        const uint32_t il = settings.layers[i];
+        for (bool is_k : { true, false }) {
+            const ggml_type type        = is_k ? settings.types_k[i] : settings.types_v[i];
+            const uint32_t  blck_size   = ggml_blck_size(type);
+            const uint32_t  n_embd_head = is_k ? hparams.n_embd_head_k(il) : hparams.n_embd_head_v(il);
+            if (n_embd_head % blck_size != 0) {
+                LLAMA_LOG_ERROR(
+                    "%s: %s cache type %s needs a head size that is a multiple of %u, but layer %u has %u: use -ct%s "
+                    "f16 or bf16\n",
+                    __func__, is_k ? "K" : "V", ggml_type_name(type), blck_size, il, n_embd_head, is_k ? "k" : "v");
+                return false;
+            }
         }
     }
 
@@ -50,7 +51,7 @@ struct layer_ops {
 
     layer_ops() {
         const ggml_init_params params = {
-            /*.mem_size   =*/16 * ggml_tensor_overhead(),
+            /*.mem_size   =*/32 * ggml_tensor_overhead(),
             /*.mem_buffer =*/nullptr,
             /*.no_alloc   =*/true,
         };
@@ -63,6 +64,10 @@ struct layer_ops {
         ggml_tensor * idxs  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1);
 
         return ggml_set_rows(ctx.get(), cache, rows, idxs);
+    }
+
+    ggml_tensor * decay(ggml_type type, int64_t n_embd) const {
+        return ggml_turbo_decay(ctx.get(), ggml_new_tensor_2d(ctx.get(), type, n_embd, 256));
     }
 
     ggml_tensor * attend(const llama_hparams & hparams, uint32_t il, ggml_type type_k, ggml_type type_v) const {
@@ -79,37 +84,67 @@ struct layer_ops {
     }
 };
 
-static bool check_devices(const llama_model & model, ggml_type type_k, ggml_type type_v) {
+// Decay is a custom operation. Backends that forward operations, such as RPC, say yes to any, but can't call a function of this process; so
+// those that do know it are named.
+static bool can_decay(ggml_backend_dev_t dev, const ggml_tensor * op) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
+    if (!reg) {
+        return false;  // the meta device of -sm tensor
+    }
+    const std::string name = ggml_backend_reg_name(reg);
+
+    return (name == "CPU" || name == "CUDA" || name == "ROCm") && ggml_backend_dev_supports_op(dev, op);
+}
+
+// flash_attn, decays: whether the layer needs it
+static bool check_device(const llama_model & model,
+                         uint32_t            il,
+                         ggml_type           type_k,
+                         ggml_type           type_v,
+                         bool                flash_attn,
+                         bool                decays) {
     const llama_hparams & hparams = model.hparams;
+    const layer_ops       ops;
 
-    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (!hparams.has_kv(il) || hparams.n_head_kv(il) == 0) {
-            continue;
-        }
-        const layer_ops    ops;
-        ggml_backend_dev_t dev = model.dev_layer(il);
+    ggml_backend_dev_t dev = model.dev_layer(il);
 
-        const std::pair<ggml_type, int64_t> caches[] = {
-            { type_k, hparams.n_embd_k_gqa(il) },
-            { type_v, hparams.n_embd_v_gqa(il) },
-        };
-        for (const auto & [type, n_embd] : caches) {
-            if (!ggml_backend_dev_supports_op(dev, ops.store(type, n_embd))) {
-                LLAMA_LOG_ERROR(
-                    "%s: device %s can't store cache type %s: keep the cache in host memory with -nkvo, or use -ngl "
-                    "0\n",
-                    __func__, ggml_backend_dev_name(dev), ggml_type_name(type));
-                return false;
-            }
-        }
-
-        if (!ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v))) {
+    const std::pair<ggml_type, int64_t> caches[] = {
+        { type_k, hparams.n_embd_k_gqa(il) },
+        { type_v, hparams.n_embd_v_gqa(il) },
+    };
+    for (const auto & [type, n_embd] : caches) {
+        if (!ggml_backend_dev_supports_op(dev, ops.store(type, n_embd))) {
             LLAMA_LOG_ERROR(
-                "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep "
-                "the cache in host "
-                "memory with -nkvo, use -ngl 0, or other cache types\n",
-                __func__, ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v),
-                hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), il);
+                "%s: device %s can't store cache type %s of layer %u: keep the cache in host memory with -nkvo, or "
+                "use -ngl 0\n",
+                __func__, ggml_backend_dev_name(dev), ggml_type_name(type), il);
+            return false;
+        }
+        if (decays && ggml_turbo_decays(type) && !can_decay(dev, ops.decay(type, n_embd))) {
+            LLAMA_LOG_ERROR(
+                "%s: device %s can't do temporal decay of cache type %s in layer %u: leave TURBO_DECAY and "
+                "--cache-decay out, keep the cache in host memory with -nkvo, or use -ngl 0\n",
+                __func__, ggml_backend_dev_name(dev), ggml_type_name(type), il);
+            return false;
+        }
+    }
+
+    if (flash_attn && !ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v))) {
+        LLAMA_LOG_ERROR(
+            "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep "
+            "the cache in host memory with -nkvo, use -ngl 0, or other cache types\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v),
+            hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), il);
+        return false;
+    }
+
+    return true;
+}
+
+static bool check_devices(const llama_model & model, const llama_turbo_settings & settings, bool flash_attn) {
+    for (size_t i = 0; i < settings.layers.size(); ++i) {
+        const bool decays = settings.decay.cold > 0 && !model.hparams.is_swa(settings.layers[i]);
+        if (!check_device(model, settings.layers[i], settings.types_k[i], settings.types_v[i], flash_attn, decays)) {
             return false;
         }
     }
@@ -117,22 +152,27 @@ static bool check_devices(const llama_model & model, ggml_type type_k, ggml_type
     return true;
 }
 
-bool llama_turbo_check_context(const llama_model & model, llama_context_params & params) {
-    const bool turbo_k = ggml_is_turbo(params.type_k);
-    const bool turbo_v = ggml_is_turbo(params.type_v);
-
-    if (!turbo_k && !turbo_v) {
-        return true;
+// The first type of the context that needs flash attention: turbo types, and V in any quantized type. GGML_TYPE_COUNT: none.
+static ggml_type type_with_flash_attn(const llama_turbo_settings & settings, const llama_context_params & params) {
+    for (ggml_type type : { params.type_k, params.type_v }) {
+        if (ggml_is_turbo(type)) {
+            return type;
+        }
+    }
+    for (size_t i = 0; i < settings.layers.size(); ++i) {
+        if (ggml_is_turbo(settings.types_k[i])) {
+            return settings.types_k[i];
+        }
+        if (ggml_is_quantized(settings.types_v[i])) {
+            return settings.types_v[i];
+        }
     }
 
-    const char * name = ggml_type_name(turbo_k ? params.type_k : params.type_v);
+    return GGML_TYPE_COUNT;
+}
 
-    if (model.hparams.is_mla()) {
-        LLAMA_LOG_ERROR(
-            "%s: cache type %s does not support models with multi-head latent attention yet: use -ctk f16 or q8_0\n",
-            __func__, name);
-        return false;
-    }
+static bool check_flash_attn(const llama_model & model, ggml_type type, llama_context_params & params) {
+    const char * name = ggml_type_name(type);
 
     if (model.arch == LLM_ARCH_GROK) {
         LLAMA_LOG_ERROR(
@@ -153,9 +193,45 @@ bool llama_turbo_check_context(const llama_model & model, llama_context_params &
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     }
 
-    return (!turbo_k || check_head_size(model.hparams, params.type_k, true)) &&
-           (!turbo_v || check_head_size(model.hparams, params.type_v, false)) &&
-           (!params.offload_kqv || check_devices(model, params.type_k, params.type_v));
+    return true;
+}
+
+static bool check_settings(const llama_model &          model,
+                           const llama_turbo_settings & settings,
+                           llama_context_params &       params) {
+    const bool turbo = ggml_is_turbo(params.type_k) || ggml_is_turbo(params.type_v);
+    if (!turbo && !settings.by_layer) {
+        return true;  // upstream's own checks
+    }
+
+    if (model.hparams.is_mla()) {
+        LLAMA_LOG_ERROR(
+            "%s: turbo cache types and cache types by layer do not support models with multi-head latent attention "
+            "yet: use -ctk f16 or q8_0\n",
+            __func__);
+        return false;
+    }
+
+    const ggml_type type       = type_with_flash_attn(settings, params);
+    const bool      flash_attn = type != GGML_TYPE_COUNT;
+
+    return (!flash_attn || check_flash_attn(model, type, params)) && check_head_sizes(model.hparams, settings) &&
+           (!params.offload_kqv || check_devices(model, settings, flash_attn));
+}
+
+bool llama_turbo_check_context(const llama_model & model, llama_context_params & params) {
+    try {
+        llama_turbo_settings settings = llama_turbo_read_settings(model, params);
+        if (!check_settings(model, settings, params)) {
+            return false;
+        }
+        llama_turbo_use_settings(std::move(settings));
+    } catch (const std::invalid_argument & error) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, error.what());
+        return false;
+    }
+
+    return true;
 }
 
 //
@@ -197,12 +273,16 @@ void llama_turbo_init_rotation(ggml_type                                        
                                int32_t                                           n_embd_head_v,
                                bool &                                            rot_k,
                                bool &                                            rot_v,
-                               std::unordered_map<int64_t, std::vector<float>> & hadamard) {
+                               std::unordered_map<int64_t, std::vector<float>> & hadamard,
+                               bool                                              is_mixed) {
     if (env_is_set("LLAMA_ATTN_ROT_DISABLE")) {
         return;
     }
 
     const auto init = [&](ggml_type type, int32_t n_embd_head, bool & rot) {
+        if (is_mixed && n_embd_head > 0 && n_embd_head % UPSTREAM_GROUP_MIN == 0 && ggml_is_quantized(type)) {
+            rot = true;
+        }
         if (!llama_turbo_rotates(type) || n_embd_head == 0) {
             return;
         }
@@ -213,7 +293,7 @@ void llama_turbo_init_rotation(ggml_type                                        
         rot = true;
 
         const int64_t group = llama_turbo_rotation_group(n_embd_head);
-        if (group < UPSTREAM_GROUP_MIN) {
+        if (group < UPSTREAM_GROUP_MIN && hadamard.count(group) == 0) {
             hadamard[group] = hadamard_matrix(group);
         }
     };
@@ -255,8 +335,11 @@ static ggml_tensor * rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor *
     return ggml_reshape_3d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2]);
 }
 
-bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot) {
+bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot, bool is_mixed) {
     if (llama_turbo_rotates(cur->type) || cur->type == GGML_TYPE_BF16) {
+        return true;
+    }
+    if (is_mixed && rot && !ggml_is_quantized(cur->type)) {
         return true;
     }
 

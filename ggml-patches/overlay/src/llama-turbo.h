@@ -17,8 +17,8 @@ struct llama_model;
 // multiple of 64; the functions here extend it to other head sizes (adaptive group) and make K-shift right for them and
 // for partial RoPE.
 
-// Switches flash attention on for turbo types and refuses what can't work, with the reason in the log.
-// False means that the context must not be made.
+// Reads the settings of a context that is about to be made (llama-turbo-cache.h), switches flash attention on where its cache types
+// need it, and refuses what can't work, with the reason in the log. False means that the context must not be made.
 bool llama_turbo_check_context(const llama_model & model, llama_context_params & params);
 
 // Largest power of two that divides the head size, at most 128.
@@ -28,10 +28,12 @@ int64_t llama_turbo_rotation_group(int64_t n_embd_head);
 // an f32 cache a turbo cache without quantization error (to test the rotation, or to measure its cost).
 bool llama_turbo_rotates(ggml_type type);
 
-// Adds our rules to upstream's decision on the rotation of K and V.
+// Adds our rules to upstream's decision on the rotation of K and V, for the types of one layer of the cache: what one layer needs, all
+// layers get.
 //   n_embd_head_k, n_embd_head_v: head size in all layers of this cache; 0 = no such tensor, -1 = layers differ
 //   rot_k, rot_v:                 whether the graph rotates
 //   hadamard:                     group size n -> symmetric orthonormal matrix [n*n]; gets groups that upstream lacks
+//   is_mixed:                     layers have types of their own, so upstream's rule for its quantized types is applied here, too
 // Throws std::runtime_error if the layers of the cache have different head sizes.
 void llama_turbo_init_rotation(ggml_type                                         type_k,
                                ggml_type                                         type_v,
@@ -39,7 +41,8 @@ void llama_turbo_init_rotation(ggml_type                                        
                                int32_t                                           n_embd_head_v,
                                bool &                                            rot_k,
                                bool &                                            rot_v,
-                               std::unordered_map<int64_t, std::vector<float>> & hadamard);
+                               std::unordered_map<int64_t, std::vector<float>> & hadamard,
+                               bool                                              is_mixed = false);
 
 // Graph input [n, n] for the rotation of head sizes that upstream does not rotate; nullptr: leave it to upstream.
 ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, const char * name);
@@ -47,7 +50,9 @@ ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, con
 // Whether K-shift of this view of the cache [n_rot, n_head_kv, n_cells] is ours: turbo types, and the types that may stand beside a
 // turbo V where upstream's own path fails (quantized without a rotation: null pointer, or with RoPE on a part of the head: abort; bf16:
 // no RoPE for it on the CPU).
-bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot);
+//   is_mixed: layers may have types of their own; f16 and f32 may then be rotated because of another layer, and upstream would apply
+//             RoPE in the wrong basis
+bool llama_turbo_shifts(const ggml_tensor * cur, const ggml_tensor * rot, bool is_mixed);
 
 // K-shift of such a cache: to f32, rotate back, RoPE by the shift, rotate, store.
 //   cur:  view of the roped part of each head in the cache, [n_rot, n_head_kv, n_cells]

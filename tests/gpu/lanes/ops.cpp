@@ -29,6 +29,11 @@ size_t ggml_type_size(ggml_type type) {
     }
 }
 
+// Upstream's op_params hold a function; those here a flag.
+bool ggml_turbo_is_decay(const ggml_tensor * op) {
+    return op->op == GGML_OP_MAP_CUSTOM1 && op->op_params[0] != 0;
+}
+
 // Flash attention has tests of its own.
 bool ggml_cuda_turbo_flash_attn_supported(int, const ggml_tensor *) {
     return false;

@@ -9,6 +9,9 @@
 #define GGML_API      extern
 #define GGML_RESTRICT restrict
 
+struct ggml_context;
+struct ggml_tensor;
+
 enum ggml_type {
 #include "ggml-turbo-enum.inc"
     GGML_TYPE_Q8_0 = 8,

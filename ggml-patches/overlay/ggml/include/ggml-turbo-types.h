@@ -12,3 +12,11 @@
 static inline bool ggml_is_turbo(enum ggml_type type) {
     return type >= GGML_TYPE_TURBO2_0 && type < GGML_TYPE_TURBO_COUNT;
 }
+
+// Temporal decay takes one bit of each value of these types, in place.
+GGML_API bool ggml_turbo_decays(enum ggml_type type);
+
+// Decay as an operation of a graph: in place, by the scale rule of the process; the result is a view of a, which is contiguous and of a
+// type that decays. It is a GGML_OP_MAP_CUSTOM1, so that backends which do not know it say no.
+GGML_API struct ggml_tensor * ggml_turbo_decay(struct ggml_context * ctx, struct ggml_tensor * a);
+GGML_API bool                 ggml_turbo_is_decay(const struct ggml_tensor * op);

@@ -307,6 +307,10 @@ static int index_2bit(const uint8_t * qs, int i) {
     return qs[i % 8] >> 2 * (i / 8) & 3;
 }
 
+static int index_3bit(const block_turbo3_0 * block, int i) {
+    return index_2bit(block->qs, i) | (block->signs[i % 4] >> (i / 4) & 1) << 2;
+}
+
 void dequantize_row_turbo2_0(const block_turbo2_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
     assert(k % QK_TURBO == 0);
     for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
@@ -322,8 +326,7 @@ void dequantize_row_turbo3_0(const block_turbo3_0 * GGML_RESTRICT x, float * GGM
     for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
         const float d = GGML_FP16_TO_FP32(x[ib].d);
         for (int i = 0; i < QK_TURBO; ++i) {
-            const int sign       = x[ib].signs[i % 4] >> (i / 4) & 1;
-            y[ib * QK_TURBO + i] = d * (float) codebook3[index_2bit(x[ib].qs, i) | sign << 2];
+            y[ib * QK_TURBO + i] = d * (float) codebook3[index_3bit(x + ib, i)];
         }
     }
 }
@@ -335,6 +338,77 @@ void dequantize_row_turbo4_0(const block_turbo4_0 * GGML_RESTRICT x, float * GGM
         for (int j = 0; j < QK_TURBO / 2; ++j) {
             y[ib * QK_TURBO + j]                = d * (float) codebook4[x[ib].qs[j] & 15];
             y[ib * QK_TURBO + j + QK_TURBO / 2] = d * (float) codebook4[x[ib].qs[j] >> 4];
+        }
+    }
+}
+
+//
+// decay
+//
+
+bool ggml_turbo_decays(enum ggml_type type) {
+    return type == GGML_TYPE_TURBO3_0 || type == GGML_TYPE_TURBO4_0;
+}
+
+static bool is_finite(ggml_fp16_t half) {
+    return (half & 0x7c00) != 0x7c00;
+}
+
+// Replaces the index of each value; returns the d that fits them, from the one so far. The levels so far are the integers of the block and
+// d is their unit. A block that has decayed already keeps its d: all three sums are equal, and so are all quotients 1.
+static ggml_fp16_t decay_block(const int8_t *        codebook,
+                               int                   n,  // magnitudes
+                               enum ggml_turbo_scale scale,
+                               ggml_fp16_t           d,
+                               uint8_t *             index) {
+    int32_t tc = 0;
+    int32_t cc = 0;
+    int32_t tt = 0;
+    for (int i = 0; i < QK_TURBO; ++i) {
+        const int32_t t = codebook[index[i]];
+        index[i]        = (uint8_t) ((index[i] & ~1) | (index[i] >= n));
+        const int32_t c = codebook[index[i]];
+        tc += t * c;
+        cc += c * c;
+        tt += t * t;
+    }
+    return GGML_FP32_TO_FP16(turbo_block_scale(scale, tc, cc, tt, GGML_FP16_TO_FP32(d)));
+}
+
+static void decay_turbo3(enum ggml_turbo_scale scale, block_turbo3_0 * block) {
+    uint8_t index[QK_TURBO];
+    for (int i = 0; i < QK_TURBO; ++i) {
+        index[i] = (uint8_t) index_3bit(block, i);
+    }
+    block->d = decay_block(codebook3, codec3.n, scale, block->d, index);
+    pack_2bit(index, block->qs);
+}
+
+static void decay_turbo4(enum ggml_turbo_scale scale, block_turbo4_0 * block) {
+    uint8_t index[QK_TURBO];
+    for (int j = 0; j < QK_TURBO / 2; ++j) {
+        index[j]                = block->qs[j] & 15;
+        index[j + QK_TURBO / 2] = block->qs[j] >> 4;
+    }
+    block->d = decay_block(codebook4, codec4.n, scale, block->d, index);
+    pack_4bit(index, block->qs);
+}
+
+void ggml_turbo_decay_row(enum ggml_type type, enum ggml_turbo_scale scale, void * y, int64_t k) {
+    assert(ggml_turbo_decays(type));
+    assert(k % QK_TURBO == 0);
+
+    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
+        if (type == GGML_TYPE_TURBO3_0) {
+            block_turbo3_0 * block = (block_turbo3_0 *) y + ib;
+            if (is_finite(block->d)) {
+                decay_turbo3(scale, block);
+            }
+        } else {
+            block_turbo4_0 * block = (block_turbo4_0 *) y + ib;
+            if (is_finite(block->d)) {
+                decay_turbo4(scale, block);
+            }
         }
     }
 }
@@ -369,7 +443,7 @@ bool ggml_turbo_validate_row(enum ggml_type type, const void * data, size_t nbyt
     for (size_t ib = 0; ib < nbytes / size; ++ib) {
         ggml_fp16_t d;  // the first member of all three blocks
         memcpy(&d, (const char *) data + ib * size, sizeof(d));
-        if ((d & 0x7c00) == 0x7c00) {
+        if (!is_finite(d)) {
             fprintf(stderr, "%s: found inf or nan scale at block %zu\n", __func__, ib);
             return false;
         }

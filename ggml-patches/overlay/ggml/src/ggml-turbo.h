@@ -34,6 +34,15 @@
 //     infinity                                       encoded like +-FLT_MAX
 //     finite input                                   finite output: d is clamped to the largest fp16 number, 65504
 //     -x                                             the block of x with all indices mirrored, same d
+//
+// Decay takes one bit off stored blocks of turbo3 and turbo4, in place: the low bit of an index becomes a copy of its high bit. Of two
+// neighbouring magnitudes the larger one stays, so that half of the codebook is left:
+//
+//     turbo3    10 31 55 88                   ->  31 88
+//     turbo4    5 15 25 36 48 62 79 104       ->  15 36 62 104
+//
+// and d is fitted anew by the scale rule, as if the levels so far were the values to encode. Signs stay, and so does a block that has
+// decayed already (all its low bits are copies), and one whose d is infinite or NaN.
 
 #include "ggml.h"
 
@@ -97,6 +106,9 @@ GGML_API void ggml_turbo_quantize_row(enum ggml_type              type,
                                       const float * GGML_RESTRICT x,
                                       void * GGML_RESTRICT        y,
                                       int64_t                     k);
+
+// Decay of one row, in place. k: number of values, a multiple of QK_TURBO. type: one that decays (ggml_turbo_decays).
+GGML_API void ggml_turbo_decay_row(enum ggml_type type, enum ggml_turbo_scale scale, void * y, int64_t k);
 
 // For ggml_quantize_chunk and ggml_validate_row_data. nbytes must be a multiple of the block size.
 GGML_API size_t ggml_turbo_quantize(enum ggml_type              type,

@@ -57,6 +57,7 @@ enum ggml_op {
     GGML_OP_SET_ROWS,
     GGML_OP_MUL_MAT,
     GGML_OP_FLASH_ATTN_EXT,
+    GGML_OP_MAP_CUSTOM1,
 };
 
 #define GGML_MAX_SRC 10

@@ -86,6 +86,8 @@ bool ggml_turbo_cpu_supports_op(const ggml_tensor * op) {
             return ggml_is_turbo(type_src) && op->src[1]->type == GGML_TYPE_F32;
         case GGML_OP_FLASH_ATTN_EXT:
             return op->src[0]->type == GGML_TYPE_F32;
+        case GGML_OP_MAP_CUSTOM1:
+            return ggml_turbo_is_decay(op);
         default:
             return false;
     }

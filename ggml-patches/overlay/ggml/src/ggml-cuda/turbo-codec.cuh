@@ -369,9 +369,7 @@ static TURBO_DEVICE float turbo_sqrt(float x) {
 }
 
 // d as turbo_block_scale (ggml-turbo-impl.h) has it
-static TURBO_DEVICE half turbo_scale(ggml_turbo_scale rule, const turbo_fit & fit, const int32_t t[4], float unit) {
-    const int32_t tt = turbo_sum8(t[0] * t[0] + t[1] * t[1] + t[2] * t[2] + t[3] * t[3]);
-
+static TURBO_DEVICE half turbo_scale(ggml_turbo_scale rule, const turbo_fit & fit, int32_t tt, float unit) {
     const float num   = (float) (rule == GGML_TURBO_SCALE_LEAST_SQUARES ? fit.tc : tt);
     const float den   = (float) (rule == GGML_TURBO_SCALE_INNER_PRODUCT ? fit.tc : fit.cc);
     const float ratio = __fdiv_rn(num, den);
@@ -390,7 +388,8 @@ struct turbo_code {
 template <ggml_type type> static TURBO_DEVICE turbo_code turbo_encode(const float x[4], ggml_turbo_scale rule) {
     const turbo_ints b   = turbo_to_ints(x);
     const turbo_fit  fit = turbo_best_fit<type>(b.t);
-    const uint16_t   d   = __half_as_ushort(turbo_scale(rule, fit, b.t, b.unit));
+    const int32_t    tt  = turbo_sum8(b.t[0] * b.t[0] + b.t[1] * b.t[1] + b.t[2] * b.t[2] + b.t[3] * b.t[3]);
+    const uint16_t   d   = __half_as_ushort(turbo_scale(rule, fit, tt, b.unit));
 
     if (b.is_nan || b.is_zero || d == 0) {
         return { (uint16_t) (b.is_nan ? TURBO_HALF_NAN : 0), 0 };
@@ -406,13 +405,13 @@ template <ggml_type type> static TURBO_DEVICE turbo_code turbo_encode(const floa
     return { d, fit.selectors ^ flip };
 }
 
-static TURBO_DEVICE void turbo_store(block_turbo2_0 * block, int lane, const turbo_code & code, bool store) {
+static TURBO_DEVICE void turbo_store_indices(block_turbo2_0 * block, int lane, const turbo_code & code, bool store) {
     if (store) {
         block->qs[lane] = (uint8_t) (code[0] | code[1] << 2 | code[2] << 4 | code[3] << 6);
     }
 }
 
-static TURBO_DEVICE void turbo_store(block_turbo3_0 * block, int lane, const turbo_code & code, bool store) {
+static TURBO_DEVICE void turbo_store_indices(block_turbo3_0 * block, int lane, const turbo_code & code, bool store) {
     // bits 0, 2, 4, 6 of signs[k] come from lane k, the others from lane k + 4
     uint32_t signs = (code[0] >> 2) | (code[1] >> 2) << 2 | (code[2] >> 2) << 4 | (code[3] >> 2) << 6;
     signs |= __shfl_xor_sync(0xffffffff, signs, 4, 32) << 1;
@@ -424,10 +423,18 @@ static TURBO_DEVICE void turbo_store(block_turbo3_0 * block, int lane, const tur
     }
 }
 
-static TURBO_DEVICE void turbo_store(block_turbo4_0 * block, int lane, const turbo_code & code, bool store) {
+static TURBO_DEVICE void turbo_store_indices(block_turbo4_0 * block, int lane, const turbo_code & code, bool store) {
     if (store) {
         block->qs[lane]     = (uint8_t) (code[0] | code[2] << 4);
         block->qs[lane + 8] = (uint8_t) (code[1] | code[3] << 4);
+    }
+}
+
+template <typename block_t>
+static TURBO_DEVICE void turbo_store(block_t * block, int lane, const turbo_code & code, bool store) {
+    turbo_store_indices(block, lane, code, store);
+    if (store && lane == 0) {
+        block->d = __ushort_as_half(code.d);
     }
 }
 
@@ -438,9 +445,5 @@ static TURBO_DEVICE void turbo_encode_block(const float                         
                                             int                                  lane,
                                             bool                                 store,
                                             typename turbo_traits<type>::block * block) {
-    const turbo_code code = turbo_encode<type>(x, rule);
-    turbo_store(block, lane, code, store);
-    if (store && lane == 0) {
-        block->d = __ushort_as_half(code.d);
-    }
+    turbo_store(block, lane, turbo_encode<type>(x, rule), store);
 }

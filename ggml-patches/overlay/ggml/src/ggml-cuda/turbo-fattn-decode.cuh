@@ -8,7 +8,7 @@
 //     softmax   online, over the lanes; the maximum moves only when it is exceeded by 2^MAX_SLACK
 //     values    V is decoded to f16 in shared memory, then a lane is 8 channels of some of the keys: half2 products of a tile are
 //               summed in f16, tiles in f32
-// Warps meet at the end only. Splits of the keys over blocks are merged by turbo_fattn_merge.
+// Warps meet at the end only. Splits of the keys over blocks are merged by turbo_fattn_merge_splits.
 
 #include "turbo-fattn-warp.cuh"
 

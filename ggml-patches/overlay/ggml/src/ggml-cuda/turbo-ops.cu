@@ -4,7 +4,7 @@
 #include "turbo.cuh"
 
 // All kernels here count the blocks of one tensor and find the place of each in both tensors: either indices name the rows of the other
-// one (SET_ROWS, GET_ROWS), or it has as many blocks in the same order (CPY, conversions).
+// one (SET_ROWS, GET_ROWS), or it has as many blocks in the same order (CPY, conversions). Decay works on the blocks of one tensor.
 
 #define TURBO_OPS_THREADS 128
 
@@ -206,6 +206,71 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_copy_blocks(co
 }
 
 //
+// decay
+//
+// Eight neighbouring lanes per block hold its values as for encoding.
+
+// What turbo_store_indices stored, as selectors.
+static __device__ __forceinline__ uint32_t turbo_load_indices(const block_turbo3_0 * block, int lane) {
+    const uint32_t low     = block->qs[lane];
+    const uint32_t high    = block->signs[lane % 4] >> lane / 4;
+    uint32_t       indices = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        indices |= ((low >> 2 * i & 3) | (high >> 2 * i & 1) << 2) << TURBO_SELECTOR_BITS * i;
+    }
+    return indices;
+}
+
+static __device__ __forceinline__ uint32_t turbo_load_indices(const block_turbo4_0 * block, int lane) {
+    const uint32_t even = block->qs[lane];  // values lane and lane+16
+    const uint32_t odd  = block->qs[lane + 8];
+    return (even & 15) | (odd & 15) << TURBO_SELECTOR_BITS | (even >> 4) << 2 * TURBO_SELECTOR_BITS |
+           (odd >> 4) << 3 * TURBO_SELECTOR_BITS;
+}
+
+// ggml_turbo_decay_row's map on the indices of a lane, and its new d; d: that of the block so far.
+template <ggml_type type>
+static __device__ __forceinline__ turbo_code turbo_decay(uint32_t indices, uint16_t d, ggml_turbo_scale rule) {
+    constexpr uint32_t n    = turbo_traits<type>::magnitudes;
+    constexpr uint32_t ones = TURBO_SELECTOR_BITS == 4 ? 0x1111 : 0x01010101;
+
+    const uint32_t high = indices / n & ones;
+    const uint32_t kept = (indices & ~ones) | high;
+
+    // index ^ flip is the magnitude's: of n, the m-th has index n + m = m ^ n, or n - 1 - m = m ^ (n - 1) where negative
+    const uint32_t flip = (n - 1) * ones + high;
+    const uint32_t mag0 = turbo_steps<type>::magnitudes(0);
+    const uint32_t mag1 = turbo_steps<type>::magnitudes(1);
+    const int      t    = (int) turbo_permute(mag0, mag1, indices ^ flip);
+    const int      c    = (int) turbo_permute(mag0, mag1, kept ^ flip);
+
+    const turbo_fit fit = { kept, turbo_sum8(ggml_cuda_dp4a(t, c, 0)), turbo_sum8(ggml_cuda_dp4a(c, c, 0)) };
+    const int32_t   tt  = turbo_sum8(ggml_cuda_dp4a(t, t, 0));
+    return { __half_as_ushort(turbo_scale(rule, fit, tt, __half2float(__ushort_as_half(d)))), kept };
+}
+
+// In place.
+template <ggml_type type>
+static __global__ void __launch_bounds__(TURBO_OPS_THREADS)
+turbo_decay_blocks(typename turbo_traits<type>::block * blocks, const uint32_t n_blocks, const ggml_turbo_scale scale) {
+    const uint32_t i_block = blockIdx.x * (TURBO_OPS_THREADS / 8) + threadIdx.x / 8;
+    const int      lane    = threadIdx.x % 8;
+    const bool     is_ours = i_block < n_blocks;
+    auto *         block   = blocks + i_block;
+
+    const uint32_t indices = is_ours ? turbo_load_indices(block, lane) : 0;
+
+    // only lane 0 reads d, because it stores it: nothing would keep another lane from reading the new one
+    const uint32_t own = is_ours && lane == 0 ? __half_as_ushort(block->d) : 0;
+    const uint16_t d   = (uint16_t) __shfl_sync(0xffffffff, own, 0, 8);
+
+    const turbo_code code      = turbo_decay<type>(indices, d, scale);
+    const bool       is_finite = (d & 0x7c00) != 0x7c00;
+    turbo_store(block, lane, code, is_ours && is_finite);
+}
+
+//
 // launches
 //
 
@@ -326,6 +391,14 @@ static void turbo_launch_copy_blocks(const turbo_transfer & t, ggml_type type) {
     });
 }
 
+template <ggml_type type> static void turbo_launch_decay(ggml_tensor * dst, cudaStream_t stream) {
+    const uint32_t n_blocks = turbo_count_blocks(dst->ne);
+    if (n_blocks > 0) {
+        turbo_launch(turbo_decay_blocks<type>, turbo_grid((uint64_t) n_blocks * 8), dim3(TURBO_OPS_THREADS), 0, stream,
+                     (typename turbo_traits<type>::block *) dst->data, n_blocks, ggml_turbo_get_scale());
+    }
+}
+
 template <typename dst_t>
 static void turbo_to_contiguous(ggml_type     type,
                                 const char *  x,
@@ -405,5 +478,13 @@ void ggml_cuda_turbo_copy(ggml_backend_cuda_context & ctx, const ggml_tensor * s
         turbo_with_floats(dst->type, [&](auto * p) {
             turbo_launch_dequantize<std::decay_t<decltype(*p)>>(t, src->type, turbo_in_order());
         });
+    }
+}
+
+void ggml_cuda_turbo_decay(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (dst->type == GGML_TYPE_TURBO3_0) {
+        turbo_launch_decay<GGML_TYPE_TURBO3_0>(dst, ctx.stream());
+    } else {
+        turbo_launch_decay<GGML_TYPE_TURBO4_0>(dst, ctx.stream());
     }
 }

@@ -60,6 +60,8 @@ bool ggml_cuda_turbo_supports_op(int device, const ggml_tensor * op) {
         case GGML_OP_CONT:
         case GGML_OP_CPY:
             return turbo_supports_copy(op->src[0], op);
+        case GGML_OP_MAP_CUSTOM1:
+            return ggml_turbo_is_decay(op) && turbo_has_rows_of_blocks(op);
         case GGML_OP_FLASH_ATTN_EXT:
             return ggml_cuda_turbo_flash_attn_supported(device, op);
         default:
@@ -86,6 +88,9 @@ bool ggml_cuda_turbo_compute_forward(ggml_backend_cuda_context & ctx, ggml_tenso
         case GGML_OP_CONT:
         case GGML_OP_CPY:
             ggml_cuda_turbo_copy(ctx, dst->src[0], dst);
+            return true;
+        case GGML_OP_MAP_CUSTOM1:
+            ggml_cuda_turbo_decay(ctx, dst);
             return true;
         case GGML_OP_FLASH_ATTN_EXT:
             ggml_cuda_turbo_flash_attn(ctx, dst);

@@ -1,0 +1,369 @@
+#include "llama-turbo-cache.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "llama-arch.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+//
+// settings
+//
+
+static std::string env_text(const char * name) {
+    const char * value = getenv(name);
+    return value ? value : "";
+}
+
+// Recurrent layers of hybrid models have no KV cache; in Falcon-H1 every layer is both, and in Nemotron-H some are a feed-forward network only.
+static std::vector<uint32_t> layers_with_kv(const llama_model & model) {
+    const llama_hparams & hparams       = model.hparams;
+    const bool            is_nemotron_h = model.arch == LLM_ARCH_NEMOTRON_H || model.arch == LLM_ARCH_NEMOTRON_H_MOE;
+
+    std::vector<uint32_t> layers;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        const bool is_recurrent =
+            llm_arch_is_hybrid(model.arch) && model.arch != LLM_ARCH_FALCON_H1 && hparams.is_recr(il);
+        const bool is_ffn = is_nemotron_h && hparams.n_ff(il) > 0;
+        if (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !is_recurrent && !is_ffn) {
+            layers.push_back(il);
+        }
+    }
+
+    return layers;
+}
+
+static std::vector<ggml_type> parse_side(const std::string & map,
+                                         const char *        what,
+                                         size_t              n_layer,
+                                         ggml_type           rest,
+                                         bool                clip) {
+    return map.empty() ? std::vector<ggml_type>(n_layer, rest) :
+                         llama_turbo_parse_layers(map, n_layer, rest, what, clip);
+}
+
+llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const llama_context_params & params) {
+    std::string map_k;
+    std::string map_v;
+
+    const llama_turbo_layer_mode * mode = nullptr;
+
+    llama_turbo_settings res;
+    if (!params.ctx_other) {
+        map_k     = env_text("TURBO_CACHE_TYPE_K_LAYERS");
+        map_v     = env_text("TURBO_CACHE_TYPE_V_LAYERS");
+        mode      = llama_turbo_parse_mode(env_text("TURBO_LAYER_ADAPTIVE"));
+        res.decay = llama_turbo_parse_decay(env_text("TURBO_DECAY"));
+    }
+    if (mode) {
+        if (!map_k.empty() || !map_v.empty()) {
+            throw std::invalid_argument("a layer-adaptive mode and cache types by layer can't be used together");
+        }
+        map_k = mode->map_k;
+        map_v = mode->map_v;
+    }
+
+    res.by_layer = !map_k.empty() || !map_v.empty();
+    res.layers   = layers_with_kv(model);
+    res.types_k  = parse_side(map_k, "K cache types by layer", res.layers.size(), params.type_k, mode != nullptr);
+    res.types_v  = parse_side(map_v, "V cache types by layer", res.layers.size(), params.type_v, mode != nullptr);
+
+    return res;
+}
+
+static thread_local llama_turbo_settings settings_in_use;
+
+void llama_turbo_use_settings(llama_turbo_settings settings) {
+    settings_in_use = std::move(settings);
+}
+
+//
+// types by layer
+//
+
+std::pair<ggml_type, ggml_type> llama_turbo_cache::layer_types(std::shared_ptr<llama_turbo_cache> & turbo,
+                                                               uint32_t                             il,
+                                                               ggml_type                            type_k,
+                                                               ggml_type                            type_v) {
+    if (!turbo && (settings_in_use.by_layer || settings_in_use.decay.cold > 0)) {
+        turbo = std::make_shared<llama_turbo_cache>(settings_in_use);
+    }
+    if (!turbo || !turbo->settings.by_layer) {
+        return { type_k, type_v };
+    }
+
+    const llama_turbo_settings & settings = turbo->settings;
+
+    const auto it = std::find(settings.layers.begin(), settings.layers.end(), il);
+    if (it == settings.layers.end()) {
+        return { type_k, type_v };
+    }
+    const size_t i = it - settings.layers.begin();
+
+    return { settings.types_k[i], settings.types_v[i] };
+}
+
+void llama_turbo_cache::init(llama_kv_cache & kv) {
+    const bool by_layer = kv.turbo && kv.turbo->settings.by_layer;
+
+    for (const auto & layer : kv.layers) {
+        llama_turbo_init_rotation(layer.k->type, layer.v ? layer.v->type : GGML_TYPE_F32, kv.n_embd_head_k_all,
+                                  kv.n_embd_head_v_all, kv.attn_rot_k, kv.attn_rot_v, kv.attn_rot_hadamard, by_layer);
+    }
+
+    if (by_layer) {
+        kv.turbo->log_layers(kv);
+    }
+    if (kv.turbo && kv.turbo->settings.decay.cold > 0) {
+        kv.turbo->init_decay(kv);
+    }
+}
+
+void llama_turbo_cache::log_layers(const llama_kv_cache & kv) const {
+    for (bool is_k : { true, false }) {
+        std::vector<uint32_t>  ordinals;
+        std::vector<ggml_type> types;
+        double                 n_bits   = 0.0;
+        double                 n_values = 0.0;
+        for (const auto & layer : kv.layers) {
+            const ggml_tensor * tensor = is_k ? layer.k : layer.v;
+            if (tensor) {
+                const auto it = std::find(settings.layers.begin(), settings.layers.end(), layer.il);
+                ordinals.push_back(it - settings.layers.begin());
+                types.push_back(tensor->type);
+                n_bits += 8.0 * ggml_nbytes(tensor);
+                n_values += ggml_nelements(tensor);
+            }
+        }
+        if (!types.empty()) {
+            LLAMA_LOG_INFO("llama_turbo_cache: %s by layer: %s (%.3f bits per value)\n", is_k ? "K" : "V",
+                           llama_turbo_format_layers(ordinals, types).c_str(), n_bits / n_values);
+        }
+    }
+}
+
+//
+// decay
+//
+
+enum decayed_side : uint8_t {
+    DECAYED_K = 1,
+    DECAYED_V = 2,
+};
+
+void llama_turbo_cache::init_decay(const llama_kv_cache & kv) {
+    if (kv.swa_type != LLAMA_SWA_TYPE_NONE) {
+        LLAMA_LOG_INFO("llama_turbo_cache: decay: none, sliding window\n");
+        return;
+    }
+
+    for (const auto & layer : kv.layers) {
+        if (ggml_turbo_decays(layer.k->type)) {
+            decaying_k.push_back(layer.k_stream);
+        }
+        if (layer.v && ggml_turbo_decays(layer.v->type)) {
+            decaying_v.push_back(layer.v_stream);
+        }
+    }
+
+    if (decaying_k.empty() && decaying_v.empty()) {
+        LLAMA_LOG_WARN("llama_turbo_cache: decay: no layer of this cache has a type that decays (turbo3, turbo4)\n");
+        return;
+    }
+    LLAMA_LOG_INFO(
+        "llama_turbo_cache: decay: the oldest %d %% of each sequence lose one bit (hot %d %%, warm %d %%, cold %d %%), "
+        "K of %zu layers, V of %zu layers\n",
+        settings.decay.cold, settings.decay.hot, settings.decay.warm, settings.decay.cold, decaying_k.size(),
+        decaying_v.size());
+}
+
+llama_turbo_cache::~llama_turbo_cache() {
+    if (!decaying_k.empty() || !decaying_v.empty()) {
+        LLAMA_LOG_INFO("llama_turbo_cache: decay: %" PRIu64 " passes, %" PRIu64 " cells of K, %" PRIu64 " cells of V\n",
+                       n_passes, n_cells_k, n_cells_v);
+    }
+}
+
+void llama_turbo_cache::update(llama_kv_cache & kv, llama_context * lctx) {
+    if (!kv.turbo) {
+        return;
+    }
+    kv.turbo->lctx = lctx;
+
+    for (llama_kv_cells & cells : kv.v_cells) {
+        for (uint32_t i = 0; cells.get_has_shift() && i < cells.turbo_decayed.size(); ++i) {
+            if (!cells.is_empty(i) && cells.get_shift(i) != 0) {
+                cells.turbo_decayed[i] &= ~DECAYED_K;
+            }
+        }
+    }
+}
+
+bool llama_turbo_cache::decay(llama_kv_cache & kv) {
+    if (!kv.turbo || (kv.turbo->decaying_k.empty() && kv.turbo->decaying_v.empty())) {
+        return true;
+    }
+
+    bool ok = true;
+    for (uint32_t s = 0; s < kv.n_stream; ++s) {
+        llama_kv_cells & cells = kv.v_cells[s];
+        cells.turbo_decayed.resize(cells.size(), 0);
+        ok = ok && kv.turbo->decay_stream(cells, s, cells.turbo_decayed);
+    }
+
+    return ok;
+}
+
+struct cold_sequence {
+    llama_seq_id id;
+    llama_pos    end;  // positions below are cold
+};
+
+static std::vector<cold_sequence> cold_sequences(const llama_kv_cells & cells, int percent) {
+    std::vector<cold_sequence> res;
+    for (llama_seq_id id = 0; id < LLAMA_MAX_SEQ; ++id) {
+        const llama_pos first = cells.seq_pos_min(id);
+        if (first >= 0) {
+            const int64_t   n_pos  = cells.seq_pos_max(id) + 1 - first;
+            const llama_pos n_cold = n_pos * percent / 100;
+            res.push_back({ id, first + n_cold - n_cold % llama_turbo_cache::BOUNDARY_STEP });
+        }
+    }
+
+    return res;
+}
+
+static bool is_cold(const llama_kv_cells & cells, uint32_t i, const std::vector<cold_sequence> & sequences) {
+    const llama_pos pos = cells.pos_get(i);
+    return std::all_of(sequences.begin(), sequences.end(), [&](const cold_sequence & sequence) {
+        return pos < sequence.end || !cells.seq_has(i, sequence.id);
+    });
+}
+
+struct cell_range {
+    uint32_t begin;
+    uint32_t end;
+};
+
+static void append_cell(std::vector<cell_range> & ranges, uint32_t i) {
+    if (ranges.empty() || ranges.back().end != i) {
+        ranges.push_back({ i, i });
+    }
+    ranges.back().end = i + 1;
+}
+
+// The backend that works on the memory of a tensor.
+static ggml_backend_t backend_of(ggml_backend_sched_t sched, const ggml_tensor * tensor) {
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(tensor->buffer));
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        if (ggml_backend_get_device(backend) == dev) {
+            return backend;
+        }
+    }
+
+    return ggml_backend_sched_get_backend(sched, ggml_backend_sched_get_n_backends(sched) - 1);  // the CPU
+}
+
+// Ops on views of the cache, which need no memory of their own.
+struct decay_graph {
+    ggml_backend_t   backend;
+    ggml_context_ptr ctx;
+    ggml_cgraph *    graph;
+
+    decay_graph(ggml_backend_t backend, size_t n_ops) : backend(backend) {
+        const size_t n_nodes = 4 * n_ops;  // the op, its rows, and what these are views of
+
+        const ggml_init_params params = {
+            /*.mem_size   =*/2 * n_ops * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
+            /*.mem_buffer =*/nullptr,
+            /*.no_alloc   =*/true,
+        };
+        ctx.reset(ggml_init(params));
+        graph = ggml_new_graph_custom(ctx.get(), n_nodes, false);
+    }
+
+    void add(ggml_tensor * cells, const cell_range & range) {
+        ggml_tensor * rows = ggml_view_2d(ctx.get(), cells, cells->ne[0], range.end - range.begin, cells->nb[1],
+                                          range.begin * cells->nb[1]);
+        ggml_backend_view_init(rows);
+
+        ggml_tensor * decayed = ggml_turbo_decay(ctx.get(), rows);
+        ggml_backend_view_init(decayed);
+
+        ggml_build_forward_expand(graph, decayed);
+    }
+};
+
+bool llama_turbo_cache::decay_stream(const llama_kv_cells & cells, uint32_t stream, std::vector<uint8_t> & decayed) {
+    const std::vector<cold_sequence> sequences = cold_sequences(cells, settings.decay.cold);
+
+    const uint8_t sides = (decaying_k.empty() ? 0 : DECAYED_K) | (decaying_v.empty() ? 0 : DECAYED_V);
+
+    std::vector<cell_range> ranges_k;
+    std::vector<cell_range> ranges_v;
+    for (uint32_t i = 0; i < cells.used_max_p1(); ++i) {
+        const uint8_t missing = sides & ~decayed[i];
+        if (missing == 0 || cells.is_empty(i) || !is_cold(cells, i, sequences)) {
+            continue;
+        }
+        if (missing & DECAYED_K) {
+            append_cell(ranges_k, i);
+            ++n_cells_k;
+        }
+        if (missing & DECAYED_V) {
+            append_cell(ranges_v, i);
+            ++n_cells_v;
+        }
+        decayed[i] |= missing;
+    }
+    if (ranges_k.empty() && ranges_v.empty()) {
+        return true;
+    }
+    ++n_passes;
+
+    ggml_backend_sched_t sched = lctx->get_sched();
+    ggml_backend_sched_synchronize(sched);
+
+    const size_t n_ops = decaying_k.size() * ranges_k.size() + decaying_v.size() * ranges_v.size();
+
+    std::vector<decay_graph> graphs;  // one per backend
+
+    const auto graph_of = [&](ggml_backend_t backend) -> decay_graph & {
+        for (decay_graph & graph : graphs) {
+            if (graph.backend == backend) {
+                return graph;
+            }
+        }
+        return graphs.emplace_back(backend, n_ops);
+    };
+    const auto add = [&](ggml_tensor * tensor, const std::vector<cell_range> & ranges) {
+        decay_graph & graph = graph_of(backend_of(sched, tensor));
+        for (const cell_range & range : ranges) {
+            graph.add(tensor, range);
+        }
+    };
+    for (const auto & streams : decaying_k) {
+        add(streams[stream], ranges_k);
+    }
+    for (const auto & streams : decaying_v) {
+        add(streams[stream], ranges_v);
+    }
+
+    for (const decay_graph & graph : graphs) {
+        if (ggml_backend_graph_compute(graph.backend, graph.graph) != GGML_STATUS_SUCCESS) {
+            LLAMA_LOG_ERROR("%s: failed to decay the cache on %s\n", __func__, ggml_backend_name(graph.backend));
+            return false;
+        }
+    }
+
+    return true;
+}

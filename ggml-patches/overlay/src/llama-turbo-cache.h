@@ -1,0 +1,87 @@
+#pragma once
+
+#include "llama-turbo-layers.h"
+#include "llama-turbo.h"
+#include "llama.h"
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+struct llama_model;
+class llama_kv_cache;
+class llama_kv_cells;
+
+// What is added to a KV cache of upstream: types by layer, and temporal decay.
+//
+// The settings come from the environment (the options of the tools set these variables), and are read once when a context is made:
+//   TURBO_CACHE_TYPE_K_LAYERS, TURBO_CACHE_TYPE_V_LAYERS   maps, see llama-turbo-layers.h
+//   TURBO_LAYER_ADAPTIVE                                   a mode instead of maps
+//   TURBO_DECAY                                            shares of temporal decay
+// A context that belongs to another one (draft, MTP) has none of them.
+
+struct llama_turbo_settings {
+    bool                   by_layer = false;  // a map or mode is set
+    std::vector<uint32_t>  layers;            // layers of the model that have a KV cache, ascending
+    std::vector<ggml_type> types_k;           // [layers.size()]
+    std::vector<ggml_type> types_v;
+
+    llama_turbo_decay_shares decay;
+};
+
+// Throws std::invalid_argument.
+llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const llama_context_params & params);
+
+// Hands the settings to the caches that this thread makes from now on: those of the context that is being made.
+void llama_turbo_use_settings(llama_turbo_settings settings);
+
+// Temporal decay: the oldest tokens of each sequence lose one bit of each value of turbo3 and turbo4, in place (ggml-turbo.h). It runs
+// before the tokens of a ubatch are stored, outside of the model's graph, on the devices that hold the cache:
+//
+//   cold       positions below pmin + cold percent of the positions stored, rounded down to a multiple of BOUNDARY_STEP
+//   cold cell  one that is cold for all its sequences
+//
+// What was decayed is remembered per cell (llama_kv_cells::turbo_decayed) and forgotten when the cell gets a new token, or for K when the
+// token moves, which encodes K again. All layers go together. Forgetting too much does no harm: decaying twice changes nothing.
+// So nothing has to be saved with a state, either.
+struct llama_turbo_cache {
+    static constexpr llama_pos BOUNDARY_STEP = 32;
+
+    explicit llama_turbo_cache(llama_turbo_settings settings) : settings(std::move(settings)) {}
+
+    ~llama_turbo_cache();
+
+    // Types of K and V of a layer, the given ones unless a map says otherwise. Makes *turbo if there is something to remember.
+    static std::pair<ggml_type, ggml_type> layer_types(std::shared_ptr<llama_turbo_cache> & turbo,
+                                                       uint32_t                             il,
+                                                       ggml_type                            type_k,
+                                                       ggml_type                            type_v);
+
+    // When the tensors are there: rotation, log.
+    static void init(llama_kv_cache & kv);
+
+    // Before a batch: pending shifts are about to be applied.
+    static void update(llama_kv_cache & kv, llama_context * lctx);
+
+    // Before the tokens of a ubatch are stored. False: computing failed.
+    static bool decay(llama_kv_cache & kv);
+
+  private:
+    const llama_turbo_settings settings;
+
+    llama_context * lctx = nullptr;  // of the last update
+
+    // tensors that decay, [layer][stream]
+    std::vector<std::vector<ggml_tensor *>> decaying_k;
+    std::vector<std::vector<ggml_tensor *>> decaying_v;
+
+    // for the log
+    uint64_t n_passes  = 0;
+    uint64_t n_cells_k = 0;
+    uint64_t n_cells_v = 0;
+
+    void log_layers(const llama_kv_cache & kv) const;
+    void init_decay(const llama_kv_cache & kv);
+    bool decay_stream(const llama_kv_cells & cells, uint32_t stream, std::vector<uint8_t> & decayed);
+};

@@ -1,0 +1,183 @@
+#pragma once
+
+// What is in a KV cache, read from its saved state: types and rows of each layer, position and sequences of each cell.
+//
+// The layout is that of llama_kv_cache::state_write(), with rows of V (flash attention). A model has one such cache, or with sliding windows
+// two: of the layers without a window first. What recurrent layers add behind it is not read.
+
+#include "../ggml/src/ggml-turbo.h"
+#include "test-turbo-session.h"
+
+#include <functional>
+#include <map>
+#include <set>
+
+// Rows of K or V of one layer and stream, one for each cell.
+struct saved_tensor {
+    ggml_type type;
+    size_t    row_size;
+    size_t    offset;  // of the first row, in the bytes of the state
+};
+
+struct saved_cell {
+    llama_pos              pos;
+    std::set<llama_seq_id> seqs;
+};
+
+struct saved_stream {
+    std::vector<saved_cell>   cells;
+    std::vector<saved_tensor> k, v;  // by layer of this cache
+};
+
+struct saved_state {
+    bytes_t                                bytes;
+    std::vector<std::vector<saved_stream>> caches;  // [cache][stream that is not empty]
+
+    uint8_t * row(const saved_tensor & tensor, size_t cell) {
+        return bytes.data() + tensor.offset + cell * tensor.row_size;
+    }
+
+    bytes_t copy_row(const saved_tensor & tensor, size_t cell) const {
+        const auto begin = bytes.begin() + tensor.offset + cell * tensor.row_size;
+        return bytes_t(begin, begin + tensor.row_size);
+    }
+};
+
+// Reads a state; what does not fit the layout ends the program.
+class state_reader {
+  public:
+    explicit state_reader(const bytes_t & bytes) : bytes(bytes) {}
+
+    void read_caches(size_t header, saved_state & state) {
+        pos = header;
+
+        const int n_caches = llama_model_n_swa(model) > 0 ? 2 : 1;
+        for (int i = 0; i < n_caches; ++i) {
+            state.caches.push_back(read_cache());
+        }
+        require(pos == bytes.size() || llama_model_is_hybrid(model), "ends here");
+    }
+
+  private:
+    const bytes_t & bytes;
+    size_t          pos = 0;
+
+    void require(bool ok, const char * what) const {
+        if (!ok) {
+            printf("FAIL the state of %zu bytes has another layout at %zu: %s\n", bytes.size(), pos, what);
+            exit(1);
+        }
+    }
+
+    template <typename T> T read() {
+        T value;
+        require(pos + sizeof(T) <= bytes.size(), "too short");
+        memcpy(&value, bytes.data() + pos, sizeof(T));
+        pos += sizeof(T);
+        return value;
+    }
+
+    std::vector<saved_stream> read_cache() {
+        std::vector<saved_stream> streams;
+
+        const uint32_t n_stream = read<uint32_t>();
+        for (uint32_t s = 0; s < n_stream; ++s) {
+            const uint32_t n_cells = read<uint32_t>();
+            if (n_cells > 0) {
+                streams.push_back(read_stream(n_cells));
+            }
+        }
+        return streams;
+    }
+
+    saved_stream read_stream(uint32_t n_cells) {
+        saved_stream res;
+
+        for (uint32_t i = 0; i < n_cells; ++i) {
+            saved_cell cell{ read<llama_pos>(), {} };
+            for (uint32_t n_seqs = read<uint32_t>(); n_seqs > 0; --n_seqs) {
+                cell.seqs.insert(read<llama_seq_id>());
+            }
+            res.cells.push_back(cell);
+        }
+
+        require(read<uint32_t>() == 0, "V is not transposed");
+        const uint32_t n_layer = read<uint32_t>();
+        for (std::vector<saved_tensor> * side : { &res.k, &res.v }) {
+            for (uint32_t i = 0; i < n_layer; ++i) {
+                side->push_back(read_tensor(n_cells));
+            }
+        }
+        return res;
+    }
+
+    saved_tensor read_tensor(uint32_t n_cells) {
+        const int32_t  type     = read<int32_t>();
+        const uint64_t row_size = read<uint64_t>();
+        require(type >= 0 && type < GGML_TYPE_COUNT && ggml_type_size((ggml_type) type) > 0, "a type");
+        require(row_size > 0 && row_size % ggml_type_size((ggml_type) type) == 0, "the size of a row");
+
+        const saved_tensor res = { (ggml_type) type, row_size, pos };
+        pos += n_cells * row_size;
+        require(pos <= bytes.size(), "rows");
+        return res;
+    }
+};
+
+inline saved_state read_state(const session & s) {
+    saved_state state{ get_state(s), {} };
+    uint32_t    n_arch = 0;  // the name of the architecture comes first
+    memcpy(&n_arch, state.bytes.data(), sizeof(n_arch));
+    state_reader(state.bytes).read_caches(sizeof(n_arch) + n_arch, state);
+    return state;
+}
+
+inline saved_state read_seq_state(const session & s, llama_seq_id seq) {
+    saved_state state{ get_seq_state(s, seq), {} };
+    state_reader(state.bytes).read_caches(sizeof(uint32_t) + sizeof(llama_seq_id), state);  // magic, sequence
+    return state;
+}
+
+// Every tensor of a cache, K first.
+inline void for_each_tensor(const saved_stream &                                         stream,
+                            const std::function<void(const saved_tensor &, bool is_k)> & f) {
+    for (const saved_tensor & tensor : stream.k) {
+        f(tensor, true);
+    }
+    for (const saved_tensor & tensor : stream.v) {
+        f(tensor, false);
+    }
+}
+
+//
+// decay, from its definition
+//
+
+// Blocks of a row of turbo3 or turbo4 in which all low bits of the indices are copies of the high ones. A block that has not decayed is
+// such a one in 1 of 2^32 cases.
+inline int n_decayed_blocks(ggml_type type, const uint8_t * row, size_t row_size) {
+    const auto is_copy = [&](const uint8_t * block, int i) {
+        if (type == GGML_TYPE_TURBO3_0) {
+            const block_turbo3_0 * b = (const block_turbo3_0 *) block;
+            return (b->qs[i % 8] >> 2 * (i / 8) & 1) == (b->signs[i % 4] >> i / 4 & 1);
+        }
+        const block_turbo4_0 * b     = (const block_turbo4_0 *) block;
+        const int              index = i < 16 ? b->qs[i] & 15 : b->qs[i - 16] >> 4;
+        return (index & 1) == index >> 3;
+    };
+
+    int n = 0;
+    for (size_t offset = 0; offset < row_size; offset += ggml_type_size(type)) {
+        bool all = true;
+        for (int i = 0; i < QK_TURBO; ++i) {
+            all = all && is_copy(row + offset, i);
+        }
+        n += all;
+    }
+    return n;
+}
+
+// Cold positions of a sequence of n tokens from position 0 on.
+inline int n_cold(int n, int percent) {
+    return n * percent / 100 / 32 * 32;
+}

@@ -207,7 +207,8 @@ static void test_copy_and_remove(setup s, bool unified) {
     llama_memory_seq_cp(one.memory(), 0, 1, -1, -1);
 
     const logits_t first = generate(one, 8, 48, 0);
-    check_same("a copied sequence continues as the original", first, generate(one, 8, 48, 1));
+    // in one buffer its tokens get other cells, and attention sums tiles of neighbouring cells
+    check_at_most("a copied sequence continues as the original", nmse(first, generate(one, 8, 48, 1)), NMSE_BATCH);
 
     llama_memory_seq_rm(one.memory(), 0, 48, -1);
     check_same("... as before, once its tail is removed", first, generate(one, 8, 48, 0));

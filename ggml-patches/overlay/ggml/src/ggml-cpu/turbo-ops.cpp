@@ -1,6 +1,7 @@
 #include "turbo-ops.h"
 
 #include "ggml-cpu-impl.h"
+#include "turbo-fattn.h"
 
 #include <algorithm>
 
@@ -39,6 +40,9 @@ static void ggml_turbo_get_rows(const ggml_compute_params * params, ggml_tensor 
 }
 
 bool ggml_turbo_cpu_compute_forward(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (dst->op == GGML_OP_FLASH_ATTN_EXT) {
+        return ggml_turbo_cpu_flash_attn(params, dst);
+    }
     if (dst->op != GGML_OP_GET_ROWS || !ggml_is_turbo(dst->src[0]->type)) {
         return false;
     }

@@ -1,0 +1,334 @@
+#pragma once
+
+// What differs from type to type in attention over turbo types: scores from keys, and sums from values.
+
+#include "turbo-fattn-math.h"
+
+#include <cmath>
+#include <numeric>
+
+namespace {
+
+constexpr int TILE    = 64;  // keys of a tile; rows of a unit, at most
+constexpr int N_WORDS = BLOCK / 4;
+
+static_assert(TILE % LANES == 0, "a tile is whole vectors");
+
+//
+// what is kept in the work buffer
+//
+
+// Of each row, from tile to tile
+struct row_states {
+    int64_t   dk, dv;  // lengths of rows of q and o; dv is a multiple of BLOCK
+    float *   o;       // [rows][dv] sum of weight * value
+    float *   max;     // [rows] largest score
+    float *   sum;     // [rows] sum of weights
+    float *   slope;   // [rows] ALiBi
+    float *   qf;      // [rows][dk] Q times the scale of scores, where keys become floats; elsewhere
+    int8_t *  qs;      // [rows][dk] Q, and per block
+    float *   qd;      // [rows][dk / BLOCK] its scale times the scale of scores
+    int32_t * bias;    // [rows][dk / BLOCK] what LEVEL_BIAS adds to a dot product, negated
+
+    row_states from(int64_t row) const {
+        const int64_t blocks = dk / BLOCK;
+        return qf ? row_states{ dk,      dv,      o + row * dv, max + row, sum + row, slope + row, qf + row * dk,
+                                nullptr, nullptr, nullptr } :
+                    row_states{ dk,          dv,      o + row * dv,  max + row,         sum + row,
+                                slope + row, nullptr, qs + row * dk, qd + row * blocks, bias + row * blocks };
+    }
+};
+
+struct scratch {
+    float *     s;         // [TILE][TILE] scores, then weights: row, key
+    float *     block;     // [TILE][BLOCK] decoded: key, column
+    float *     block_t;   // [BLOCK][TILE] the same transposed
+    ggml_half * scales;    // [dk / BLOCK][TILE] of keys
+    char *      tail;      // [TILE] rows of keys, for a tile that has fewer
+    row_states  states;
+    int64_t     n_states;  // rows that there is room for
+};
+
+//
+// values
+//
+
+// BLOCK columns, from `column` on, of n rows of K or V; fewer where the rows end
+struct column_block {
+    const ggml_tensor * t;
+    const char *        rows;
+    const int *         keys;
+    int                 n;
+    int64_t             column;
+
+    const char * row(int i) const { return rows + keys[i] * t->nb[1]; }
+};
+
+// As floats, y[n][BLOCK]; columns that the rows don't have are zero.
+using decode_t = void (*)(const column_block & x, float * y);
+
+template <class B> void decode_blocks(const column_block & x, float * y) {
+    for (int i = 0; i < x.n; ++i) {
+        vf values[BLOCK / LANES];
+        decode(((const B *) x.row(i))[x.column / BLOCK], values);
+        for (int j = 0; j < BLOCK / LANES; ++j) {
+            store(y + i * BLOCK + j * LANES, values[j]);
+        }
+    }
+}
+
+void decode_any(const column_block & x, float * y) {
+    const ggml_to_float_t to_float = ggml_get_type_traits(x.t->type)->to_float;
+    const int64_t         length   = std::min<int64_t>(BLOCK, x.t->ne[0] - x.column);
+    for (int i = 0; i < x.n; ++i, y += BLOCK) {
+        const char * values = x.row(i) + ggml_row_size(x.t->type, x.column);
+        if (to_float) {
+            to_float(values, y, length);
+        } else {
+            memcpy(y, values, length * sizeof(float));
+        }
+        std::fill(y + length, y + BLOCK, 0.0f);
+    }
+}
+
+void decode_f16(const column_block & x, float * y) {
+    if (x.column + BLOCK > x.t->ne[0]) {
+        return decode_any(x, y);
+    }
+    for (int i = 0; i < x.n; ++i) {
+        for (int j = 0; j < BLOCK; j += LANES) {
+            store(y + i * BLOCK + j, load_half((const ggml_half *) x.row(i) + x.column + j));
+        }
+    }
+}
+
+// Adds values to a block of columns of the sums. Blocks that are needed once, in one pass of rows, go from registers to the product.
+using accumulate_t = void (*)(const product & m, int rows, const column_block & x, float * buffer);
+
+// NaN if there is one
+float max_magnitude(const float * x) {
+    return std::accumulate(x, x + LANES, 0.0f, [](float a, float b) { return a > b || a != a ? a : b; });
+}
+
+// Floats y[n][BLOCK] become pairs in place; returns their scale. The largest magnitude as an integer: NaN and infinity stay.
+float make_pairs(float * y, int n) {
+    vi largest = splat_i32(0);
+    for (int i = 0; i < n * BLOCK; i += LANES) {
+        largest = max_i32(largest, bit_and(as_int(load(y + i)), splat_i32(0x7fffffff)));
+    }
+    float lanes[LANES];
+    store(lanes, as_float(largest));
+    const float top     = max_magnitude(lanes);
+    const vf    inverse = splat(top > 0.0f ? INT16_MAX / top : 0.0f);
+    if (n % 2) {
+        std::fill(y + n * BLOCK, y + (n + 1) * BLOCK, 0.0f);
+    }
+    for (int k = 0; k < n; k += 2) {
+        for (int j = 0; j < BLOCK; j += LANES) {
+            const vf even = load(y + k * BLOCK + j);
+            const vf odd  = load(y + (k + 1) * BLOCK + j);
+            store(y + k * BLOCK + j, as_float(to_pairs(mul(inverse, even), mul(inverse, odd))));
+        }
+    }
+    return top / INT16_MAX;
+}
+
+template <decode_t decode_rows>
+void accumulate_floats(const product & m, int rows, const column_block & x, float * buffer) {
+    decode_rows(x, buffer);
+    if constexpr (HAS_DOT_PAIRS) {
+        if (m.scale) {
+            const float scale = make_pairs(buffer, x.n);
+            return multiply(m, rows, BLOCK, pair_rows{ buffer, 2 * BLOCK, scale });
+        }
+    }
+    multiply(m, rows, BLOCK, float_rows{ buffer, BLOCK });
+}
+
+template <class B> void accumulate_blocks(const product & m, int rows, const column_block & x, float * buffer) {
+    if constexpr (GEMM_VECS * LANES == BLOCK) {
+        if (rows <= GEMM_ROWS) {
+            return multiply(m, rows, BLOCK, block_rows<B>{ x.rows + x.column / BLOCK * sizeof(B), x.t->nb[1], x.keys });
+        }
+    }
+    accumulate_floats<decode_blocks<B>>(m, rows, x, buffer);
+}
+
+//
+// scores: levels of a block of LANES keys, the values 4j .. 4j + 3 of each in levels[j]. All types start a block with its scale.
+//
+
+template <class... Levels> auto table_of(Levels... levels) {
+    constexpr int n           = sizeof...(levels);
+    const int8_t  codebook[n] = { (int8_t) levels... };
+    int8_t        repeated[16];
+    for (int i = 0; i < 16; ++i) {
+        repeated[i] = codebook[i % n];
+    }
+    return lookup_table(repeated);
+}
+
+struct keys_turbo2 {
+    using block = block_turbo2_0;
+
+    static auto table() { return table_of(TURBO2_CODEBOOK); }
+
+    template <class Table> static void levels(vi * out, const char * qs, size_t stride, const Table & t) {
+        vi       q[2];
+        const vi two_bits = splat_i8(3);
+        load_words<2>(q, qs, stride);
+        for (int h = 0; h < 2; ++h) {
+            out[h]     = lookup(t, bit_and(q[h], two_bits));
+            out[2 + h] = lookup(t, bit_and(shift_right<2>(q[h]), two_bits));
+            out[4 + h] = lookup(t, bit_and(shift_right<4>(q[h]), two_bits));
+            out[6 + h] = lookup(t, bit_and(shift_right<6>(q[h]), two_bits));
+        }
+    }
+};
+
+struct keys_turbo3 {
+    using block = block_turbo3_0;
+
+    static auto table() { return table_of(TURBO3_CODEBOOK); }
+
+    template <int P, int H, class Table> static vi four(vi q, vi signs, const Table & t) {
+        const vi index = bit_select(splat_i8(4), shift_right<2 * P + H - 2>(signs), shift_right<2 * P>(q));
+        return lookup(t, bit_and(index, splat_i8(7)));
+    }
+
+    template <class Table> static void levels(vi * out, const char * qs, size_t stride, const Table & t) {
+        vi w[3];  // qs[0..3], qs[4..7], signs
+        load_words<3>(w, qs, stride);
+        out[0] = four<0, 0>(w[0], w[2], t);
+        out[1] = four<0, 1>(w[1], w[2], t);
+        out[2] = four<1, 0>(w[0], w[2], t);
+        out[3] = four<1, 1>(w[1], w[2], t);
+        out[4] = four<2, 0>(w[0], w[2], t);
+        out[5] = four<2, 1>(w[1], w[2], t);
+        out[6] = four<3, 0>(w[0], w[2], t);
+        out[7] = four<3, 1>(w[1], w[2], t);
+    }
+};
+
+template <class Table> void levels_of_nibbles(vi * out, const char * qs, size_t stride, const Table & t) {
+    vi       q[4];
+    const vi nibble = splat_i8(15);
+    load_words<4>(q, qs, stride);
+    for (int j = 0; j < 4; ++j) {
+        out[j]     = lookup(t, bit_and(q[j], nibble));
+        out[4 + j] = lookup(t, bit_and(shift_right<4>(q[j]), nibble));
+    }
+}
+
+struct keys_turbo4 {
+    using block = block_turbo4_0;
+
+    static auto table() { return table_of(TURBO4_CODEBOOK); }
+
+    template <class Table> static void levels(vi * out, const char * qs, size_t stride, const Table & t) {
+        levels_of_nibbles(out, qs, stride, t);
+    }
+};
+
+struct keys_q4_0 {
+    using block = block_q4_0;
+
+    static auto table() { return table_of(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }
+
+    template <class Table> static void levels(vi * out, const char * qs, size_t stride, const Table & t) {
+        levels_of_nibbles(out, qs, stride, t);
+    }
+};
+
+struct keys_q8_0 {
+    using block = block_q8_0;
+
+    static int table() { return 0; }
+
+    static void levels(vi * out, const char * qs, size_t stride, int) {
+        load_words<N_WORDS>(out, qs, stride);
+        for (int j = 0; j < N_WORDS; ++j) {
+            out[j] = bias_levels(out[j]);
+        }
+    }
+};
+
+// Scores of a tile from integer dot products
+using score_t = void (*)(const row_states & st, int rows, const char * k, size_t stride, int n_keys, const scratch & w);
+
+template <class Keys>
+void score_blocks(const row_states & st, int rows, const char * k, size_t stride, int n_keys, const scratch & w) {
+    constexpr size_t size     = sizeof(typename Keys::block);
+    const int64_t    dk       = st.dk;
+    const int        n_blocks = dk / BLOCK;
+    ggml_half *      scales   = w.scales;
+    for (int i = 0; i < TILE; ++i) {
+        for (int b = 0; b < n_blocks; ++b) {
+            memcpy(scales + b * TILE + i, k + i * stride + b * size, sizeof(ggml_half));
+        }
+    }
+    const auto table = Keys::table();
+    for (int i = 0; i < n_keys; i += LANES) {
+        for (int b = 0; b < n_blocks; ++b) {
+            vi levels[N_WORDS];
+            Keys::levels(levels, k + i * stride + b * size + sizeof(ggml_half), stride, table);
+            const vf d = load_half(scales + b * TILE + i);
+            for (int r = 0; r < rows; ++r) {
+                const int8_t * q   = st.qs + r * dk + b * BLOCK;
+                vi             acc = splat_i32(st.bias[r * n_blocks + b]);
+                for (int j = 0; j < N_WORDS; ++j) {
+                    acc = dot(acc, levels[j], splat_bytes4(q + 4 * j));
+                }
+                float *  s = w.s + r * TILE + i;
+                const vf x = mul(to_float(acc), splat(st.qd[r * n_blocks + b]));
+                store(s, b == 0 ? mul(x, d) : fma(x, d, load(s)));
+            }
+        }
+    }
+}
+
+//
+// types
+//
+
+struct kernels {
+    score_t      score;  // null: keys become floats
+    decode_t     decode;
+    accumulate_t accumulate;
+};
+
+template <class Keys> constexpr kernels block_kernels() {
+    using block = typename Keys::block;
+    return { score_blocks<Keys>, decode_blocks<block>, accumulate_blocks<block> };
+}
+
+template <decode_t decode_rows> constexpr kernels float_kernels() {
+    return { nullptr, decode_rows, accumulate_floats<decode_rows> };
+}
+
+kernels kernels_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_TURBO2_0:
+            return block_kernels<keys_turbo2>();
+        case GGML_TYPE_TURBO3_0:
+            return block_kernels<keys_turbo3>();
+        case GGML_TYPE_TURBO4_0:
+            return block_kernels<keys_turbo4>();
+        case GGML_TYPE_Q8_0:
+            return block_kernels<keys_q8_0>();
+        case GGML_TYPE_Q4_0:
+            return block_kernels<keys_q4_0>();
+        case GGML_TYPE_F16:
+            return float_kernels<decode_f16>();
+        case GGML_TYPE_F32:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q5_1:
+            return float_kernels<decode_any>();
+        default:
+            return {};
+    }
+}
+
+}  // namespace

@@ -1,0 +1,566 @@
+// Attention over caches of turbo types, a tile of keys at a time.
+//
+// A unit of work is one KV head and up to TILE of the rows that share it: all query heads of its group, for one query or several. For
+// each tile of keys, each block of K and V is decoded once per unit:
+//
+//     scores    Q has become int8 blocks with a scale. Keys are decoded into registers, transposed: lane i holds four values of key i,
+//               so that a dot product needs no sum over lanes and its scales are a vector too. Keys of other types are decoded to
+//               floats and take the product of matrices.
+//     weights   online softmax: weights relative to the largest score so far, and a factor for the sum up to here
+//     values    keys that no row gives weight are left out, the others decoded, a block of columns at a time, and multiplied
+//
+// With few units the keys are split: thread i takes tiles i, i + n, .. of all units and the partial sums are merged at the end. With
+// many units each thread takes whole units. Either way the memory needed does not depend on the number of keys.
+
+#include "turbo-fattn.h"
+
+#include "turbo-fattn-types.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+namespace {
+
+constexpr float     INF            = std::numeric_limits<float>::infinity();
+constexpr ggml_half HALF_MINUS_INF = 0xfc00;
+
+//
+// the op
+//
+
+struct unit {
+    int64_t seq;
+    int64_t head_kv;
+    int64_t first;  // of the rows of the group: query * gqa + head within the group
+    int     rows;
+};
+
+struct attention {
+    const ggml_tensor * q;
+    const ggml_tensor * k;
+    const ggml_tensor * v;
+    const ggml_tensor * mask;
+    const ggml_tensor * sinks;
+    ggml_tensor *       dst;
+
+    int64_t dk, dv, dv_padded;
+    int64_t n_keys, n_queries, n_heads, gqa;
+    float   scale, max_bias, softcap;
+    float
+        negligible;  // weight, relative to that of the largest score, below which all keys together change no f16 digit
+
+    kernels kernels_k, kernels_v;
+
+    int64_t rows_of_group() const { return gqa * n_queries; }
+
+    int64_t units_of_group() const { return (rows_of_group() + TILE - 1) / TILE; }
+
+    int64_t n_units() const { return k->ne[2] * q->ne[3] * units_of_group(); }
+
+    unit unit_at(int64_t i) const {
+        const int64_t per_group = units_of_group();
+        const int64_t part      = i % per_group;
+        const int64_t first     = rows_of_group() * part / per_group;
+        const int64_t end       = rows_of_group() * (part + 1) / per_group;
+        return { i / per_group / k->ne[2], i / per_group % k->ne[2], first, (int) (end - first) };
+    }
+
+    int64_t query_of(const unit & u, int row) const { return (u.first + row) / gqa; }
+
+    int64_t head_of(const unit & u, int row) const { return u.head_kv * gqa + (u.first + row) % gqa; }
+
+    const char * rows_of(const ggml_tensor * t, const unit & u) const {
+        return (const char *) t->data + u.head_kv * t->nb[2] + u.seq / (q->ne[3] / t->ne[3]) * t->nb[3];
+    }
+
+    const ggml_half * mask_of(const unit & u, int row) const {
+        return (const ggml_half *) ((const char *) mask->data + query_of(u, row) * mask->nb[1] +
+                                    head_of(u, row) % mask->ne[2] * mask->nb[2] + u.seq % mask->ne[3] * mask->nb[3]);
+    }
+
+    float slope_of(int64_t head) const {
+        if (max_bias <= 0.0f) {
+            return 1.0f;
+        }
+        const int64_t n = int64_t(1) << (int) std::floor(std::log2((float) n_heads));
+        return head < n ? std::exp2(-max_bias / n * (head + 1)) : std::exp2(-max_bias / 2 / n * (2 * (head - n) + 1));
+    }
+};
+
+bool init(attention & a, ggml_tensor * dst) {
+    a.q     = dst->src[0];
+    a.k     = dst->src[1];
+    a.v     = dst->src[2];
+    a.mask  = dst->src[3];
+    a.sinks = dst->src[4];
+    a.dst   = dst;
+
+    a.dk        = a.k->ne[0];
+    a.dv        = a.v->ne[0];
+    a.dv_padded = GGML_PAD(a.dv, BLOCK);
+    a.n_keys    = a.k->ne[1];
+    a.n_queries = a.q->ne[1];
+    a.n_heads   = a.q->ne[2];
+    a.gqa       = a.n_heads / a.k->ne[2];
+
+    memcpy(&a.scale, (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&a.max_bias, (const float *) dst->op_params + 1, sizeof(float));
+    memcpy(&a.softcap, (const float *) dst->op_params + 2, sizeof(float));
+    a.negligible = std::ldexp(1.0f, -13) / a.n_keys;
+
+    a.kernels_k = kernels_of(a.k->type);
+    a.kernels_v = kernels_of(a.v->type);
+
+    const bool contiguous_rows = a.q->nb[0] == sizeof(float) && a.k->nb[0] == ggml_type_size(a.k->type) &&
+                                 a.v->nb[0] == ggml_type_size(a.v->type) && dst->nb[0] == sizeof(float);
+    const bool known_types = a.q->type == GGML_TYPE_F32 && a.kernels_k.decode && a.kernels_v.decode;
+    return known_types && contiguous_rows && a.k->ne[2] == a.v->ne[2] && a.k->ne[3] == a.v->ne[3] &&
+           a.dv <= TILE * TILE;
+}
+
+//
+// rows
+//
+
+void quantize_query(const float * x, float scale, int64_t n, int8_t * qs, float * qd, int32_t * bias) {
+    for (int64_t b = 0; b < n / BLOCK; ++b, x += BLOCK, qs += BLOCK) {
+        float amax = 0.0f;
+        for (int i = 0; i < BLOCK; ++i) {
+            amax = std::max(amax, std::fabs(x[i]));
+        }
+        const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+        int32_t     sum     = 0;
+        for (int i = 0; i < BLOCK; ++i) {
+            qs[i] = (int8_t) std::lrint(x[i] * inverse);
+            sum += qs[i];
+        }
+        qd[b]   = amax / 127.0f * scale;
+        bias[b] = -LEVEL_BIAS * sum;
+    }
+}
+
+void start_rows(const attention & a, const unit & u, const row_states & st) {
+    const float scale = a.softcap != 0.0f ? a.scale / a.softcap : a.scale;
+    std::fill(st.o, st.o + u.rows * st.dv, 0.0f);
+    for (int r = 0; r < u.rows; ++r) {
+        const int64_t head = a.head_of(u, r);
+        const float * x    = (const float *) ((const char *) a.q->data + a.query_of(u, r) * a.q->nb[1] +
+                                           head * a.q->nb[2] + u.seq * a.q->nb[3]);
+        st.max[r]          = -INF;
+        st.sum[r]          = 0.0f;
+        st.slope[r]        = a.slope_of(head);
+        if (a.kernels_k.score) {
+            const row_states row = st.from(r);
+            quantize_query(x, scale, a.dk, row.qs, row.qd, row.bias);
+        } else {
+            std::transform(x, x + a.dk, st.qf + r * a.dk, [=](float y) { return scale * y; });
+        }
+    }
+}
+
+// Writes a row that has seen all keys. The sink is a score without a value.
+void finish_row(const attention & a, const unit & u, int r, const float * o, float max, float sum) {
+    const int64_t head   = a.head_of(u, r);
+    float         factor = 1.0f;
+    if (a.sinks) {
+        const float sink = ((const float *) a.sinks->data)[head];
+        if (sink > max) {
+            factor = std::exp(max - sink);
+            sum    = sum * factor + 1.0f;
+        } else {
+            sum += std::exp(sink - max);
+        }
+    }
+    factor = sum == 0.0f ? 0.0f : factor / sum;
+    float * y =
+        (float *) ((char *) a.dst->data + head * a.dst->nb[1] + a.query_of(u, r) * a.dst->nb[2] + u.seq * a.dst->nb[3]);
+    std::transform(o, o + a.dv, y, [=](float x) { return factor * x; });
+}
+
+//
+// a tile
+//
+
+bool all_masked(const ggml_half * m, int n) {
+    unsigned visible = 0;
+    for (int i = 0; i < n; ++i) {
+        visible |= m[i] ^ HALF_MINUS_INF;
+    }
+    return visible == 0;
+}
+
+// Rows of one head are small pieces far apart, which the hardware does not foresee. A tile ahead is far enough for main memory:
+// 6.0 -> 4.7 ms for 16,384 keys of turbo4.
+void prefetch_tile(const attention & a, const ggml_tensor * t, const unit & u, int64_t tile) {
+    const size_t  size = ggml_row_size(t->type, t->ne[0]);
+    const int64_t end  = std::min((tile + 1) * TILE, a.n_keys);
+    for (int64_t key = tile * TILE; key < end; ++key) {
+        const char * row = a.rows_of(t, u) + key * t->nb[1];
+        for (size_t i = 0; i < size; i += 64) {
+            prefetch_l2(row + i);
+        }
+    }
+}
+
+bool tile_is_masked(const ggml_half * const * mask, int rows, int n) {
+    for (int r = 0; r < rows; ++r) {
+        if ((r == 0 || mask[r] != mask[r - 1]) && !all_masked(mask[r], n)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void score_floats(const attention & a, const row_states & st, int rows, const char * k, int n_keys, const scratch & w) {
+    int keys[TILE];
+    for (int i = 0; i < TILE; ++i) {
+        keys[i] = std::min(i, n_keys - 1);
+    }
+    float ones[TILE];
+    std::fill(ones, ones + TILE, 1.0f);
+    std::fill(w.s, w.s + rows * TILE, 0.0f);
+    for (int64_t column = 0; column < a.dk; column += BLOCK) {
+        a.kernels_k.decode({ a.k, k, keys, TILE, column }, w.block);
+        for (int i = 0; i < TILE; i += LANES) {
+            for (int j = 0; j < BLOCK; j += 4) {
+                vi four[4];
+                load_words<4>(four, (const char *) (w.block + i * BLOCK + j), BLOCK * sizeof(float));
+                for (int l = 0; l < 4; ++l) {
+                    store(w.block_t + (j + l) * TILE + i, as_float(four[l]));
+                }
+            }
+        }
+        const int n = std::min<int64_t>(BLOCK, a.dk - column);
+        multiply({ w.s, TILE, ones, st.qf + column, (size_t) a.dk, n }, rows, TILE, float_rows{ w.block_t, TILE });
+    }
+}
+
+void score_tile(const attention &  a,
+                const unit &       u,
+                const row_states & st,
+                int64_t            key,
+                int                n_keys,
+                const scratch &    w) {
+    const char * k      = a.rows_of(a.k, u) + key * a.k->nb[1];
+    size_t       stride = a.k->nb[1];
+    if (!a.kernels_k.score) {
+        score_floats(a, st, u.rows, k, n_keys, w);
+    } else {
+        if (n_keys < TILE) {
+            const size_t size = ggml_row_size(a.k->type, a.dk);
+            for (int i = 0; i < TILE; ++i) {
+                memcpy(w.tail + i * size, k + std::min(i, n_keys - 1) * stride, size);
+            }
+            k      = w.tail;
+            stride = size;
+        }
+        a.kernels_k.score(st, u.rows, k, stride, n_keys, w);
+    }
+}
+
+// Scores of a row become weights relative to the largest score so far; returns what earlier weights have to be multiplied by.
+float weigh_row(const attention & a,
+                float *           s,
+                const ggml_half * mask,
+                int               n_keys,
+                float             slope,
+                float &           max_so_far,
+                float &           sum,
+                float &           tile_sum) {
+    ggml_half padded[TILE] = {};
+    if (n_keys < TILE) {
+        if (mask) {
+            memcpy(padded, mask, n_keys * sizeof(ggml_half));
+        }
+        std::fill(padded + n_keys, padded + TILE, HALF_MINUS_INF);
+        mask = padded;
+    }
+    vf largest = splat(-INF);
+    for (int i = 0; i < TILE; i += LANES) {
+        vf x = load(s + i);
+        if (a.softcap != 0.0f) {
+            x = mul(splat(a.softcap), tanh_of(x));
+        }
+        if (mask) {  // hides NaN too
+            const vf m = load_half(mask + i);
+            x          = select_gt(splat(-65504.0f), m, m, fma(splat(slope), m, x));
+        }
+        store(s + i, x);
+        largest = max(x, largest);
+    }
+    const float old = max_so_far;
+    max_so_far      = std::max(old, max_lane(largest));
+    if (max_so_far == -INF) {  // nothing seen yet, or nothing but NaN
+        sum += std::any_of(s, s + TILE, [](float x) { return x != x; }) ? NAN : 0.0f;
+        std::fill(s, s + TILE, 0.0f);
+        tile_sum = 0.0f;
+        return 1.0f;
+    }
+    vf total = splat(0.0f);
+    for (int i = 0; i < TILE; i += LANES) {
+        const vf weight = exp_negative(sub(load(s + i), splat(max_so_far)));
+        store(s + i, weight);
+        total = add(total, weight);
+    }
+    const float factor = max_so_far > old ? std::exp(old - max_so_far) : 1.0f;
+    tile_sum           = sum_lanes(total);
+    sum                = sum * factor + tile_sum;
+    return factor;
+}
+
+// The keys that some row gives weight, and the weights of only those
+int select_keys(float * s, int rows, int n_keys, float negligible, int * keys) {
+    float largest[TILE];
+    for (int i = 0; i < TILE; i += LANES) {
+        vf m = load(s + i);
+        for (int r = 1; r < rows; ++r) {
+            m = max(load(s + r * TILE + i), m);
+        }
+        store(largest + i, m);
+    }
+    int n = 0;
+    for (int i = 0; i < n_keys; ++i) {
+        keys[n] = i;
+        n += !(largest[i] < negligible);
+    }
+    for (int r = 0; r < rows && n < n_keys; ++r) {
+        for (int i = 0; i < n; ++i) {
+            s[r * TILE + i] = s[r * TILE + keys[i]];
+        }
+    }
+    return n;
+}
+
+// Weights become int16 in place, as parts of their sum: no sum of products with int16 exceeds int32. Returns their scale.
+float weights_to_int16(float * s, int n, float sum) {
+    if constexpr (HAS_DOT_PAIRS) {
+        const vf inverse = splat(sum > 0.0f ? INT16_MAX / sum : 0.0f);
+        if (n % 2) {
+            s[n] = 0.0f;
+        }
+        for (int i = 0; i < TILE; i += LANES) {
+            store_i16((int16_t *) s + i, mul(inverse, load(s + i)));
+        }
+    }
+    return sum / INT16_MAX;
+}
+
+// next: the tile that this thread will see next
+void attend_tile(const attention &  a,
+                 const unit &       u,
+                 const row_states & st,
+                 int64_t            tile,
+                 int64_t            next,
+                 const scratch &    w) {
+    const int64_t     key    = tile * TILE;
+    const int         n_keys = std::min<int64_t>(TILE, a.n_keys - key);
+    const ggml_half * mask[TILE];
+    if (a.mask) {
+        for (int r = 0; r < u.rows; ++r) {
+            mask[r] = a.mask_of(u, r) + key;
+        }
+        if (tile_is_masked(mask, u.rows, n_keys)) {
+            return;
+        }
+    }
+
+    const char * v = a.rows_of(a.v, u) + key * a.v->nb[1];
+    prefetch_tile(a, a.k, u, next);
+    prefetch_tile(a, a.v, u, next);
+    score_tile(a, u, st, key, n_keys, w);
+
+    float factor[TILE];
+    float tile_sum[TILE];
+    for (int r = 0; r < u.rows; ++r) {
+        factor[r] = weigh_row(a, w.s + r * TILE, a.mask ? mask[r] : nullptr, n_keys, st.slope[r], st.max[r], st.sum[r],
+                              tile_sum[r]);
+    }
+
+    int        keys[TILE];
+    float      scale[TILE];
+    const int  n     = select_keys(w.s, u.rows, n_keys, a.negligible, keys);
+    const bool pairs = HAS_DOT_PAIRS && u.rows > GEMM_ROWS;
+    if (pairs) {
+        for (int r = 0; r < u.rows; ++r) {
+            scale[r] = weights_to_int16(w.s + r * TILE, n, tile_sum[r]);
+        }
+    }
+    for (int64_t column = 0; column < a.dv; column += BLOCK) {
+        const product m = { st.o + column, (size_t) st.dv, factor, w.s, TILE, n, pairs ? scale : nullptr };
+        a.kernels_v.accumulate(m, u.rows, { a.v, v, keys, n, column }, w.block);
+    }
+}
+
+//
+// threads
+//
+
+// What a thread owns of the work buffer
+scratch split_buffer(const attention & a, char * p, size_t size) {
+    const char * end  = p + size;
+    const auto   take = [&p](size_t bytes) {
+        char * start = p;
+        p += GGML_PAD(bytes, 64);
+        return start;
+    };
+    const int64_t n_blocks = a.dk / BLOCK;
+
+    scratch w = {};
+    w.s       = (float *) take(TILE * TILE * sizeof(float));
+    w.block   = (float *) take(TILE * BLOCK * sizeof(float));
+    if (a.kernels_k.score) {
+        w.scales = (ggml_half *) take(n_blocks * TILE * sizeof(ggml_half));
+        w.tail   = take(TILE * ggml_row_size(a.k->type, a.dk));
+    } else {
+        w.block_t = (float *) take(TILE * BLOCK * sizeof(float));
+    }
+
+    const size_t per_q = a.kernels_k.score ? a.dk + n_blocks * (sizeof(float) + sizeof(int32_t)) : a.dk * sizeof(float);
+    const size_t per_row = a.dv_padded * sizeof(float) + 3 * sizeof(float) + per_q;
+    GGML_ASSERT(end > p + 7 * 64 && "work buffer too small");
+    w.n_states = (end - p - 7 * 64) / per_row;
+
+    w.states       = {};
+    w.states.dk    = a.dk;
+    w.states.dv    = a.dv_padded;
+    w.states.o     = (float *) take(w.n_states * a.dv_padded * sizeof(float));
+    w.states.max   = (float *) take(w.n_states * sizeof(float));
+    w.states.sum   = (float *) take(w.n_states * sizeof(float));
+    w.states.slope = (float *) take(w.n_states * sizeof(float));
+    if (a.kernels_k.score) {
+        w.states.qs   = (int8_t *) take(w.n_states * a.dk);
+        w.states.qd   = (float *) take(w.n_states * n_blocks * sizeof(float));
+        w.states.bias = (int32_t *) take(w.n_states * n_blocks * sizeof(int32_t));
+    } else {
+        w.states.qf = (float *) take(w.n_states * a.dk * sizeof(float));
+    }
+    return w;
+}
+
+struct thread_team {
+    const ggml_compute_params * params;
+    const attention &           a;
+
+    size_t buffer_size() const { return (params->wsize - 64) / params->nth / 64 * 64; }
+
+    scratch buffer_of(int thread) const {
+        char * start = (char *) GGML_PAD((uintptr_t) params->wdata, 64);
+        return split_buffer(a, start + thread * buffer_size(), buffer_size());
+    }
+};
+
+// Whole units, one at a time to the thread that asks for it
+void split_units(const thread_team & team, const scratch & w) {
+    const attention & a       = team.a;
+    const int64_t     n_tiles = (a.n_keys + TILE - 1) / TILE;
+    if (team.params->ith == 0) {
+        ggml_threadpool_chunk_set(team.params->threadpool, team.params->nth);
+    }
+    ggml_barrier(team.params->threadpool);
+    for (int64_t i = team.params->ith; i < a.n_units(); i = ggml_threadpool_chunk_add(team.params->threadpool, 1)) {
+        const unit         u  = a.unit_at(i);
+        const row_states & st = w.states;
+        start_rows(a, u, st);
+        for (int64_t tile = 0; tile < n_tiles; ++tile) {
+            attend_tile(a, u, st, tile, tile + 1, w);
+        }
+        for (int r = 0; r < u.rows; ++r) {
+            finish_row(a, u, r, st.o + r * st.dv, st.max[r], st.sum[r]);
+        }
+    }
+}
+
+// The sum of what the threads have of a row, in the buffer of the caller
+void merge_row(const thread_team & team, const unit & u, int r, int64_t index, float * o) {
+    const attention & a   = team.a;
+    float             max = -INF;
+    float             sum = 0.0f;
+    std::fill(o, o + a.dv, 0.0f);
+    for (int t = 0; t < team.params->nth; ++t) {
+        max = std::max(max, team.buffer_of(t).states.max[index]);
+    }
+    for (int t = 0; t < team.params->nth; ++t) {
+        const row_states st = team.buffer_of(t).states.from(index);
+        if (*st.sum == 0.0f) {
+            continue;
+        }
+        const float factor = std::exp(*st.max - max);
+        sum += factor * *st.sum;
+        for (int64_t i = 0; i < a.dv; ++i) {
+            o[i] += factor * st.o[i];
+        }
+    }
+    finish_row(a, u, r, o, max, sum);
+}
+
+// All threads work on as many units as a buffer has room for, each on its own tiles
+void split_keys(const thread_team & team, const scratch & w) {
+    const attention & a       = team.a;
+    const int         ith     = team.params->ith;
+    const int         nth     = team.params->nth;
+    const int64_t     n_tiles = (a.n_keys + TILE - 1) / TILE;
+    for (int64_t first = 0, end = 0; first < a.n_units(); first = end) {
+        int64_t n_rows = 0;
+        for (; end < a.n_units() && n_rows + a.unit_at(end).rows <= w.n_states; ++end) {
+            start_rows(a, a.unit_at(end), w.states.from(n_rows));
+            n_rows += a.unit_at(end).rows;
+        }
+        for (int64_t tile = ith; tile < n_tiles; tile += nth) {
+            int64_t row = 0;
+            for (int64_t i = first; i < end; ++i) {
+                const unit u = a.unit_at(i);
+                attend_tile(a, u, w.states.from(row), tile, tile + nth, w);
+                row += u.rows;
+            }
+        }
+        ggml_barrier(team.params->threadpool);
+        int64_t row = 0;
+        for (int64_t i = first; i < end; ++i) {
+            const unit u = a.unit_at(i);
+            for (int r = 0; r < u.rows; ++r, ++row) {
+                if (row % nth == ith) {
+                    merge_row(team, u, r, row, w.s);
+                }
+            }
+        }
+        if (end < a.n_units()) {
+            ggml_barrier(team.params->threadpool);
+        }
+    }
+}
+
+enum fattn_use { USE_NEVER, USE_TURBO, USE_ALWAYS };
+
+fattn_use use_from_environment() {
+    const char * value = std::getenv("GGML_TURBO_CPU_FATTN");
+    return !value || !strcmp(value, "1") ? USE_TURBO : !strcmp(value, "all") ? USE_ALWAYS : USE_NEVER;
+}
+
+}  // namespace
+
+const char * ggml_turbo_cpu_fattn_isa(void) {
+    return SIMD_NAME;
+}
+
+bool ggml_turbo_cpu_flash_attn(const ggml_compute_params * params, ggml_tensor * dst) {
+    static const fattn_use use = use_from_environment();
+
+    attention  a;
+    const bool has_turbo = ggml_is_turbo(dst->src[1]->type) || ggml_is_turbo(dst->src[2]->type);
+    if (params->use_ref || use == USE_NEVER || (use == USE_TURBO && !has_turbo) || !init(a, dst)) {
+        return false;
+    }
+
+    const thread_team team = { params, a };
+    const scratch     w    = team.buffer_of(params->ith);
+    GGML_ASSERT(w.n_states >= std::min<int64_t>(TILE, a.rows_of_group()) && "work buffer too small");
+
+    if (a.rows_of_group() > TILE / 2 && a.n_units() >= 4 * params->nth) {
+        split_units(team, w);
+    } else {
+        split_keys(team, w);
+    }
+    return true;
+}

@@ -1,0 +1,270 @@
+#pragma once
+
+// turbo-simd.h for AVX2 with FMA and F16C; AVX-VNNI if there is. Included by it.
+
+#if !defined(TURBO_INLINE)
+#    if defined(_MSC_VER)
+#        define TURBO_INLINE static __forceinline
+#    else
+#        define TURBO_INLINE static inline __attribute__((always_inline))
+#    endif
+#endif
+
+#include "turbo-avx2.h"
+
+namespace {
+
+constexpr int LANES     = 8;
+constexpr int GEMM_ROWS = 6;
+constexpr int GEMM_VECS = 2;
+
+using vf = __m256;
+using vi = __m256i;
+
+//
+// floats
+//
+
+inline vf splat(float x) {
+    return _mm256_set1_ps(x);
+}
+
+inline vf load(const float * p) {
+    return _mm256_loadu_ps(p);
+}
+
+inline void store(float * p, vf x) {
+    _mm256_storeu_ps(p, x);
+}
+
+inline vf load_half(const ggml_half * p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p));
+}
+
+inline vf add(vf a, vf b) {
+    return _mm256_add_ps(a, b);
+}
+
+inline vf sub(vf a, vf b) {
+    return _mm256_sub_ps(a, b);
+}
+
+inline vf mul(vf a, vf b) {
+    return _mm256_mul_ps(a, b);
+}
+
+inline vf div(vf a, vf b) {
+    return _mm256_div_ps(a, b);
+}
+
+inline vf fma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+inline vf max(vf a, vf b) {
+    return _mm256_max_ps(a, b);
+}
+
+inline vf round(vf a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+inline vf select_gt(vf a, vf b, vf x, vf y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+
+inline vf pow2_scale(vf x, vf n) {
+    const vi exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+inline float max_lane(vf a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m        = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+inline float sum_lanes(vf a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s        = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+//
+// integers
+//
+
+inline vi as_int(vf x) {
+    return _mm256_castps_si256(x);
+}
+
+inline vi max_i32(vi a, vi b) {
+    return _mm256_max_epi32(a, b);
+}
+
+inline vi splat_i32(int32_t x) {
+    return _mm256_set1_epi32(x);
+}
+
+inline vi splat_i8(int8_t x) {
+    return _mm256_set1_epi8(x);
+}
+
+inline vf to_float(vi x) {
+    return _mm256_cvtepi32_ps(x);
+}
+
+inline vf as_float(vi x) {
+    return _mm256_castsi256_ps(x);
+}
+
+#if defined(__AVXVNNI__)
+
+constexpr const char * SIMD_NAME  = "avx2-vnni";
+constexpr int          LEVEL_BIAS = 128;
+
+constexpr bool HAS_DOT_PAIRS = true;
+
+inline vi bias_levels(vi x) {
+    return _mm256_xor_si256(x, splat_i8((int8_t) 0x80));
+}
+
+inline vi dot(vi acc, vi k, vi q) {
+    return _mm256_dpbusd_avx_epi32(acc, k, q);
+}
+
+inline vi dot_pairs(vi acc, vi a, vi b) {
+    return _mm256_dpwssd_avx_epi32(acc, a, b);
+}
+
+#else
+
+constexpr const char * SIMD_NAME  = "avx2";
+constexpr int          LEVEL_BIAS = 0;
+
+constexpr bool HAS_DOT_PAIRS = TURBO_TEST_PAIRS;  // two instructions for what takes as many with floats
+
+inline vi bias_levels(vi x) {
+    return x;
+}
+
+// Pair sums are at most 2 * 128 * 127: no saturation.
+inline vi dot(vi acc, vi k, vi q) {
+    const vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(k), _mm256_sign_epi8(q, k));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+inline vi dot_pairs(vi acc, vi a, vi b) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+}
+
+#endif
+
+inline vi lookup_table(const int8_t * p) {
+    return bias_levels(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) p)));
+}
+
+// Indices are 0 .. 15.
+inline vi lookup(vi table, vi index) {
+    return _mm256_shuffle_epi8(table, index);
+}
+
+inline vi bit_and(vi a, vi b) {
+    return _mm256_and_si256(a, b);
+}
+
+inline vi bit_select(vi mask, vi a, vi b) {
+    return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b));
+}
+
+template <int N> inline vi shift_right(vi x) {
+    if constexpr (N >= 0) {
+        return _mm256_srli_epi32(x, N);
+    } else {
+        return _mm256_slli_epi32(x, -N);
+    }
+}
+
+inline vi to_pairs(vf even, vf odd) {
+    return _mm256_blend_epi16(_mm256_cvtps_epi32(even), _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16), 0xaa);
+}
+
+inline void store_i16(int16_t * p, vf x) {
+    const vi i = _mm256_cvtps_epi32(x);
+    _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1)));
+}
+
+//
+// transposed loads
+//
+
+template <int N> inline __m128i load_row(const char * p) {
+    if constexpr (N == 4) {
+        return _mm_loadu_si128((const __m128i *) p);
+    } else if constexpr (N == 3) {
+        return _mm_maskload_epi32((const int *) p, _mm_setr_epi32(-1, -1, -1, 0));
+    } else {
+        return _mm_loadl_epi64((const __m128i *) p);
+    }
+}
+
+// Lane l of the i-th vector of rows is row 4l + i, so that transposing within lanes leaves the rows in order.
+template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+    if constexpr (N > 4) {
+        load_words<4>(w, p, stride);
+        load_words<N - 4>(w + 4, p + 16, stride);
+    } else {
+        vi r[4];
+        for (int i = 0; i < 4; ++i) {
+            r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(load_row<N>(p + i * stride)),
+                                           load_row<N>(p + (4 + i) * stride), 1);
+        }
+        const vi lo01 = _mm256_unpacklo_epi32(r[0], r[1]);
+        const vi lo23 = _mm256_unpacklo_epi32(r[2], r[3]);
+        w[0]          = _mm256_unpacklo_epi64(lo01, lo23);
+        w[1]          = _mm256_unpackhi_epi64(lo01, lo23);
+        if constexpr (N > 2) {
+            const vi hi01 = _mm256_unpackhi_epi32(r[0], r[1]);
+            const vi hi23 = _mm256_unpackhi_epi32(r[2], r[3]);
+            w[2]          = _mm256_unpacklo_epi64(hi01, hi23);
+            if constexpr (N > 3) {
+                w[3] = _mm256_unpackhi_epi64(hi01, hi23);
+            }
+        }
+    }
+}
+
+//
+// blocks as floats
+//
+
+inline void levels_to_float(vi levels, ggml_half half, vf * y) {
+    const vf      d   = splat(_cvtsh_ss(half));
+    const __m128i low = _mm256_castsi256_si128(levels), high = _mm256_extracti128_si256(levels, 1);
+    y[0] = mul(d, to_float(_mm256_cvtepi8_epi32(low)));
+    y[1] = mul(d, to_float(_mm256_cvtepi8_epi32(_mm_srli_si128(low, 8))));
+    y[2] = mul(d, to_float(_mm256_cvtepi8_epi32(high)));
+    y[3] = mul(d, to_float(_mm256_cvtepi8_epi32(_mm_srli_si128(high, 8))));
+}
+
+inline void decode(const block_turbo2_0 & x, vf * y) {
+    levels_to_float(levels_turbo2(&x), x.d, y);
+}
+
+inline void decode(const block_turbo3_0 & x, vf * y) {
+    levels_to_float(levels_turbo3(&x), x.d, y);
+}
+
+inline void decode(const block_turbo4_0 & x, vf * y) {
+    levels_to_float(levels_turbo4(&x), x.d, y);
+}
+
+inline void decode(const block_q8_0 & x, vf * y) {
+    levels_to_float(_mm256_loadu_si256((const __m256i *) x.qs), x.d, y);
+}
+
+inline void decode(const block_q4_0 & x, vf * y) {
+    levels_to_float(_mm256_sub_epi8(expand_4bit(x.qs), splat_i8(8)), x.d, y);
+}
+
+}  // namespace

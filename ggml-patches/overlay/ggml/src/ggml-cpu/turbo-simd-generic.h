@@ -1,0 +1,284 @@
+#pragma once
+
+// turbo-simd.h in portable C++: arrays of eight. Included by it.
+
+#include <cmath>
+
+namespace {
+
+constexpr const char * SIMD_NAME = "generic";
+
+constexpr int LANES      = 8;
+constexpr int GEMM_ROWS  = 4;
+constexpr int GEMM_VECS  = 2;
+constexpr int LEVEL_BIAS = 0;
+
+constexpr bool HAS_DOT_PAIRS = TURBO_TEST_PAIRS;
+
+struct vf {
+    float x[LANES];
+};
+
+struct vi {
+    int32_t x[LANES];
+};
+
+template <class V, class F> inline V make(F f) {
+    V v;
+    for (int i = 0; i < LANES; ++i) {
+        v.x[i] = f(i);
+    }
+    return v;
+}
+
+//
+// floats
+//
+
+inline vf splat(float x) {
+    return make<vf>([=](int) { return x; });
+}
+
+inline vf load(const float * p) {
+    return make<vf>([=](int i) { return p[i]; });
+}
+
+inline void store(float * p, vf v) {
+    memcpy(p, v.x, sizeof(v.x));
+}
+
+inline vf load_half(const ggml_half * p) {
+    return make<vf>([=](int i) { return GGML_CPU_FP16_TO_FP32(p[i]); });
+}
+
+inline vf add(vf a, vf b) {
+    return make<vf>([&](int i) { return a.x[i] + b.x[i]; });
+}
+
+inline vf sub(vf a, vf b) {
+    return make<vf>([&](int i) { return a.x[i] - b.x[i]; });
+}
+
+inline vf mul(vf a, vf b) {
+    return make<vf>([&](int i) { return a.x[i] * b.x[i]; });
+}
+
+inline vf div(vf a, vf b) {
+    return make<vf>([&](int i) { return a.x[i] / b.x[i]; });
+}
+
+inline vf fma(vf a, vf b, vf c) {
+    return make<vf>([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
+}
+
+inline vf max(vf a, vf b) {
+    return make<vf>([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+}
+
+inline vf select_gt(vf a, vf b, vf x, vf y) {
+    return make<vf>([&](int i) { return a.x[i] > b.x[i] ? x.x[i] : y.x[i]; });
+}
+
+// Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even; good for |x| < 2^22.
+inline vf round(vf a) {
+    return make<vf>([&](int i) {
+        volatile float shifted = a.x[i] + 12582912.0f;
+        return shifted - 12582912.0f;
+    });
+}
+
+inline vf pow2_scale(vf v, vf n) {
+    return make<vf>([&](int i) {
+        const uint32_t bits = (uint32_t) ((n.x[i] == n.x[i] ? (int32_t) n.x[i] : 0) + 127) << 23;
+        float          p;
+        memcpy(&p, &bits, sizeof(p));
+        return v.x[i] * p;
+    });
+}
+
+inline float max_lane(vf a) {
+    float m = a.x[0];
+    for (int i = 1; i < LANES; ++i) {
+        m = a.x[i] > m ? a.x[i] : m;
+    }
+    return m;
+}
+
+inline float sum_lanes(vf a) {
+    float s = 0.0f;
+    for (int i = 0; i < LANES; ++i) {
+        s += a.x[i];
+    }
+    return s;
+}
+
+//
+// integers; what is done to bytes is done to the bytes of the dwords in memory, so that either byte order will do
+//
+
+template <class F> inline vi make_bytes(F f) {
+    int8_t b[4 * LANES];
+    for (int i = 0; i < 4 * LANES; ++i) {
+        b[i] = f(i);
+    }
+    vi v;
+    memcpy(v.x, b, sizeof(b));
+    return v;
+}
+
+inline vi splat_i32(int32_t x) {
+    return make<vi>([=](int) { return x; });
+}
+
+inline vi splat_i8(int8_t x) {
+    return make_bytes([=](int) { return x; });
+}
+
+inline vf to_float(vi v) {
+    return make<vf>([&](int i) { return (float) v.x[i]; });
+}
+
+inline vf as_float(vi v) {
+    vf f;
+    memcpy(f.x, v.x, sizeof(f.x));
+    return f;
+}
+
+inline vi as_int(vf f) {
+    vi v;
+    memcpy(v.x, f.x, sizeof(v.x));
+    return v;
+}
+
+inline vi max_i32(vi a, vi b) {
+    return make<vi>([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+}
+
+inline vi bias_levels(vi x) {
+    return x;
+}
+
+inline vi dot(vi acc, vi k, vi q) {
+    int8_t a[4 * LANES], b[4 * LANES];
+    memcpy(a, k.x, sizeof(a));
+    memcpy(b, q.x, sizeof(b));
+    for (int i = 0; i < 4 * LANES; ++i) {
+        acc.x[i / 4] += a[i] * b[i];
+    }
+    return acc;
+}
+
+inline vi dot_pairs(vi acc, vi a, vi b) {
+    int16_t x[2 * LANES], y[2 * LANES];
+    memcpy(x, a.x, sizeof(x));
+    memcpy(y, b.x, sizeof(y));
+    for (int i = 0; i < 2 * LANES; ++i) {
+        acc.x[i / 2] += x[i] * y[i];
+    }
+    return acc;
+}
+
+inline void store_i16(int16_t * p, vf v) {
+    const vf r = round(v);
+    int16_t  x[LANES];
+    for (int i = 0; i < LANES; ++i) {
+        x[i] = (int16_t) r.x[i];
+    }
+    memcpy(p, x, sizeof(x));  // may be where floats are
+}
+
+inline vi to_pairs(vf even, vf odd) {
+    int16_t x[LANES], y[LANES], pairs[2 * LANES];
+    store_i16(x, even);
+    store_i16(y, odd);
+    for (int i = 0; i < LANES; ++i) {
+        pairs[2 * i]     = x[i];
+        pairs[2 * i + 1] = y[i];
+    }
+    vi v;
+    memcpy(v.x, pairs, sizeof(v.x));
+    return v;
+}
+
+struct vtable {
+    int8_t x[16];
+};
+
+inline vtable lookup_table(const int8_t * p) {
+    vtable t;
+    memcpy(t.x, p, sizeof(t.x));
+    return t;
+}
+
+inline vi lookup(const vtable & table, vi index) {
+    uint8_t b[4 * LANES];
+    memcpy(b, index.x, sizeof(b));
+    return make_bytes([&](int i) { return table.x[b[i]]; });
+}
+
+inline vi bit_and(vi a, vi b) {
+    return make<vi>([&](int i) { return a.x[i] & b.x[i]; });
+}
+
+inline vi bit_select(vi m, vi a, vi b) {
+    return make<vi>([&](int i) { return (a.x[i] & m.x[i]) | (b.x[i] & ~m.x[i]); });
+}
+
+template <int N> inline vi shift_right(vi v) {
+    return make<vi>(
+        [&](int i) { return (int32_t) (N >= 0 ? (uint32_t) v.x[i] >> (N & 31) : (uint32_t) v.x[i] << (-N & 31)); });
+}
+
+template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+    for (int i = 0; i < LANES; ++i) {
+        for (int j = 0; j < N; ++j) {
+            memcpy(&w[j].x[i], p + i * stride + 4 * j, sizeof(int32_t));
+        }
+    }
+}
+
+//
+// blocks as floats
+//
+
+inline void decode_with(void (*dequantize)(const void *, float *), const void * x, vf * y) {
+    float f[QK_TURBO];
+    dequantize(x, f);
+    memcpy(y, f, sizeof(f));
+}
+
+inline void decode(const block_turbo2_0 & x, vf * y) {
+    decode_with([](const void * b, float * f) { dequantize_row_turbo2_0((const block_turbo2_0 *) b, f, QK_TURBO); }, &x,
+                y);
+}
+
+inline void decode(const block_turbo3_0 & x, vf * y) {
+    decode_with([](const void * b, float * f) { dequantize_row_turbo3_0((const block_turbo3_0 *) b, f, QK_TURBO); }, &x,
+                y);
+}
+
+inline void decode(const block_turbo4_0 & x, vf * y) {
+    decode_with([](const void * b, float * f) { dequantize_row_turbo4_0((const block_turbo4_0 *) b, f, QK_TURBO); }, &x,
+                y);
+}
+
+inline void decode(const block_q8_0 & x, vf * y) {
+    const float d = GGML_CPU_FP16_TO_FP32(x.d);
+    float       f[QK8_0];
+    for (int i = 0; i < QK8_0; ++i) {
+        f[i] = d * x.qs[i];
+    }
+    memcpy(y, f, sizeof(f));
+}
+
+inline void decode(const block_q4_0 & x, vf * y) {
+    const float d = GGML_CPU_FP16_TO_FP32(x.d);
+    float       f[QK4_0];
+    for (int i = 0; i < QK4_0 / 2; ++i) {
+        f[i]             = d * ((x.qs[i] & 15) - 8);
+        f[i + QK4_0 / 2] = d * ((x.qs[i] >> 4) - 8);
+    }
+    memcpy(y, f, sizeof(f));
+}
+
+}  // namespace

@@ -1,0 +1,274 @@
+#pragma once
+
+// turbo-simd.h for NEON with the dot products of ARMv8.2. Included by it.
+
+#include <arm_neon.h>
+
+namespace {
+
+constexpr const char * SIMD_NAME = "neon-dotprod";
+
+constexpr int LANES      = 4;
+constexpr int GEMM_ROWS  = 6;
+constexpr int GEMM_VECS  = 4;
+constexpr int LEVEL_BIAS = 0;
+
+constexpr bool HAS_DOT_PAIRS = TURBO_TEST_PAIRS;  // more instructions than with floats
+
+using vf = float32x4_t;
+using vi = int32x4_t;
+
+//
+// floats
+//
+
+inline vf splat(float x) {
+    return vdupq_n_f32(x);
+}
+
+inline vf load(const float * p) {
+    return vld1q_f32(p);
+}
+
+inline void store(float * p, vf x) {
+    vst1q_f32(p, x);
+}
+
+inline vf load_half(const ggml_half * p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+
+inline vf add(vf a, vf b) {
+    return vaddq_f32(a, b);
+}
+
+inline vf sub(vf a, vf b) {
+    return vsubq_f32(a, b);
+}
+
+inline vf mul(vf a, vf b) {
+    return vmulq_f32(a, b);
+}
+
+inline vf div(vf a, vf b) {
+    return vdivq_f32(a, b);
+}
+
+inline vf fma(vf a, vf b, vf c) {
+    return vfmaq_f32(c, a, b);
+}
+
+inline vf max(vf a, vf b) {
+    return vmaxq_f32(a, b);
+}
+
+inline vf round(vf a) {
+    return vrndnq_f32(a);
+}
+
+inline vf select_gt(vf a, vf b, vf x, vf y) {
+    return vbslq_f32(vcgtq_f32(a, b), x, y);
+}
+
+inline float max_lane(vf a) {
+    return vmaxvq_f32(a);
+}
+
+inline float sum_lanes(vf a) {
+    return vaddvq_f32(a);
+}
+
+inline vf pow2_scale(vf x, vf n) {
+    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+    return mul(x, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+}
+
+//
+// integers
+//
+
+inline vi as_int(vf x) {
+    return vreinterpretq_s32_f32(x);
+}
+
+inline vi max_i32(vi a, vi b) {
+    return vmaxq_s32(a, b);
+}
+
+inline vi splat_i32(int32_t x) {
+    return vdupq_n_s32(x);
+}
+
+inline vi splat_i8(int8_t x) {
+    return vreinterpretq_s32_s8(vdupq_n_s8(x));
+}
+
+inline vf to_float(vi x) {
+    return vcvtq_f32_s32(x);
+}
+
+inline vi bias_levels(vi x) {
+    return x;
+}
+
+inline vf as_float(vi x) {
+    return vreinterpretq_f32_s32(x);
+}
+
+inline vi dot(vi acc, vi k, vi q) {
+    return vdotq_s32(acc, vreinterpretq_s8_s32(k), vreinterpretq_s8_s32(q));
+}
+
+inline int8x16_t lookup_table(const int8_t * p) {
+    return vld1q_s8(p);
+}
+
+inline vi lookup(int8x16_t table, vi index) {
+    return vreinterpretq_s32_s8(vqtbl1q_s8(table, vreinterpretq_u8_s32(index)));
+}
+
+inline vi bit_and(vi a, vi b) {
+    return vandq_s32(a, b);
+}
+
+inline vi bit_select(vi mask, vi a, vi b) {
+    return vbslq_s32(vreinterpretq_u32_s32(mask), a, b);
+}
+
+template <int N> inline vi shift_right(vi x) {
+    const uint32x4_t u = vreinterpretq_u32_s32(x);
+    if constexpr (N > 0) {
+        return vreinterpretq_s32_u32(vshrq_n_u32(u, N));
+    } else {
+        return vreinterpretq_s32_u32(vshlq_n_u32(u, -N));
+    }
+}
+
+inline vi dot_pairs(vi acc, vi a, vi b) {
+    const int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y));
+    return vaddq_s32(acc, vpaddq_s32(low, vmull_high_s16(x, y)));
+}
+
+inline vi to_pairs(vf even, vf odd) {
+    return vbslq_s32(vdupq_n_u32(0xffff), vcvtnq_s32_f32(even), vshlq_n_s32(vcvtnq_s32_f32(odd), 16));
+}
+
+inline void store_i16(int16_t * p, vf x) {
+    vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(x)));
+}
+
+//
+// transposed loads
+//
+
+template <int N> inline vi load_row(const char * p) {
+    if constexpr (N == 4) {
+        return vreinterpretq_s32_u8(vld1q_u8((const uint8_t *) p));
+    } else {
+        int32_t x[4] = { 0, 0, 0, 0 };
+        memcpy(x, p, N * sizeof(int32_t));
+        return vld1q_s32(x);
+    }
+}
+
+inline int64x2_t as_pairs(vi x) {
+    return vreinterpretq_s64_s32(x);
+}
+
+template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+    if constexpr (N > 4) {
+        load_words<4>(w, p, stride);
+        load_words<N - 4>(w + 4, p + 16, stride);
+    } else {
+        vi r[4];
+        for (int i = 0; i < 4; ++i) {
+            r[i] = load_row<N>(p + i * stride);
+        }
+        const int64x2_t even01 = as_pairs(vtrn1q_s32(r[0], r[1])), odd01 = as_pairs(vtrn2q_s32(r[0], r[1]));
+        const int64x2_t even23 = as_pairs(vtrn1q_s32(r[2], r[3])), odd23 = as_pairs(vtrn2q_s32(r[2], r[3]));
+        w[0] = vreinterpretq_s32_s64(vtrn1q_s64(even01, even23));
+        w[1] = vreinterpretq_s32_s64(vtrn1q_s64(odd01, odd23));
+        if constexpr (N > 2) {
+            w[2] = vreinterpretq_s32_s64(vtrn2q_s64(even01, even23));
+        }
+        if constexpr (N > 3) {
+            w[3] = vreinterpretq_s32_s64(vtrn2q_s64(odd01, odd23));
+        }
+    }
+}
+
+//
+// blocks as floats
+//
+
+inline float half_to_float(ggml_half h) {
+    float16_t f;
+    memcpy(&f, &h, sizeof(f));
+    return f;
+}
+
+inline void levels_to_float(int8x16_t levels, float d, vf * y) {
+    const int16x8_t low = vmovl_s8(vget_low_s8(levels)), high = vmovl_s8(vget_high_s8(levels));
+    y[0] = vmulq_n_f32(to_float(vmovl_s16(vget_low_s16(low))), d);
+    y[1] = vmulq_n_f32(to_float(vmovl_s16(vget_high_s16(low))), d);
+    y[2] = vmulq_n_f32(to_float(vmovl_s16(vget_low_s16(high))), d);
+    y[3] = vmulq_n_f32(to_float(vmovl_s16(vget_high_s16(high))), d);
+}
+
+// 2-bit indices: values 0 .. 15 and 16 .. 31
+inline void expand_2bit(const uint8_t * qs, uint8x16_t * index) {
+    const uint8x8_t  q     = vld1_u8(qs);
+    const uint8x16_t pairs = vcombine_u8(q, vshr_n_u8(q, 2));
+    index[0]               = vandq_u8(pairs, vdupq_n_u8(3));
+    index[1]               = vandq_u8(vshrq_n_u8(pairs, 4), vdupq_n_u8(3));
+}
+
+inline void decode(const block_turbo2_0 & x, vf * y) {
+    static constexpr int8_t codebook[16] = { TURBO2_CODEBOOK };
+    const int8x16_t         table        = vld1q_s8(codebook);
+    uint8x16_t              index[2];
+    expand_2bit(x.qs, index);
+    for (int i = 0; i < 2; ++i) {
+        levels_to_float(vqtbl1q_s8(table, index[i]), half_to_float(x.d), y + 4 * i);
+    }
+}
+
+// Bit i / 4 of byte i % 4 of the signs is the high bit of index i.
+inline void decode(const block_turbo3_0 & x, vf * y) {
+    static constexpr int8_t codebook[16] = { TURBO3_CODEBOOK };
+    static constexpr int8_t to_bit_0[16] = { 0, 0, 0, 0, -1, -1, -1, -1, -2, -2, -2, -2, -3, -3, -3, -3 };
+    const int8x16_t         table        = vld1q_s8(codebook);
+    uint8x16_t              index[2];
+    expand_2bit(x.qs, index);
+    uint32_t signs;
+    memcpy(&signs, x.signs, sizeof(signs));
+    const uint8x16_t s = vshlq_u8(vreinterpretq_u8_u32(vdupq_n_u32(signs)), vld1q_s8(to_bit_0));
+    index[0]           = vorrq_u8(index[0], vshlq_n_u8(vandq_u8(s, vdupq_n_u8(1)), 2));
+    index[1]           = vorrq_u8(index[1], vshlq_n_u8(vandq_u8(vshrq_n_u8(s, 4), vdupq_n_u8(1)), 2));
+    for (int i = 0; i < 2; ++i) {
+        levels_to_float(vqtbl1q_s8(table, index[i]), half_to_float(x.d), y + 4 * i);
+    }
+}
+
+inline void decode(const block_turbo4_0 & x, vf * y) {
+    static constexpr int8_t codebook[16] = { TURBO4_CODEBOOK };
+    const int8x16_t         table        = vld1q_s8(codebook);
+    const uint8x16_t        q            = vld1q_u8(x.qs);
+    levels_to_float(vqtbl1q_s8(table, vandq_u8(q, vdupq_n_u8(15))), half_to_float(x.d), y);
+    levels_to_float(vqtbl1q_s8(table, vshrq_n_u8(q, 4)), half_to_float(x.d), y + 4);
+}
+
+inline void decode(const block_q8_0 & x, vf * y) {
+    levels_to_float(vld1q_s8(x.qs), half_to_float(x.d), y);
+    levels_to_float(vld1q_s8(x.qs + 16), half_to_float(x.d), y + 4);
+}
+
+inline void decode(const block_q4_0 & x, vf * y) {
+    const uint8x16_t q = vld1q_u8(x.qs);
+    const int8x16_t  s = vdupq_n_s8(8);
+    levels_to_float(vsubq_s8(vreinterpretq_s8_u8(vandq_u8(q, vdupq_n_u8(15))), s), half_to_float(x.d), y);
+    levels_to_float(vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(q, 4)), s), half_to_float(x.d), y + 4);
+}
+
+}  // namespace

@@ -19,7 +19,16 @@ from turbo_gguf.records import Build
 from turbo_gguf.tools import run
 from turbo_gguf.upstream import supported
 
-TARGETS = ("llama-completion", "llama-perplexity", "llama-bench", "test-quantize-fns", "test-backend-ops", "test-turbo-cache")
+TARGETS = (
+    "llama-completion",
+    "llama-perplexity",
+    "llama-bench",
+    "test-quantize-fns",
+    "test-backend-ops",
+    "test-turbo-cache",
+    "test-turbo-layers",
+    "test-turbo-decay",
+)
 RESULT = Path(__file__).parent.parent / "eval" / "results" / "upstreams.md"
 OPS = "SET_ROWS,GET_ROWS,CPY,MUL_MAT,FLASH_ATTN_EXT"
 

@@ -21,7 +21,7 @@ CHECKS = {
     "twice": 3,
     "rewrite": 11,
     "sequences": 15,
-    "shift": 9,
+    "shift": 11,
     "quality": 4,
     "graph": 2,
     "none": 17,

@@ -315,3 +315,15 @@ def test_server_slots_with_a_map(native_bin: Path, trained: Path, tmp_path: Path
             server.call("/slots/0?action=restore", {"filename": "slot"})
         assert refused.value.code == 400
         assert server.complete(PROMPT, 4)["content"]
+
+
+def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """The settings are those of the model, whatever layers its draft has."""
+    settings = ("--cache-type-k-layers", "11:q8_0;*:turbo3", "--cache-decay", "balanced")
+    with serve(native_bin, tiny("layers12"), tmp_path, "-md", str(tiny("head64")), "-c", "256", *settings) as server:
+        assert server.complete(PROMPT, 32, n_probs=0)["tokens_predicted"] == 32
+        text = server.log.read_text("utf-8", errors="replace")
+    begin = text.rindex("loading draft model")
+    assert re.findall(r"llama_turbo_cache: K by layer: (\S+) \(", text[:begin])[-1] == "0-10:turbo3;11:q8_0"
+    assert "llama_kv_cache: size" in text[begin:]
+    assert "llama_turbo_cache" not in text[begin:]

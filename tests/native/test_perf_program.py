@@ -9,6 +9,7 @@ import bench_gpu
 import pytest
 
 from turbo_gguf.build import ensure_build
+from turbo_gguf.errors import ToolFailed
 
 pytestmark = pytest.mark.native
 
@@ -34,10 +35,10 @@ def test_all_small_cases_are_measured(program: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_case_is_said(program: Path) -> None:
     wanted = [bench_gpu.Case("fattn", "turbo9", 64, 2, 1, 256)]
-    with pytest.raises(bench_gpu.ToolFailed, match="not a case: fattn turbo9"):
+    with pytest.raises(ToolFailed, match="not a case: fattn turbo9"):
         list(bench_gpu.measure(program, "CPU", wanted, 0.001))
 
 
 def test_an_unknown_device_is_said(program: Path) -> None:
-    with pytest.raises(bench_gpu.ToolFailed, match="no device GPU7; there are: CPU"):
+    with pytest.raises(ToolFailed, match="no device GPU7; there are: CPU"):
         list(bench_gpu.measure(program, "GPU7", list(bench_gpu.cases(small=True)), 0.001))

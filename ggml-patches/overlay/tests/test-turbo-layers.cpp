@@ -20,8 +20,8 @@ static setup by_layer(const std::string & layers_k, const std::string & layers_v
 }
 
 // "LAYERS:TYPE", as an item of a map.
-static std::string item(const char * layers, ggml_type type) {
-    return std::string(layers) + ":" + ggml_type_name(type);
+static std::string item(const std::string & layers, ggml_type type) {
+    return layers + ":" + ggml_type_name(type);
 }
 
 static logits_t run(const setup & s) {
@@ -185,61 +185,27 @@ static void test_mixed(const setup & types) {
     const ggml_type b = types.type_v;
     const int       n = n_kv_layers();
 
-    const auto layers = [&](ggml_type rest, const std::map<int, ggml_type> & some) {
-        types_t res(n, rest);
-        for (const auto & [layer, type] : some) {
-            res[layer] = type;
-        }
-        return res;
-    };
     const auto list = [&](const char * first, const char * second) {
         return item(first, a) + ";" + item(second, b);
     };
-
+    const auto with = [](types_t layers, int layer, ggml_type type) {
+        layers[layer] = type;
+        return layers;
+    };
     const types_t rest(n, BASE);
-    check_types("K: a layer", by_layer(item("1", a)),
-                layers(BASE,
-                       {
-                           { 1, a }
-    }),
-                rest);
-    check_types("V: the last layer", by_layer("", item("-1", b)), rest,
-                layers(BASE, {
-                                 { n - 1, b }
-    }));
-    check_types("both, each its own", by_layer(item("0", a), item("1", b)),
-                layers(BASE,
-                       {
-                           { 0, a }
-    }),
-                layers(BASE, { { 1, b } }));
-    check_types("ends and middle", by_layer(list("0,-1", "*"), list("0--2", "-1")),
-                layers(b,
-                       {
-                           { 0,     a },
-                           { n - 1, a }
-    }),
-                layers(a, { { n - 1, b } }));
-    check_types("the first item counts", by_layer(list("1", "0-1"), list("*", "*")),
-                layers(BASE,
-                       {
-                           { 0, b },
-                           { 1, a }
-    }),
-                layers(a, {}));
-    check_types("a list and a range that overlap", by_layer(list("-1,-1,0", "0--1"), item("0,1-2", b)),
-                layers(b,
-                       {
-                           { 0,     a },
-                           { n - 1, a }
-    }),
-                layers(BASE, { { 0, b }, { 1, b }, { 2, b } }));
-    check_types("both orders count from the same layers", by_layer(item(("-" + std::to_string(n)).c_str(), a)),
-                layers(BASE,
-                       {
-                           { 0, a }
-    }),
-                rest);
+    const types_t all_a(n, a);
+    const types_t all_b(n, b);
+    const types_t a_at_ends = with(with(all_b, 0, a), n - 1, a);
+
+    check_types("K: a layer", by_layer(item("1", a)), with(rest, 1, a), rest);
+    check_types("V: the last layer", by_layer("", item("-1", b)), rest, with(rest, n - 1, b));
+    check_types("both, each its own", by_layer(item("0", a), item("1", b)), with(rest, 0, a), with(rest, 1, b));
+    check_types("ends and middle", by_layer(list("0,-1", "*"), list("0--2", "-1")), a_at_ends, with(all_a, n - 1, b));
+    check_types("the first item counts", by_layer(list("1", "0-1"), list("*", "*")), with(with(rest, 0, b), 1, a),
+                all_a);
+    check_types("a list and a range that overlap", by_layer(list("-1,-1,0", "0--1"), item("0,1-2", b)), a_at_ends,
+                with(with(with(rest, 0, b), 1, b), 2, b));
+    check_types("the first layer from the end", by_layer(item(std::to_string(-n), a)), with(rest, 0, a), rest);
 
     const logits_t expected = run(f32_setup());
     for (bool is_k : { true, false }) {
@@ -474,9 +440,8 @@ static void test_flash_attn(const setup & types) {
     for (ggml_type type : { types.type_k, types.type_v }) {
         const std::string needs =
             std::string("cache type ") + ggml_type_name(type) + " needs flash attention, which was switched off";
-        const bool        k    = ggml_is_turbo(type);
         const std::string last = item("-1", type);
-        if (k) {
+        if (ggml_is_turbo(type)) {
             check_no_session("K: flash attention off is refused", off(by_layer(last)), needs);
         } else {
             check_at_most("K: works without flash attention", nmse(run(off({ BASE, BASE })), run(off(by_layer(last)))),
@@ -497,10 +462,8 @@ static void test_flash_attn(const setup & types) {
 
 // For a model whose heads can't be cut into blocks of 32.
 static void test_head_size(const setup & types) {
-    const session       one = session::make({ BASE, BASE });
-    const llama_model * m   = llama_get_model(one.ctx.get());
-    const std::string head  = std::to_string(llama_model_n_embd(m) > 0 ? n_values(true) / llama_model_n_head_kv(m) : 0);
-    const std::string last  = std::to_string(n_kv_layers() - 1);
+    const std::string head    = std::to_string(n_values(true) / llama_model_n_head_kv(model));
+    const std::string last    = std::to_string(n_kv_layers() - 1);
     const std::string message = " needs a head size that is a multiple of 32, but layer ";
     for (ggml_type type : { types.type_k, types.type_v }) {
         const std::string name = ggml_type_name(type);

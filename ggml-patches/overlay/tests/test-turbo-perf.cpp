@@ -1,14 +1,18 @@
-// Time of single ops of a KV cache on one device: attention over a cache, and writing rows to it.
+// Time of single ops of a KV cache on one device: attention over a cache, writing rows to it, and dot products with its rows.
 //
-//   test-turbo-perf DEVICE [SECONDS] < cases
+//   test-turbo-perf DEVICE [SECONDS [THREADS]] < cases
 //
-// A case is a line "OP TYPE_K TYPE_V HEAD_SIZE N_HEAD_KV GQA N_QUERIES N_KEYS", OP being fattn or set_rows (which ignores TYPE_V and
-// GQA, and writes N_QUERIES rows). For each case a line of JSON is printed. What the device does not support says so.
+// A case is a line "OP TYPE_K TYPE_V HEAD_SIZE N_HEAD_KV GQA N_QUERIES N_KEYS", OP being fattn, set_rows (which ignores TYPE_V and
+// GQA, and writes N_QUERIES rows) or vec_dot (N_KEYS rows of all heads with one vector, by the CPU's function for TYPE_K, on one
+// thread; ignores the others). For each case a line of JSON is printed. What the device does not support says so.
 //
 // As in a model, the cache has several layers, in memory as llama.cpp lays it out: [head size, head, key]. The layers together are
-// larger than a GPU's L2 cache in every type, so that no layer finds its keys there. The CPU gets two, to try the program.
+// larger than a GPU's L2 and a CPU's L3 cache in every type, so that no layer finds its keys there. On the CPU, where that would take
+// minutes, there are fewer when many queries use each key: then arithmetic decides, not memory. Without THREADS the CPU gets two, to
+// try the program. The rows of vec_dot fit in a cache.
 
 #include "ggml-backend.h"
+#include "ggml-cpu.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -24,6 +28,7 @@
 static constexpr double MIN_F16_BYTES = 768e6;  // of all layers, if they were f16; a 2.5-bit cache then has 120 MB
 static constexpr int    MAX_LAYERS    = 48;
 static constexpr int    CPU_LAYERS    = 2;
+static constexpr double CPU_USES      = 4;  // of a key by queries, beyond which the CPU gets fewer layers
 static constexpr int    MIN_ROUNDS    = 3;
 
 struct perf_case {
@@ -35,15 +40,18 @@ struct perf_case {
 
     bool is_fattn() const { return op == "fattn"; }
 
+    bool is_vec_dot() const { return op == "vec_dot"; }
+
     // Bytes of the cache that the op reads, or writes.
     double bytes() const {
         return is_fattn() ? (double) n_keys * (ggml_row_size(type_k, row()) + ggml_row_size(type_v, row())) :
-                            (double) n_queries * ggml_row_size(type_k, row());
+                            (double) (is_vec_dot() ? n_keys : n_queries) * ggml_row_size(type_k, row());
     }
 
-    int n_layers(int max_layers) const {
-        const double f16 = 2.0 * n_keys * row() * sizeof(ggml_fp16_t);
-        return std::clamp((int) std::ceil(MIN_F16_BYTES / f16), 1, max_layers);
+    int n_layers(bool is_cpu) const {
+        const double uses = is_cpu && is_fattn() ? std::max(1.0, gqa * n_queries / CPU_USES) : 1.0;
+        const double f16  = 2.0 * n_keys * row() * sizeof(ggml_fp16_t);
+        return std::clamp((int) std::ceil(MIN_F16_BYTES / f16 / uses), is_cpu ? CPU_LAYERS : 1, MAX_LAYERS);
     }
 };
 
@@ -70,8 +78,8 @@ static bool parse(const char * line, perf_case & c) {
     c.gqa       = n[2];
     c.n_queries = n[3];
     c.n_keys    = n[4];
-    return (c.op == "fattn" || c.op == "set_rows") && type_from_name(k, c.type_k) && type_from_name(v, c.type_v) &&
-           *std::min_element(n, n + 5) > 0 && c.n_queries <= c.n_keys;
+    return (c.is_fattn() || c.op == "set_rows" || c.is_vec_dot()) && type_from_name(k, c.type_k) &&
+           type_from_name(v, c.type_v) && *std::min_element(n, n + 5) > 0 && c.n_queries <= c.n_keys;
 }
 
 //
@@ -134,8 +142,7 @@ struct perf_graph {
     std::vector<ggml_tensor *> caches;
     std::vector<ggml_tensor *> ops;
 
-    perf_graph(const perf_case & c, int max_layers) {
-        const int layers = c.n_layers(max_layers);
+    perf_graph(const perf_case & c, int layers) {
         ctx   = ggml_init({ ggml_tensor_overhead() * (8 * layers + 8) + ggml_graph_overhead(), nullptr, true });
         graph = ggml_new_graph(ctx);
         if (c.is_fattn()) {
@@ -182,68 +189,119 @@ static double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Seconds of one op, for each round over all layers.
-static std::vector<double> measure(ggml_backend_t backend, perf_graph & g, double time) {
+// Sorted seconds of one op: of rounds that each do it n_ops times.
+template <typename F> static std::vector<double> measure(int n_ops, double time, F && round) {
     std::vector<double> rounds;
-    // the first ones allocate, load kernels, and record a graph
-    for (int i = 0; i < MIN_ROUNDS; ++i) {
-        ggml_backend_graph_compute(backend, g.graph);
-    }
-    const double start = seconds();
+    const double        start = seconds();
     while ((int) rounds.size() < MIN_ROUNDS || seconds() - start < time) {
         const double begin = seconds();
-        ggml_backend_graph_compute(backend, g.graph);
-        rounds.push_back((seconds() - begin) / g.ops.size());
+        round();
+        rounds.push_back((seconds() - begin) / n_ops);
     }
     std::sort(rounds.begin(), rounds.end());
     return rounds;
 }
 
-static void print(const perf_case & c, const perf_graph & g, const std::vector<double> & rounds, const char * status) {
-    printf(
-        "{\"op\": \"%s\", \"type_k\": \"%s\", \"type_v\": \"%s\", \"head_size\": %lld, \"n_head_kv\": %lld, \"gqa\": "
-        "%lld, "
-        "\"n_queries\": %lld, \"n_keys\": %lld, \"bytes\": %.0f, \"layers\": %zu, \"rounds\": %zu, \"us\": %.3f, "
-        "\"us_min\": %.3f, "
-        "\"us_max\": %.3f, \"status\": \"%s\"}\n",
-        c.op.c_str(), ggml_type_name(c.type_k), ggml_type_name(c.type_v), (long long) c.head_size,
-        (long long) c.n_head_kv, (long long) c.gqa, (long long) c.n_queries, (long long) c.n_keys, c.bytes(),
-        g.ops.size(), rounds.size(), rounds.empty() ? 0.0 : 1e6 * rounds[rounds.size() / 2],
-        rounds.empty() ? 0.0 : 1e6 * rounds.front(), rounds.empty() ? 0.0 : 1e6 * rounds.back(), status);
-    fflush(stdout);
+static const ggml_type_traits_cpu * cpu_traits([[maybe_unused]] ggml_type type) {
+#ifdef GGML_BACKEND_DL  // the CPU's functions are in a library that is not linked
+    return nullptr;
+#else
+    return ggml_get_type_traits_cpu(type);
+#endif
 }
 
-static void run(ggml_backend_t backend, const perf_case & c, double time) {
-    const bool is_cpu = ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
-    perf_graph g(c, is_cpu ? CPU_LAYERS : MAX_LAYERS);
-    for (ggml_tensor * op : g.ops) {
-        if (!ggml_backend_supports_op(backend, op)) {
-            print(c, g, {}, "not supported");
+struct perf_run {
+    ggml_backend_t backend;
+    double         time;       // seconds of measuring each case
+    int            n_threads;  // 0: the backend's default
+
+    bool is_cpu() const {
+        return ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    }
+
+    void print(const perf_case & c, int layers, const std::vector<double> & rounds, const char * status) const {
+        printf(
+            "{\"op\": \"%s\", \"type_k\": \"%s\", \"type_v\": \"%s\", \"head_size\": %lld, "
+            "\"n_head_kv\": %lld, \"gqa\": %lld, \"n_queries\": %lld, \"n_keys\": %lld, \"threads\": %d, "
+            "\"bytes\": %.0f, \"layers\": %d, \"rounds\": %zu, "
+            "\"us\": %.3f, \"us_min\": %.3f, \"us_max\": %.3f, \"status\": \"%s\"}\n",
+            c.op.c_str(), ggml_type_name(c.type_k), ggml_type_name(c.type_v), (long long) c.head_size,
+            (long long) c.n_head_kv, (long long) c.gqa, (long long) c.n_queries, (long long) c.n_keys, n_threads,
+            c.bytes(), layers, rounds.size(), rounds.empty() ? 0.0 : 1e6 * rounds[rounds.size() / 2],
+            rounds.empty() ? 0.0 : 1e6 * rounds.front(), rounds.empty() ? 0.0 : 1e6 * rounds.back(), status);
+        fflush(stdout);
+    }
+
+    void operator()(const perf_case & c) const { c.is_vec_dot() ? vec_dot(c) : graph(c); }
+
+    void graph(const perf_case & c) const {
+        const int  layers = is_cpu() && n_threads == 0 ? CPU_LAYERS : c.n_layers(is_cpu());
+        perf_graph g(c, layers);
+        for (ggml_tensor * op : g.ops) {
+            if (!ggml_backend_supports_op(backend, op)) {
+                print(c, layers, {}, "not supported");
+                return;
+            }
+        }
+        ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(g.ctx, backend);
+        if (!buffer) {
+            print(c, layers, {}, "out of memory");
             return;
         }
+        const std::vector<float> x = random_values(ggml_nelements(g.input));
+        ggml_backend_tensor_set(g.input, x.data(), 0, ggml_nbytes(g.input));
+        if (c.is_fattn()) {
+            fill_mask(g.selection, c);
+        } else {
+            fill_indices(g.selection, c);
+        }
+        for (ggml_tensor * t : g.caches) {
+            fill_cache(t);
+        }
+        // a GPU's first rounds allocate, load kernels, and record a graph
+        for (int i = 0; i < (is_cpu() ? 1 : MIN_ROUNDS); ++i) {
+            ggml_backend_graph_compute(backend, g.graph);
+        }
+        print(c, layers, measure(layers, time, [&] { ggml_backend_graph_compute(backend, g.graph); }), "ok");
+        ggml_backend_buffer_free(buffer);
     }
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(g.ctx, backend);
-    if (!buffer) {
-        print(c, g, {}, "out of memory");
-        return;
+
+    // The vector is quantized to the type that the function takes, as a matrix product does with its activations.
+    void vec_dot(const perf_case & c) const {
+        const ggml_type_traits_cpu * traits = is_cpu() ? cpu_traits(c.type_k) : nullptr;
+        if (!traits || !traits->vec_dot) {
+            print(c, 1, {}, "not supported");
+            return;
+        }
+        const size_t               size = ggml_row_size(c.type_k, c.row());
+        const std::vector<float>   x    = random_values(c.row() * c.n_keys);
+        std::vector<unsigned char> rows(size * c.n_keys);
+        std::vector<unsigned char> y(ggml_row_size(traits->vec_dot_type, c.row()));
+        std::vector<float>         products(c.n_keys);
+        ggml_quantize_chunk(c.type_k, x.data(), rows.data(), 0, c.n_keys, c.row(), nullptr);
+        cpu_traits(traits->vec_dot_type)->from_float(x.data(), y.data(), c.row());
+        const auto all_rows = [&] {
+            for (int64_t i = 0; i < c.n_keys; ++i) {
+                traits->vec_dot(c.row(), &products[i], 0, rows.data() + i * size, 0, y.data(), 0, 1);
+            }
+        };
+        print(c, 1, measure(1, time, all_rows), "ok");
     }
-    const std::vector<float> x = random_values(ggml_nelements(g.input));
-    ggml_backend_tensor_set(g.input, x.data(), 0, ggml_nbytes(g.input));
-    if (c.is_fattn()) {
-        fill_mask(g.selection, c);
-    } else {
-        fill_indices(g.selection, c);
+};
+
+// False where the backend has no threads to set.
+static bool set_threads(ggml_backend_t backend, int n_threads) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+    auto set = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+    if (set) {
+        set(backend, n_threads);
     }
-    for (ggml_tensor * t : g.caches) {
-        fill_cache(t);
-    }
-    print(c, g, measure(backend, g, time), "ok");
-    ggml_backend_buffer_free(buffer);
+    return set != nullptr;
 }
 
 int main(int argc, char ** argv) {
     if (argc < 2) {
-        fprintf(stderr, "usage: test-turbo-perf DEVICE [SECONDS] < cases\n");
+        fprintf(stderr, "usage: test-turbo-perf DEVICE [SECONDS [THREADS]] < cases\n");
         return 2;
     }
     ggml_backend_load_all();
@@ -257,12 +315,17 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "\n");
         return 1;
     }
+    const perf_run run{ backend, argc > 2 ? atof(argv[2]) : 0.3, argc > 3 ? atoi(argv[3]) : 0 };
+    if (run.n_threads > 0 && !set_threads(backend, run.n_threads)) {
+        fprintf(stderr, "%s has no threads to set\n", argv[1]);
+        return 1;
+    }
     char line[256];
     int  rc = 0;
     while (fgets(line, sizeof(line), stdin)) {
         perf_case c;
         if (parse(line, c)) {
-            run(backend, c, argc > 2 ? atof(argv[2]) : 0.3);
+            run(c);
         } else {
             fprintf(stderr, "not a case: %s", line);
             rc = 2;

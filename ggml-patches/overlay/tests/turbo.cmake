@@ -4,5 +4,5 @@ llama_build(test-turbo-cache.cpp)
 llama_build(test-turbo-layers.cpp)
 llama_build(test-turbo-decay.cpp)
 
-# Times of single ops, run by scripts/bench_gpu.py.
+# Times of single ops, run by scripts/bench_gpu.py and scripts/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)

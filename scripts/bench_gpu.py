@@ -11,22 +11,34 @@ is missed (only with --check), 3 something is missing, 4 the program crashed.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from bench_ops import (
+    KV_HEADS,
+    PROGRAM,
+    TYPES,
+    Case,
+    Check,
+    Row,
+    Rows,
+    build_of,
+    keep,
+    load,
+    measure,
+    microseconds,
+    shape_text,
+    table,
+    targets,
+)
 
-from turbo_gguf.build import ensure_build, read_manifest
+from turbo_gguf.build import ensure_build
 from turbo_gguf.cli import report
-from turbo_gguf.errors import ToolFailed, TurboError
+from turbo_gguf.errors import TurboError
 
-TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3")
 RIVALS = ("q8_0", "q4_0")
-KV_HEADS = 8
 DECODE_KEYS = (4096, 16384, 65536, 262144)
 PREFILL = (512, 32768)  # queries, keys
 WRITE = (512, 8192)  # rows, keys of the attention that it is compared with
@@ -36,50 +48,6 @@ DECODE_TARGETS = {4096: 1.0, 65536: 2.0, 262144: 2.5}
 DECODE_TYPES = ("turbo3", "turbo4")
 PREFILL_TARGET = 1.05  # most time against f16
 WRITE_TARGET = 0.02  # most time against the attention of the same tokens, for K and V together
-
-
-class Case(msgspec.Struct, frozen=True):
-    """One op on one shape, with K/V types as in "turbo4/turbo3"."""
-
-    op: str
-    types: str
-    head_size: int
-    gqa: int
-    queries: int
-    keys: int
-
-    @property
-    def line(self) -> str:
-        """The case as the program reads it."""
-        k, _, v = self.types.partition("/")
-        return f"{self.op} {k} {v or k} {self.head_size} {KV_HEADS} {self.gqa} {self.queries} {self.keys}"
-
-
-class Row(msgspec.Struct, frozen=True):
-    """What the program said about a case; times in microseconds, median over rounds."""
-
-    case: Case
-    us: float
-    us_min: float
-    us_max: float
-    bytes: float
-    status: str
-    device: str
-    build: str  # id of the build, so that rows of another one are measured anew
-
-    @property
-    def ok(self) -> bool:
-        """Whether it was measured."""
-        return self.status == "ok"
-
-
-class Check(msgspec.Struct, frozen=True):
-    """A target, what was measured, and whether it is met."""
-
-    what: str
-    value: float
-    limit: float
-    ok: bool
 
 
 def cases(small: bool = False) -> Iterator[Case]:
@@ -96,44 +64,6 @@ def cases(small: bool = False) -> Iterator[Case]:
         yield from (Case("set_rows", types, head, gqa, *write) for types in TYPES if "/" not in types)
 
 
-def build_of(program: Path) -> str:
-    """Id of the build that a program belongs to; a hash of the program where that is not written beside it."""
-    manifest = read_manifest(program.resolve().parent.parent)
-    return manifest.id if manifest is not None else hashlib.sha256(program.read_bytes()).hexdigest()[:12]
-
-
-def measure(program: Path, device: str, wanted: Sequence[Case], seconds: float) -> Iterator[Row]:
-    """Run the program on the cases and hand on each row as it comes.
-
-    Raises:
-        ToolFailed: it crashed; rows before that were handed on.
-    """
-    process = subprocess.Popen(
-        [str(program), device, str(seconds)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    try:
-        process.stdin.write("".join(f"{case.line}\n" for case in wanted))
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # it ended at once: its words and its return code follow
-    done, build = 0, build_of(program)
-    for line, case in zip(process.stdout, wanted, strict=False):
-        found = json.loads(line)
-        yield Row(case, found["us"], found["us_min"], found["us_max"], found["bytes"], found["status"], device, build)
-        done += 1
-    words = process.stderr.read()
-    if process.wait() != 0 or done != len(wanted):
-        last = wanted[done].line if done < len(wanted) else "the end"
-        raise ToolFailed(f"{program.name} ended with {process.returncode} at: {last}\n{words[-1500:].strip()}")
-
-
-def load(path: Path) -> list[Row]:
-    """Rows of earlier calls."""
-    text = path.read_text("utf-8") if path.exists() else ""
-    return [msgspec.json.decode(line, type=Row) for line in text.splitlines()]
-
-
 def checks(rows: Iterable[Row]) -> list[Check]:
     """Hold the rows against the targets; a target whose rows were not measured is left out, one that is not supported fails."""
     by_case = {row.case: row for row in rows}
@@ -142,40 +72,30 @@ def checks(rows: Iterable[Row]) -> list[Check]:
         if case.op == "fattn" and case.queries == 1:
             found += _decode_checks(case, row, by_case)
         elif case.op == "fattn" and (case.queries, case.keys) == PREFILL and case.types.startswith("turbo"):
-            base = _us(by_case, case, "f16")
+            base = microseconds(by_case, case, "f16")
             if base:
                 ratio = row.us / base if row.ok else float("inf")
-                found.append(Check(f"prefill {_shape(case)} {case.types}: time / f16", ratio, PREFILL_TARGET, ratio <= PREFILL_TARGET))
+                found.append(Check(f"prefill {shape_text(case)} {case.types}: time / f16", ratio, PREFILL_TARGET, ratio <= PREFILL_TARGET))
         elif case.op == "set_rows" and case.types.startswith("turbo"):
             attention = by_case.get(msgspec.structs.replace(case, op="fattn"))
             if attention is not None and attention.ok:
                 ratio = 2 * row.us / attention.us if row.ok else float("inf")
-                found.append(Check(f"write {_shape(case)} {case.types}: time / attention", ratio, WRITE_TARGET, ratio < WRITE_TARGET))
+                found.append(Check(f"write {shape_text(case)} {case.types}: time / attention", ratio, WRITE_TARGET, ratio < WRITE_TARGET))
     return found
 
 
-def _decode_checks(case: Case, row: Row, by_case: dict[Case, Row]) -> Iterator[Check]:
-    base, least = _us(by_case, case, "f16"), DECODE_TARGETS.get(case.keys)
-    what = f"decode {_shape(case)} {case.types}: "
+def _decode_checks(case: Case, row: Row, by_case: Rows) -> Iterator[Check]:
+    base, least = microseconds(by_case, case, "f16"), DECODE_TARGETS.get(case.keys)
+    what = f"decode {shape_text(case)} {case.types}: "
     if base and least is not None and case.types in DECODE_TYPES:
         speed = base / row.us if row.ok else 0.0
         yield Check(f"{what}speed / f16", speed, least, speed >= least)
     if case.types.startswith("turbo"):
         for rival in RIVALS:
-            other = _us(by_case, case, rival)
+            other = microseconds(by_case, case, rival)
             if other:
                 speed = other / row.us if row.ok else 0.0
                 yield Check(f"{what}speed / {rival}", speed, 1.0, speed >= 1.0)
-
-
-def _us(by_case: dict[Case, Row], case: Case, types: str) -> float:
-    """Time of the same shape with other types; 0 when it was not measured."""
-    row = by_case.get(msgspec.structs.replace(case, types=types))
-    return row.us if row is not None and row.ok else 0.0
-
-
-def _shape(case: Case) -> str:
-    return f"{case.queries} x {case.keys}, head {case.head_size}, GQA {case.gqa},"
 
 
 def markdown(rows: Sequence[Row], about: str) -> str:
@@ -190,37 +110,11 @@ def markdown(rows: Sequence[Row], about: str) -> str:
     for title, op, decode in (("Decode, one query", "fattn", True), ("Prefill", "fattn", False), ("Writing rows", "set_rows", False)):
         chosen = [row for row in rows if row.case.op == op and (row.case.queries == 1) == decode]
         if chosen:
-            lines += [f"## {title}", "", *_table(chosen), ""]
-    found = checks(rows)
-    missed = [check for check in found if not check.ok]
-    lines += ["## Targets", "", f"{len(found) - len(missed)} of {len(found)} met.", ""]
-    if found:
-        lines += ["| target | measured | limit | |", "|---|---|---|---|"]
-        lines += [f"| {c.what} | {c.value:.3f} | {c.limit:g} | {'pass' if c.ok else '**fail**'} |" for c in [*missed, *_passed(found)]]
-    return "\n".join(lines) + "\n"
+            lines += [f"## {title}", "", *table(chosen, _cell), ""]
+    return "\n".join(lines + targets(checks(rows))) + "\n"
 
 
-def _passed(found: Sequence[Check]) -> list[Check]:
-    return [check for check in found if check.ok]
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    by_case = {row.case: row for row in rows}
-    shapes = list(dict.fromkeys(msgspec.structs.replace(row.case, types="") for row in rows))
-    present = [types for types in TYPES if any(row.case.types == types for row in rows)]
-    lines = [f"| head | GQA | queries | keys | {' | '.join(present)} |", "|---" * (len(present) + 4) + "|"]
-    for shape in shapes:
-        base = _us(by_case, shape, "f16")
-        cells = [_cell(by_case.get(msgspec.structs.replace(shape, types=types)), base) for types in present]
-        lines.append(f"| {shape.head_size} | {shape.gqa} | {shape.queries} | {shape.keys} | {' | '.join(cells)} |")
-    return lines
-
-
-def _cell(row: Row | None, base: float) -> str:
-    if row is None:
-        return ""
-    if not row.ok:
-        return row.status
+def _cell(row: Row, base: float) -> str:
     ratio = f" ({base / row.us:.2f})" if base else ""
     return f"{row.us:.1f}{ratio}, {row.bytes / row.us / 1e3:.0f}"
 
@@ -245,19 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     preset = options.preset or options.device.rstrip("0123456789").lower()
-    program = options.program or ensure_build(preset, targets=("test-turbo-perf",)).tool("test-turbo-perf")
+    program = options.program or ensure_build(preset, targets=(PROGRAM,)).tool(PROGRAM)
     store = options.out / "ops.jsonl"
-    store.parent.mkdir(parents=True, exist_ok=True)
     build = build_of(program)
     rows = [row for row in load(store) if (row.device, row.build) == (options.device, build)]
     known = {row.case for row in rows}
     wanted = [case for case in cases(options.small) if case not in known]
-    with store.open("a", encoding="utf-8") as file:
-        for row in measure(program, options.device, wanted, options.seconds):
-            rows.append(row)
-            file.write(msgspec.json.encode(row).decode() + "\n")
-            file.flush()
-            print(f"{row.case.line}: {row.us:.1f} us {row.status}", file=sys.stderr)
+    rows += keep(store, measure(program, options.device, wanted, options.seconds))
     text = markdown(rows, f"`scripts/bench_gpu.py` on {options.device}, build {build}")
     (options.out / "ops.md").write_text(text, encoding="utf-8")
     print(text, end="")

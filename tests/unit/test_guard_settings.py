@@ -1,6 +1,6 @@
 """Logs of types by layer and of decay. Risks: one layer of another type, the map of another run, decay of one side or of none.
 
-The lines are put into the log of a real run by hand, from the format strings of ``llama-turbo-cache.cpp``.
+One log is real; in the others the lines are put into the log of a real run by hand, from the format strings of ``llama-turbo-cache.cpp``.
 """
 
 from __future__ import annotations
@@ -56,6 +56,19 @@ def _check(found: LogFacts, types: str, model: object = MODEL) -> None:
 
 MAP = "turbo3 k=0,-1:q8_0"
 K_LINE, V_LINE = _by_layer("K", "0:q8_0;1-2:turbo3;3:q8_0", 6.0), _by_layer("V", "0-3:turbo3", 3.5)
+
+
+def test_a_real_log_with_a_map_and_decay() -> None:
+    out, err = log("kld-map-decay")
+    found = parse.log_facts(err)
+    (cache,) = found.caches
+    assert (cache.layers_k, cache.layers_v) == ("0-3:turbo4", "0-2:turbo3;3:q8_0")
+    types = parse_types("turbo4/turbo3 v=-1:q8_0 decay=balanced")
+    _check(found, str(types))
+    assert parse.bits_per_value(found, types, MODEL).agrees
+    assert parse.kld_stats(out, err).chunks == 3
+    with pytest.raises(SilentFallback):
+        _check(found, "turbo4/turbo3 v=-2:q8_0 decay=balanced")
 
 
 # --- types by layer -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@
 // OURS: threads for which ggml_turbo_cpu_flash_attn took the op. ALLOCATIONS: those it made. WORK_SIZE: what ggml_graph_plan wants.
 // INTACT: whether the bytes before each buffer were left alone; behind each lies a page that nobody may touch.
 
-#include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
 #include "turbo-fattn.h"
@@ -21,7 +20,6 @@
 #include <cstring>
 #include <iostream>
 #include <memory>
-#include <new>
 #include <sstream>
 #include <string>
 
@@ -39,6 +37,8 @@ void * __real_calloc(size_t n, size_t size);
 void * __real_realloc(void * p, size_t size);
 void * __real_aligned_alloc(size_t alignment, size_t size);
 int    __real_posix_memalign(void ** p, size_t alignment, size_t size);
+void * __real__Znwm(size_t size);  // operator new
+void * __real__Znam(size_t size);  // operator new[]
 bool   __real_ggml_turbo_cpu_flash_attn(const ggml_compute_params * params, ggml_tensor * dst);
 
 void * __wrap_malloc(size_t size) {
@@ -66,6 +66,16 @@ int __wrap_posix_memalign(void ** p, size_t alignment, size_t size) {
     return __real_posix_memalign(p, alignment, size);
 }
 
+void * __wrap__Znwm(size_t size) {
+    allocations += inside;
+    return __real__Znwm(size);
+}
+
+void * __wrap__Znam(size_t size) {
+    allocations += inside;
+    return __real__Znam(size);
+}
+
 bool __wrap_ggml_turbo_cpu_flash_attn(const ggml_compute_params * params, ggml_tensor * dst) {
     inside           = true;
     const bool is_ours = __real_ggml_turbo_cpu_flash_attn(params, dst);
@@ -73,22 +83,6 @@ bool __wrap_ggml_turbo_cpu_flash_attn(const ggml_compute_params * params, ggml_t
     taken += is_ours;
     return is_ours;
 }
-}
-
-void * operator new(size_t size) {
-    allocations += inside;
-    if (void * p = __real_malloc(size)) {
-        return p;
-    }
-    throw std::bad_alloc();
-}
-
-void operator delete(void * p) noexcept {
-    free(p);
-}
-
-void operator delete(void * p, size_t) noexcept {
-    free(p);
 }
 
 //

@@ -165,28 +165,28 @@ def model_file(small: bool) -> ModelFile:
     return models.read(path)
 
 
-def plans(small: bool, rounds: int, threads: int) -> Iterator[bench.BenchPlan]:
+def plans(depths: Sequence[int], rounds: int, threads: int, small: bool = False) -> Iterator[bench.BenchPlan]:
     """What llama-bench measures: a plan per depth, and types that are compared in the same one.
 
-    At the last depth, upstream's quantized types get one round: to fill so deep a cache takes them half an hour, and no target is theirs.
+    With tokens in the cache upstream's quantized types come last, with one round: filling it takes them longest, and no target is theirs.
     """
     env = guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
     sizes = (32, 4) if small else (N_PROMPT, N_GEN)
-    depths = (0, 128) if small else DEPTHS
-    for depth in depths:
-        deep = depth == DEPTHS[-1]
-        groups = [(("f16", *TURBO), rounds), (("q8_0", "q4_0"), 1)] if deep else [((*UPSTREAM, *TURBO), rounds)]
-        for names, count in groups:
-            types = tuple(CacheTypes(name, name) for name in names)
-            yield bench.BenchPlan(types, (depth,), *sizes, count if depth else CHEAP * count, threads, "CPU", env)
+    deep = [depth for depth in depths if depth]
+    planned = [((*UPSTREAM, *TURBO), depth, CHEAP * rounds) for depth in depths if not depth]
+    planned += [(("f16", *TURBO), depth, rounds) for depth in deep]
+    planned += [(("q8_0", "q4_0"), depth, 1) for depth in deep]
+    for names, depth, count in planned:
+        types = tuple(CacheTypes(name, name) for name in names)
+        yield bench.BenchPlan(types, (depth,), *sizes, count, threads, "CPU", env)
 
 
-def measure_model(build: Build, folder: Path, *, small: bool, rounds: int, threads: int) -> list[BenchRow]:
+def measure_model(build: Build, folder: Path, depths: Sequence[int], *, small: bool, rounds: int, threads: int) -> list[BenchRow]:
     """Run the plans; rounds that are there are not repeated. llama.cpp takes any model of 28 layers for a 3B one: rows say what it is."""
     model, store = model_file(small), Store(folder)
     return [
         msgspec.structs.replace(row, row=row.row | {"model_type": model.name})
-        for plan in plans(small, rounds, threads)
+        for plan in plans(depths, rounds, threads, small)
         for row in bench.run(plan, build, model, store, lambda text: print(text, file=sys.stderr))
     ]
 
@@ -298,6 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure  [default: all]")
+    parser.add_argument("--depths", nargs="+", type=int, default=DEPTHS, help="of the model: tokens in the cache  [default: all]")
     parser.add_argument("--build", type=Path, help="folder of a finished build  [default: the preset cpu, built when it is not there]")
     parser.add_argument("--threads", type=int, default=default_threads(), help="[default: one per core]")
     parser.add_argument("--rounds", type=int, default=3, help=f"of what takes long; of the rest {CHEAP} times as many  [default: 3]")
@@ -325,7 +326,8 @@ def _run(options: argparse.Namespace) -> int:
             ops += measure_ops(program, wanted, store, rounds=rounds, seconds=options.seconds, threads=options.threads, build=what)
     model: list[BenchRow] = []
     if "model" in options.parts:
-        model = measure_model(build, options.out, small=options.small, rounds=options.rounds, threads=options.threads)
+        depths = (0, 128) if options.small else options.depths
+        model = measure_model(build, options.out, depths, small=options.small, rounds=options.rounds, threads=options.threads)
         plot.speed(model, options.out / "plot.png")
     ops = medians(ops)
     text = markdown(ops, model, f"`scripts/bench_cpu.py` on {cpu_name()}, {options.threads} threads, build {what}")

@@ -120,3 +120,11 @@ def test_flash_attention_off_with_one_layer(tool: Tool, tiny: Callable[[str], Pa
         assert f"cache type {name} needs flash attention, which was switched off: use -fa auto or -fa on" in text
     refused, text = complete(tool, tiny("head128"), "--cache-type-k-layers", "1:q8_0", "-fa", "off")
     assert not refused, text
+
+
+@pytest.mark.parametrize("arch", ["deepseek2", "deepseek4"])
+def test_latent_attention(tool: Tool, arch: str) -> None:
+    """Upstream's tiny models of these kinds, with turbo types through a map."""
+    done = tool("test-llama-archs", "-s", "1", "-v", "5", "-a", arch, env={"TURBO_CACHE_TYPE_K_LAYERS": "*:turbo3"})
+    assert done.refused, done.text[-3000:]
+    assert "do not support models with multi-head latent attention yet: use -ctk f16 or q8_0" in done.text

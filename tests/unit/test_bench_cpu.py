@@ -70,7 +70,7 @@ def test_every_target_has_its_cases() -> None:
         for types in {name for target in targets for name in (*target.types, target.rival)}:
             assert attention(types, *size) in ops
     assert {case.types for case in ops if case.op == "set_rows"} >= set(bench_cpu.TURBO)
-    plans = list(bench_cpu.plans(False, 3, 2))
+    plans = list(bench_cpu.plans(bench_cpu.DEPTHS, 3, 2))
     for (_, depth), targets in bench_cpu.MODEL_TARGETS.items():
         for target in targets:
             assert any({t.k for t in plan.types} >= {*target.types, target.rival} for plan in plans if plan.depths == (depth,))
@@ -90,9 +90,10 @@ def test_types_that_are_compared_are_measured_next_to_each_other() -> None:
     assert [case.types for case in bench_cpu.odd_cases()][:5] == ["f16", "turbo4", "turbo3", "turbo2", "f16"]
 
 
-def test_depth_0_has_more_rounds_and_upstreams_types_one_at_the_last_depth() -> None:
-    found = [(plan.depths[0], len(plan.types), plan.rounds) for plan in bench_cpu.plans(False, 3, 2)]
-    assert found == [(0, 6, 9), (4096, 6, 3), (16384, 4, 3), (16384, 2, 1)]
+def test_depth_0_has_more_rounds_and_upstreams_types_one_where_there_are_tokens() -> None:
+    found = [(plan.depths[0], len(plan.types), plan.rounds) for plan in bench_cpu.plans(bench_cpu.DEPTHS, 3, 2)]
+    assert found == [(0, 6, 9), (4096, 4, 3), (16384, 4, 3), (4096, 2, 1), (16384, 2, 1)]
+    assert [plan.depths for plan in bench_cpu.plans((4096,), 1, 2)] == [(4096,), (4096,)]
 
 
 # --- rounds ---------------------------------------------------------------------------------------------------------------

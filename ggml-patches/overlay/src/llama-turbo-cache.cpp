@@ -23,7 +23,7 @@ static std::string env_text(const char * name) {
     return value ? value : "";
 }
 
-// Recurrent layers of hybrid models have no KV cache; in Falcon-H1 every layer is both, and in Nemotron-H some are a feed-forward network only.
+// Recurrent layers of hybrid models have no KV cache. In Falcon-H1 every layer is both, and in Nemotron-H some are neither.
 static std::vector<uint32_t> layers_with_kv(const llama_model & model) {
     const llama_hparams & hparams       = model.hparams;
     const bool            is_nemotron_h = model.arch == LLM_ARCH_NEMOTRON_H || model.arch == LLM_ARCH_NEMOTRON_H_MOE;
@@ -210,6 +210,9 @@ void llama_turbo_cache::update(llama_kv_cache & kv, llama_context * lctx) {
 bool llama_turbo_cache::decay(llama_kv_cache & kv) {
     if (!kv.turbo || (kv.turbo->decaying_k.empty() && kv.turbo->decaying_v.empty())) {
         return true;
+    }
+    if (!kv.turbo->lctx) {
+        return true;  // training, which makes no updates
     }
 
     bool ok = true;

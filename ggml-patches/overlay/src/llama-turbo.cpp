@@ -204,7 +204,8 @@ static bool check_settings(const llama_model &          model,
         return true;  // upstream's own checks
     }
 
-    if (model.hparams.is_mla()) {
+    // by name: not all supported upstreams have an enumerator for DeepSeek-V4
+    if (model.hparams.is_mla() || std::string(llm_arch_name(model.arch)) == "deepseek4") {
         LLAMA_LOG_ERROR(
             "%s: turbo cache types and cache types by layer do not support models with multi-head latent attention "
             "yet: use -ctk f16 or q8_0\n",

@@ -126,5 +126,5 @@ def test_flash_attention_off_with_one_layer(tool: Tool, tiny: Callable[[str], Pa
 def test_latent_attention(tool: Tool, arch: str) -> None:
     """Upstream's tiny models of these kinds, with turbo types through a map."""
     done = tool("test-llama-archs", "-s", "1", "-v", "5", "-a", arch, env={"TURBO_CACHE_TYPE_K_LAYERS": "*:turbo3"})
-    assert done.refused, done.text[-3000:]
+    assert done.rc > 0, done.text[-3000:]  # by itself, not by a signal
     assert "do not support models with multi-head latent attention yet: use -ctk f16 or q8_0" in done.text

@@ -1,4 +1,4 @@
-"""Time cache types on the CPU beside f16, q8_0 and q4_0 of the same build: single ops, odd shapes, and a whole model against depth.
+"""Time cache types on the CPU beside f16, q8_0 and q4_0 of the same build: single ops, odd shapes, sharp attention, a model against depth.
 
     python scripts/bench_cpu.py --check                  # builds and measures all: two to three hours on two idle cores
     python scripts/bench_cpu.py --parts ops shapes       # without the model, which takes most of that to fill caches: half an hour
@@ -38,7 +38,7 @@ from turbo_gguf.report import markdown as markdown_table
 from turbo_gguf.report import speed as speed_table
 from turbo_gguf.store import Store
 
-PARTS = ("ops", "shapes", "model")
+PARTS = ("ops", "shapes", "sharp", "model")
 UPSTREAM = ("f16", "q8_0", "q4_0")
 TURBO = ("turbo4", "turbo3", "turbo2")
 CHEAP = 3
@@ -53,6 +53,10 @@ ODD_HEADS = (64, 96, 192, 256)
 ODD_GQA = (1, 2, 8, 16)
 ODD_QUERIES = (1, 2, 3, 7)
 ODD_KEYS = 4096
+SHARP_GQA = (1, 4)
+SHARP_KEYS = (16384, 65536)
+DEVIATIONS = (0.5, 2, 4, 8, 16)
+"""Of scores; with the first all keys have weight, and no value is left out."""
 
 DEPTHS = (0, 4096, 16384)
 N_PROMPT, N_GEN = 256, 64
@@ -104,6 +108,12 @@ def odd_cases(small: bool = False) -> Iterator[Case]:
     shapes = product((96,), (1,), (3,), (256,)) if small else product(ODD_HEADS, ODD_GQA, ODD_QUERIES, (ODD_KEYS,))
     for shape in shapes:
         yield from (Case("fattn", types, *shape) for types in ("f16", *TURBO))
+
+
+def sharp_cases(small: bool = False) -> Iterator[Case]:
+    """The cases of the part "sharp": decode, the sharper the fewer values that have weight."""
+    for gqa, keys, types in product((1,) if small else SHARP_GQA, (256,) if small else SHARP_KEYS, TURBO[:2]):
+        yield from (Case("fattn", types, SHAPE[0], gqa, 1, keys, deviation) for deviation in DEVIATIONS)
 
 
 def measure_ops(program: Path, wanted: Sequence[Case], store: Path, *, rounds: int, seconds: float, threads: int, build: str) -> list[Row]:
@@ -198,7 +208,7 @@ def checks(ops: Sequence[Row], model: Sequence[BenchRow]) -> list[Check]:
     """Hold medians of ops and rows of the model against the targets; what was not measured is left out, what is not supported fails."""
     shapes: dict[Case, dict[str, Metric]] = {}
     for row in ops:
-        if row.case.op == "fattn":
+        if row.case.op == "fattn" and row.case.deviation == 1:
             shapes.setdefault(msgspec.structs.replace(row.case, types=""), {})[row.case.types] = speed(row)
     tests: dict[tuple[str, int], dict[str, Metric]] = {}
     for (types, test, depth), metric in by_setting(model).items():
@@ -241,7 +251,8 @@ def markdown(ops: Sequence[Row], model: Sequence[BenchRow], about: str) -> str:
         f"{about}. Medians over rounds that alternate over the types, ± half the range of the rounds.",
         "",
     ]
-    attention = [row for row in ops if row.case.op == "fattn"]
+    attention = [row for row in ops if row.case.op == "fattn" and row.case.deviation == 1]
+    sharp = [row for row in ops if row.case.deviation != 1]
     odd = set(odd_cases()) | set(odd_cases(small=True))
     groups = [
         ("Decode, one query", [row for row in attention if row.case not in odd and row.case.queries == 1]),
@@ -252,6 +263,9 @@ def markdown(ops: Sequence[Row], model: Sequence[BenchRow], about: str) -> str:
         if rows:
             unit = f"Attention of one layer, {KV_HEADS} KV heads: milliseconds, in brackets the speed against f16."
             lines += [f"## {title}", "", unit, "", *table(rows, _cell), ""]
+    if sharp:
+        words = "Decode, milliseconds; in brackets the speed against scores of the smallest deviation, where no value is left out."
+        lines += ["## Sharp attention, by standard deviation of the scores", "", words, "", _sharp(sharp), ""]
     single = [row for row in ops if row.case.op != "fattn"]
     if single:
         lines += ["## Single rows", "", "Nanoseconds for 1,024 values, one thread.", "", _single_rows(single), ""]
@@ -266,6 +280,18 @@ def markdown(ops: Sequence[Row], model: Sequence[BenchRow], about: str) -> str:
 def _cell(row: Row, base: float) -> str:
     ratio = f" ({base / row.us:.2f})" if base else ""
     return f"{plus_minus(Metric(row.us / 1e3, (row.us_max - row.us_min) / 2e3), 2)}{ratio}"
+
+
+def _sharp(rows: Sequence[Row]) -> str:
+    by_case = {row.case: row for row in rows}
+    header = ["cache type", "GQA", "keys", *(f"{deviation:g}" for deviation in DEVIATIONS)]
+    body = []
+    for case, flat in by_case.items():
+        if case.deviation == DEVIATIONS[0]:
+            found = [by_case.get(msgspec.structs.replace(case, deviation=deviation)) for deviation in DEVIATIONS]
+            cells = ["" if row is None else _cell(row, flat.us) for row in found]
+            body.append([case.types, str(case.gqa), str(case.keys), *cells])
+    return markdown_table(header, body)
 
 
 def _single_rows(rows: Sequence[Row]) -> str:
@@ -320,9 +346,10 @@ def _run(options: argparse.Namespace) -> int:
     program = build.tool(PROGRAM)
     what = " ".join([build_of(program), *env])  # how threads wait decides speed
     ops: list[Row] = []
-    for part, cases, rounds in (("ops", op_cases, CHEAP * options.rounds), ("shapes", odd_cases, options.rounds)):
+    for part, cases in (("ops", op_cases), ("shapes", odd_cases), ("sharp", sharp_cases)):
         if part in options.parts:
             wanted, store = list(cases(options.small)), options.out / "ops.jsonl"
+            rounds = options.rounds * (CHEAP if part == "ops" else 1)
             ops += measure_ops(program, wanted, store, rounds=rounds, seconds=options.seconds, threads=options.threads, build=what)
     model: list[BenchRow] = []
     if "model" in options.parts:

@@ -19,7 +19,7 @@ TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3")
 KV_HEADS = 8
 
 
-class Case(msgspec.Struct, frozen=True):
+class Case(msgspec.Struct, frozen=True, omit_defaults=True):
     """One op on one shape, with K/V types as in "turbo4/turbo3"."""
 
     op: str
@@ -28,12 +28,14 @@ class Case(msgspec.Struct, frozen=True):
     gqa: int
     queries: int
     keys: int
+    deviation: float = 1.0
+    """Standard deviation of the scores of attention."""
 
     @property
     def line(self) -> str:
         """The case as the program reads it."""
         k, _, v = self.types.partition("/")
-        return f"{self.op} {k} {v or k} {self.head_size} {KV_HEADS} {self.gqa} {self.queries} {self.keys}"
+        return f"{self.op} {k} {v or k} {self.head_size} {KV_HEADS} {self.gqa} {self.queries} {self.keys} {self.deviation:g}"
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from fattn_variants import Variant, runner
 from gguf import GGMLQuantizationType, quants
+from variants import Variant, runner
 
 from turbo_gguf.codec import reference
 from turbo_gguf.codec.tables import QK_TURBO, TYPES
@@ -205,7 +205,7 @@ def run(variant: Variant, case: Case, x: Inputs | None) -> Answer:
     shape = (case.seqs, case.n_q, case.heads, case.dv)
     parts: list[npt.NDArray[np.generic] | None] = [] if x is None else [x.q, x.k_bytes, x.v_bytes, x.mask, x.sinks]
     data = [part.tobytes() for part in parts if part is not None]
-    words, result = runner(variant, case.setting).ask(line, data, 4 * int(np.prod(shape)) if data else 0)
+    words, result = runner("fattn", variant, case.setting).ask(line, data, 4 * int(np.prod(shape)) if data else 0)
     out = np.frombuffer(result, np.float32).reshape(shape) if data else np.zeros(0, np.float32)
     return Answer(words[0], int(words[1]), int(words[2]), int(words[3]), words[4] == "1", out)
 

@@ -25,7 +25,7 @@ from fattn_cases import (
     random_rows,
     run,
 )
-from fattn_variants import VARIANTS, Variant, each_variant
+from variants import VARIANTS, Variant, each_variant
 
 from turbo_gguf.codec.tables import QK_TURBO
 

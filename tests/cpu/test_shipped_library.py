@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from fattn_variants import best_isa
+from variants import best_codec_isa, best_isa
 
 from turbo_gguf.build import ensure_build
 
@@ -20,5 +20,6 @@ def test_the_build_has_the_best_implementation_for_this_cpu() -> None:
     if not library.is_file():
         pytest.skip(f"no {library.name} in {library.parent}")
     cpu = ctypes.CDLL(str(library))
-    cpu.ggml_turbo_cpu_fattn_isa.restype = ctypes.c_char_p
-    assert cpu.ggml_turbo_cpu_fattn_isa().decode() == best_isa()
+    for function, isa in ((cpu.ggml_turbo_cpu_fattn_isa, best_isa()), (cpu.ggml_turbo_cpu_isa, best_codec_isa())):
+        function.restype = ctypes.c_char_p
+        assert function().decode() == isa

@@ -84,6 +84,17 @@ def test_odd_shapes_are_all_pairs_of_head_gqa_and_queries() -> None:
     assert len([*bench_cpu.op_cases(small=True), *bench_cpu.odd_cases(small=True)]) < 40
 
 
+def test_sharp_attention_is_compared_with_attention_where_all_keys_have_weight() -> None:
+    cases = list(bench_cpu.sharp_cases())
+    assert {case.keys for case in cases} == {16384, 65536}
+    assert not set(cases) & set(bench_cpu.op_cases())
+    flat, *sharp = (c for c in cases if (c.types, c.gqa, c.keys) == ("turbo3", 4, 16384))
+    text = bench_cpu.markdown(bench_cpu.medians([row(flat, 300.0), *(row(case, 200.0) for case in sharp)]), [], "")
+    (line,) = (line for line in text.splitlines() if "turbo3" in line)
+    assert line.count("(1.50)") == len(sharp) and line.count("(1.00)") == 1
+    assert bench_cpu.checks([row(case, 1.0) for case in cases], []) == []
+
+
 def test_types_that_are_compared_are_measured_next_to_each_other() -> None:
     first = [case.types for case in bench_cpu.op_cases()][:7]
     assert first == ["f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3"]

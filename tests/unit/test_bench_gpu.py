@@ -54,8 +54,8 @@ def test_the_cases_are_those_of_the_targets() -> None:
 
 
 def test_a_case_is_a_line() -> None:
-    assert decode("turbo4/turbo3").line == "fattn turbo4 turbo3 128 8 4 1 65536"
-    assert decode("f16").line == "fattn f16 f16 128 8 4 1 65536"
+    assert decode("turbo4/turbo3").line == "fattn turbo4 turbo3 128 8 4 1 65536 1"
+    assert decode("f16").line == "fattn f16 f16 128 8 4 1 65536 1"
 
 
 def test_rows_are_kept_and_not_measured_again(program: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ _HEADERS = (
     Path("src") / "ggml-turbo-tables.h",
     Path("src") / "ggml-cpu" / "turbo.h",
     Path("src") / "ggml-cpu" / "turbo-avx2.h",
+    Path("src") / "ggml-cpu" / "turbo-neon.h",
     Path("include") / "ggml-turbo-enum.inc",
     Path("include") / "ggml-turbo-types.h",
 )
@@ -55,7 +56,7 @@ class Oracle:
 
     @property
     def isa(self) -> str:
-        """Which implementation of the CPU kernels is active: ``avx2`` or ``generic``."""
+        """Which implementation of the CPU kernels is active: ``avx2``, ``neon`` or ``generic``."""
         name: bytes = self._lib.ggml_turbo_cpu_isa()
         return name.decode()
 

@@ -2,9 +2,10 @@
 //
 //   test-turbo-perf DEVICE [SECONDS [THREADS]] < cases
 //
-// A case is a line "OP TYPE_K TYPE_V HEAD_SIZE N_HEAD_KV GQA N_QUERIES N_KEYS", OP being fattn, set_rows (which ignores TYPE_V and
-// GQA, and writes N_QUERIES rows) or vec_dot (N_KEYS rows of all heads with one vector, by the CPU's function for TYPE_K, on one
-// thread; ignores the others). For each case a line of JSON is printed. What the device does not support says so.
+// A case is a line "OP TYPE_K TYPE_V HEAD_SIZE N_HEAD_KV GQA N_QUERIES N_KEYS [DEVIATION]", OP being fattn, set_rows (which ignores
+// TYPE_V and GQA, and writes N_QUERIES rows) or vec_dot (N_KEYS rows of all heads with one vector, by the CPU's function for TYPE_K,
+// on one thread; ignores the others). DEVIATION: standard deviation of the scores of fattn, 1 if left out: the larger it is, the
+// fewer keys have weight. For each case a line of JSON is printed. What the device does not support says so.
 //
 // As in a model, the cache has several layers, in memory as llama.cpp lays it out: [head size, head, key]. The layers together are
 // larger than a GPU's L2 and a CPU's L3 cache in every type, so that no layer finds its keys there. On the CPU, where that would take
@@ -35,6 +36,7 @@ struct perf_case {
     std::string op;
     ggml_type   type_k, type_v;
     int64_t     head_size, n_head_kv, gqa, n_queries, n_keys;
+    float       deviation;
 
     int64_t row() const { return head_size * n_head_kv; }
 
@@ -69,7 +71,9 @@ static bool type_from_name(const char * name, ggml_type & type) {
 static bool parse(const char * line, perf_case & c) {
     char      op[16], k[32], v[32];
     long long n[5];
-    if (sscanf(line, "%15s %31s %31s %lld %lld %lld %lld %lld", op, k, v, &n[0], &n[1], &n[2], &n[3], &n[4]) != 8) {
+    c.deviation = 1.0f;
+    if (sscanf(line, "%15s %31s %31s %lld %lld %lld %lld %lld %f", op, k, v, &n[0], &n[1], &n[2], &n[3], &n[4],
+               &c.deviation) < 8) {
         return false;
     }
     c.op        = op;
@@ -248,7 +252,8 @@ struct perf_run {
             print(c, layers, {}, "out of memory");
             return;
         }
-        const std::vector<float> x = random_values(ggml_nelements(g.input));
+        std::vector<float> x = random_values(ggml_nelements(g.input));
+        std::transform(x.begin(), x.end(), x.begin(), [&](float y) { return c.deviation * y; });
         ggml_backend_tensor_set(g.input, x.data(), 0, ggml_nbytes(g.input));
         if (c.is_fattn()) {
             fill_mask(g.selection, c);

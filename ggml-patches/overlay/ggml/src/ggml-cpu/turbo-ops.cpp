@@ -2,6 +2,7 @@
 
 #include "ggml-cpu-impl.h"
 #include "turbo-fattn.h"
+#include "turbo-fwht.h"
 
 #include <algorithm>
 
@@ -40,16 +41,20 @@ static void ggml_turbo_get_rows(const ggml_compute_params * params, ggml_tensor 
 }
 
 bool ggml_turbo_cpu_compute_forward(const ggml_compute_params * params, ggml_tensor * dst) {
-    if (dst->op == GGML_OP_FLASH_ATTN_EXT) {
-        return ggml_turbo_cpu_flash_attn(params, dst);
+    switch (dst->op) {
+        case GGML_OP_FLASH_ATTN_EXT:
+            return ggml_turbo_cpu_flash_attn(params, dst);
+        case GGML_OP_MUL_MAT:
+            return ggml_turbo_cpu_fwht(params, dst);
+        case GGML_OP_GET_ROWS:
+            if (ggml_is_turbo(dst->src[0]->type)) {
+                ggml_turbo_get_rows(params, dst);
+                return true;
+            }
+            return false;
+        default:
+            return false;
     }
-    if (dst->op != GGML_OP_GET_ROWS || !ggml_is_turbo(dst->src[0]->type)) {
-        return false;
-    }
-
-    ggml_turbo_get_rows(params, dst);
-
-    return true;
 }
 
 //

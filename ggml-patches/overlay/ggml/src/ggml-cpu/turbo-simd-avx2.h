@@ -78,6 +78,14 @@ inline vf pow2_scale(vf x, vf n) {
     return mul(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
+template <int D> inline vf butterfly(vf x) {
+    constexpr int upper = D == 1 ? 0xaa : D == 2 ? 0xcc : 0xf0;
+    const vf      other = D == 1 ? _mm256_permute_ps(x, 0xb1) :
+                          D == 2 ? _mm256_permute_ps(x, 0x4e) :
+                                   _mm256_permute2f128_ps(x, x, 0x01);
+    return _mm256_blend_ps(_mm256_add_ps(x, other), _mm256_sub_ps(other, x), upper);
+}
+
 inline float max_lane(vf a) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     m        = _mm_max_ps(m, _mm_movehl_ps(m, m));

@@ -78,6 +78,15 @@ inline vf select_gt(vf a, vf b, vf x, vf y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
 }
 
+template <int D> inline vf butterfly(vf x) {
+    constexpr __mmask16 upper = D == 1 ? 0xaaaa : D == 2 ? 0xcccc : D == 4 ? 0xf0f0 : 0xff00;
+    const vf            other = D == 1 ? _mm512_permute_ps(x, 0xb1) :
+                                D == 2 ? _mm512_permute_ps(x, 0x4e) :
+                                D == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1) :
+                                         _mm512_shuffle_f32x4(x, x, 0x4e);
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, other), upper, other, x);
+}
+
 inline float max_lane(vf a) {
     return _mm512_reduce_max_ps(a);
 }

@@ -96,6 +96,10 @@ inline vf pow2_scale(vf v, vf n) {
     });
 }
 
+template <int D> inline vf butterfly(vf x) {
+    return make<vf>([&](int i) { return i & D ? x.x[i ^ D] - x.x[i] : x.x[i] + x.x[i ^ D]; });
+}
+
 inline float max_lane(vf a) {
     float m = a.x[0];
     for (int i = 1; i < LANES; ++i) {

@@ -70,6 +70,15 @@ inline vf select_gt(vf a, vf b, vf x, vf y) {
     return vbslq_f32(vcgtq_f32(a, b), x, y);
 }
 
+template <int D> inline vf butterfly(vf x) {
+    static const uint32_t upper[2][4] = {
+        { 0, ~0u, 0,   ~0u },
+        { 0, 0,   ~0u, ~0u }
+    };
+    const vf other = D == 1 ? vrev64q_f32(x) : vextq_f32(x, x, 2);
+    return vbslq_f32(vld1q_u32(upper[D - 1]), vsubq_f32(other, x), vaddq_f32(x, other));
+}
+
 inline float max_lane(vf a) {
     return vmaxvq_f32(a);
 }

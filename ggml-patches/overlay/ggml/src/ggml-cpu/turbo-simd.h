@@ -11,6 +11,7 @@
 //     load_words<N>(w, p, stride) dword j of the row at p + i * stride goes to lane i of w[j]
 //     decode(x, y)                one block of 32 values as floats
 //     select_gt(a, b, x, y)       a > b ? x : y, so y where a or b is NaN
+//     butterfly<D>(x)             lane i has x[i] + x[i + D] where bit D of i is clear, else x[i - D] - x[i]
 //     pow2_scale(x, n)            x * 2^n for n that are whole and not below -126
 //     dot_pairs(acc, a, b)        per lane: acc + two products of int16; HAS_DOT_PAIRS where that is faster than floats
 //     to_pairs(even, odd)         rounds: lane i has both values i

@@ -1,4 +1,5 @@
-// Encoding and dot products of the turbo types on the CPU: a portable body and one for AVX2, with equal results.
+// Encoding and dot products of the turbo types on the CPU: a portable body, and one over the building blocks of AVX2 or NEON, with equal
+// results.
 //
 // A dot product goes four blocks at a time (one row of head size 128): the integer sums of four blocks meet in one vector, are
 // multiplied by the four products of scales and added to four binary64 accumulators. Each product has at most 20 + 22 significant
@@ -20,75 +21,128 @@
 
 #if defined(__AVX2__)
 #    include "turbo-avx2.h"
+#    define TURBO_SIMD "avx2"
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#    include "turbo-neon.h"
+#    define TURBO_SIMD "neon"
 #endif
 
 _Static_assert(QK_TURBO == QK8_0, "a turbo block meets one Q8_0 block");
 
 #define N_ACC 4  // block ib of a row is added to accumulator ib % N_ACC
 
-#if defined(__AVX2__)
+#if defined(TURBO_SIMD)
+
+// What an instruction set has to offer. Vectors hold one byte for each value of a block (turbo_bytes), its integers and signs
+// (turbo_ints) or partial sums over it (turbo_sums); turbo_four has a sum of each of four blocks.
+//
+//     levels_turbo*(block)                      levels of a block
+//     dot_levels(levels, y)                     levels times the int8 at y
+//     sums_of_four(v)                           the sum of each of four vectors
+//     store_four(p, sums)                       to memory
+//     add_products(acc, d, sums)                acc[i] += d[i] * sums[i] in binary64
+//
+//     max_magnitude_bits(x)                     largest |x|, as its bits: NaN comes last
+//     block_to_ints(x, scale)                   t = round(|x| * scale) to nearest even, with infinity as the largest number
+//     magnitude_indices(thresholds, n, ints)    how many of n - 1 thresholds each t exceeds
+//     fit_sums(magnitudes, m, ints, tc, cc)     <t,c> and |c|^2 for the magnitudes c = magnitudes[m]
+//     best_of_four(tc, cc)                      which gain <t,c>^2 / |c|^2 is the largest, the first of equals
+//     sum_of_squares(ints)                      |t|^2
+//     signed_indices(m, n, ints)                indices in the codebook, in the order of the values
+//     pack_*(indices, p)                        as they are stored; pack_2bit takes the low two bits
 
 const char * ggml_turbo_cpu_isa(void) {
-    return "avx2";
+    return TURBO_SIMD;
 }
 
-typedef __m256i block_dot;  // eight partial sums
+//
+// encoder: the arithmetic of ggml-turbo.c; equal bits are a test
+//
 
-TURBO_INLINE block_dot dot_turbo2(const block_turbo2_0 * x, const block_q8_0 * y) {
+#    define N_STEPS 4
+
+_Static_assert(TURBO2_N_STEPS == N_STEPS && TURBO3_N_STEPS == N_STEPS && TURBO4_N_STEPS == N_STEPS, "steps to try");
+
+// Writes d and returns the index of each value. n: magnitudes, half of the codebook; thresholds: n - 1 for each step.
+TURBO_INLINE turbo_bytes encode_block(int                   n,
+                                      const int8_t *        magnitudes,
+                                      const int16_t *       thresholds,
+                                      enum ggml_turbo_scale scale,
+                                      const float *         x,
+                                      ggml_half *           d) {
+    const uint32_t max_finite = 0x7f7fffff;
+    const uint32_t infinity   = 0x7f800000;
+
+    turbo_bytes zeros;
+    memset(&zeros, 0, sizeof(zeros));
+    const uint32_t max    = max_magnitude_bits(x);
+    const uint32_t finite = max < max_finite ? max : max_finite;
+    float          amax;
+    memcpy(&amax, &finite, sizeof(amax));
+    if (max > infinity || amax < TURBO_AMAX_MIN) {
+        *d = max > infinity ? TURBO_HALF_NAN : 0;
+        return zeros;
+    }
+
+    const turbo_ints b = block_to_ints(x, (float) TURBO_T_MAX / amax);
+    turbo_bytes      m[N_STEPS];
+    turbo_sums       tc[N_STEPS];
+    turbo_sums       cc[N_STEPS];
+    for (int step = 0; step < N_STEPS; ++step) {
+        m[step] = magnitude_indices(thresholds + step * (n - 1), n, &b);
+        fit_sums(magnitudes, m[step], &b, &tc[step], &cc[step]);
+    }
+    int32_t          tcs[N_STEPS];
+    int32_t          ccs[N_STEPS];
+    const turbo_four tc4 = sums_of_four(tc);
+    const turbo_four cc4 = sums_of_four(cc);
+    store_four(tcs, tc4);
+    store_four(ccs, cc4);
+    const int best = best_of_four(tc4, cc4);
+
+    const int32_t tt = scale == GGML_TURBO_SCALE_LEAST_SQUARES ? 0 : sum_of_squares(&b);
+    *d = GGML_CPU_FP32_TO_FP16(turbo_block_scale(scale, tcs[best], ccs[best], tt, amax / (float) TURBO_T_MAX));
+    return *d == 0 ? zeros : signed_indices(m[best], n, &b);
+}
+
+TURBO_INLINE void encode_turbo2(enum ggml_turbo_scale scale, const float * x, block_turbo2_0 * block) {
+    static const int8_t  magnitudes[16]                = { TURBO2_MAGNITUDES };
+    static const int16_t thresholds[TURBO2_N_STEPS][1] = { TURBO2_THRESHOLDS };
+    pack_2bit(encode_block(2, magnitudes, thresholds[0], scale, x, &block->d), block->qs);
+}
+
+TURBO_INLINE void encode_turbo3(enum ggml_turbo_scale scale, const float * x, block_turbo3_0 * block) {
+    static const int8_t  magnitudes[16]                = { TURBO3_MAGNITUDES };
+    static const int16_t thresholds[TURBO3_N_STEPS][3] = { TURBO3_THRESHOLDS };
+    const turbo_bytes    index = encode_block(4, magnitudes, thresholds[0], scale, x, &block->d);
+    pack_2bit(index, block->qs);
+    pack_signs(index, block->signs);
+}
+
+TURBO_INLINE void encode_turbo4(enum ggml_turbo_scale scale, const float * x, block_turbo4_0 * block) {
+    static const int8_t  magnitudes[16]                = { TURBO4_MAGNITUDES };
+    static const int16_t thresholds[TURBO4_N_STEPS][7] = { TURBO4_THRESHOLDS };
+    pack_4bit(encode_block(8, magnitudes, thresholds[0], scale, x, &block->d), block->qs);
+}
+
+//
+// dot product
+//
+
+TURBO_INLINE turbo_sums dot_turbo2(const block_turbo2_0 * x, const block_q8_0 * y) {
     return dot_levels(levels_turbo2(x), y->qs);
 }
 
-TURBO_INLINE block_dot dot_turbo3(const block_turbo3_0 * x, const block_q8_0 * y) {
+TURBO_INLINE turbo_sums dot_turbo3(const block_turbo3_0 * x, const block_q8_0 * y) {
     return dot_levels(levels_turbo3(x), y->qs);
 }
 
-TURBO_INLINE block_dot dot_turbo4(const block_turbo4_0 * x, const block_q8_0 * y) {
+TURBO_INLINE turbo_sums dot_turbo4(const block_turbo4_0 * x, const block_q8_0 * y) {
     return dot_levels(levels_turbo4(x), y->qs);
 }
 
-TURBO_INLINE void accumulate(double * acc, const block_dot * dot, const float * d) {
-    const __m256d product = _mm256_mul_pd(_mm256_cvtps_pd(_mm_loadu_ps(d)), _mm256_cvtepi32_pd(sums_of_four(dot)));
-    _mm256_storeu_pd(acc, _mm256_add_pd(_mm256_loadu_pd(acc), product));
-}
-
-void quantize_row_turbo2_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    static const int16_t thresholds[TURBO2_N_STEPS][1] = { TURBO2_THRESHOLDS };
-    const __m128i        magnitudes = _mm_setr_epi8(TURBO2_MAGNITUDES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-
-    const enum ggml_turbo_scale scale  = ggml_turbo_get_scale();
-    block_turbo2_0 *            blocks = (block_turbo2_0 *) y;
-    assert(k % QK_TURBO == 0);
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
-        pack_2bit_avx2(encode_block_avx2(2, magnitudes, thresholds[0], scale, x + ib * QK_TURBO, &blocks[ib].d),
-                       blocks[ib].qs);
-    }
-}
-
-void quantize_row_turbo3_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    static const int16_t thresholds[TURBO3_N_STEPS][3] = { TURBO3_THRESHOLDS };
-    const __m128i        magnitudes = _mm_setr_epi8(TURBO3_MAGNITUDES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-
-    const enum ggml_turbo_scale scale  = ggml_turbo_get_scale();
-    block_turbo3_0 *            blocks = (block_turbo3_0 *) y;
-    assert(k % QK_TURBO == 0);
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
-        const __m256i index = encode_block_avx2(4, magnitudes, thresholds[0], scale, x + ib * QK_TURBO, &blocks[ib].d);
-        pack_2bit_avx2(index, blocks[ib].qs);
-        pack_signs_avx2(index, blocks[ib].signs);
-    }
-}
-
-void quantize_row_turbo4_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    static const int16_t thresholds[TURBO4_N_STEPS][7] = { TURBO4_THRESHOLDS };
-    const __m128i        magnitudes                    = _mm_setr_epi8(TURBO4_MAGNITUDES, 0, 0, 0, 0, 0, 0, 0, 0);
-
-    const enum ggml_turbo_scale scale  = ggml_turbo_get_scale();
-    block_turbo4_0 *            blocks = (block_turbo4_0 *) y;
-    assert(k % QK_TURBO == 0);
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
-        pack_4bit_avx2(encode_block_avx2(8, magnitudes, thresholds[0], scale, x + ib * QK_TURBO, &blocks[ib].d),
-                       blocks[ib].qs);
-    }
+TURBO_INLINE void accumulate(double * acc, const float * d, const turbo_sums * dot) {
+    add_products(acc, d, sums_of_four(dot));
 }
 
 #else
@@ -97,13 +151,25 @@ const char * ggml_turbo_cpu_isa(void) {
     return "generic";
 }
 
+static void encode_turbo2(enum ggml_turbo_scale scale, const float * x, block_turbo2_0 * block) {
+    ggml_turbo_quantize_row(GGML_TYPE_TURBO2_0, scale, true, x, block, QK_TURBO);
+}
+
+static void encode_turbo3(enum ggml_turbo_scale scale, const float * x, block_turbo3_0 * block) {
+    ggml_turbo_quantize_row(GGML_TYPE_TURBO3_0, scale, true, x, block, QK_TURBO);
+}
+
+static void encode_turbo4(enum ggml_turbo_scale scale, const float * x, block_turbo4_0 * block) {
+    ggml_turbo_quantize_row(GGML_TYPE_TURBO4_0, scale, true, x, block, QK_TURBO);
+}
+
 static const int8_t codebook2[4]  = { TURBO2_CODEBOOK };
 static const int8_t codebook3[8]  = { TURBO3_CODEBOOK };
 static const int8_t codebook4[16] = { TURBO4_CODEBOOK };
 
-typedef int32_t block_dot;
+typedef int32_t turbo_sums;
 
-static block_dot dot_turbo2(const block_turbo2_0 * x, const block_q8_0 * y) {
+static turbo_sums dot_turbo2(const block_turbo2_0 * x, const block_q8_0 * y) {
     int32_t sum = 0;
     for (int m = 0; m < 4; ++m) {
         for (int j = 0; j < 8; ++j) {
@@ -114,7 +180,7 @@ static block_dot dot_turbo2(const block_turbo2_0 * x, const block_q8_0 * y) {
 }
 
 // Four values at a time, see ggml-turbo.h. What the masks keep comes from the same byte, so either byte order will do.
-static block_dot dot_turbo3(const block_turbo3_0 * x, const block_q8_0 * y) {
+static turbo_sums dot_turbo3(const block_turbo3_0 * x, const block_q8_0 * y) {
     uint32_t s;
     memcpy(&s, x->signs, sizeof(s));
     int32_t sum = 0;
@@ -133,7 +199,7 @@ static block_dot dot_turbo3(const block_turbo3_0 * x, const block_q8_0 * y) {
     return sum;
 }
 
-static block_dot dot_turbo4(const block_turbo4_0 * x, const block_q8_0 * y) {
+static turbo_sums dot_turbo4(const block_turbo4_0 * x, const block_q8_0 * y) {
     int32_t sum = 0;
     for (int j = 0; j < QK_TURBO / 2; ++j) {
         sum += codebook4[x->qs[j] & 15] * y->qs[j];
@@ -142,37 +208,39 @@ static block_dot dot_turbo4(const block_turbo4_0 * x, const block_q8_0 * y) {
     return sum;
 }
 
-static void accumulate(double * acc, const block_dot * dot, const float * d) {
+static void accumulate(double * acc, const float * d, const turbo_sums * dot) {
     for (int i = 0; i < N_ACC; ++i) {
         acc[i] += (double) d[i] * (double) dot[i];
     }
 }
 
-void quantize_row_turbo2_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    quantize_row_turbo2_0_ref(x, (block_turbo2_0 *) y, k);
-}
-
-void quantize_row_turbo3_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    quantize_row_turbo3_0_ref(x, (block_turbo3_0 *) y, k);
-}
-
-void quantize_row_turbo4_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    quantize_row_turbo4_0_ref(x, (block_turbo4_0 *) y, k);
-}
-
 #endif
+
+#define DEFINE_QUANTIZE_ROW(bits)                                                                         \
+    void quantize_row_turbo##bits##_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) { \
+        const enum ggml_turbo_scale scale  = ggml_turbo_get_scale();                                      \
+        block_turbo##bits##_0 *     blocks = (block_turbo##bits##_0 *) y;                                 \
+        assert(k % QK_TURBO == 0);                                                                        \
+        for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {                                                   \
+            encode_turbo##bits(scale, x + ib * QK_TURBO, blocks + ib);                                    \
+        }                                                                                                 \
+    }
+
+DEFINE_QUANTIZE_ROW(2)
+DEFINE_QUANTIZE_ROW(3)
+DEFINE_QUANTIZE_ROW(4)
 
 // The parameters are those of ggml_vec_dot_t; one row against one row (nrc 1), so the strides are not used.
 #define DEFINE_VEC_DOT(bits)                                                                                         \
     TURBO_INLINE void step_turbo##bits(double * acc, const block_turbo##bits##_0 * x, const block_q8_0 * y, int n) { \
-        block_dot dot[N_ACC];                                                                                        \
-        float     d[N_ACC] = { 0.0f, 0.0f, 0.0f, 0.0f };                                                             \
+        turbo_sums dot[N_ACC];                                                                                       \
+        float      d[N_ACC] = { 0.0f, 0.0f, 0.0f, 0.0f };                                                            \
         memset(dot, 0, sizeof(dot));                                                                                 \
         for (int i = 0; i < n; ++i) {                                                                                \
             dot[i] = dot_turbo##bits(x + i, y + i);                                                                  \
             d[i]   = GGML_CPU_FP16_TO_FP32(x[i].d) * GGML_CPU_FP16_TO_FP32(y[i].d);                                  \
         }                                                                                                            \
-        accumulate(acc, dot, d);                                                                                     \
+        accumulate(acc, d, dot);                                                                                     \
     }                                                                                                                \
                                                                                                                      \
     void ggml_vec_dot_turbo##bits##_0_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, \

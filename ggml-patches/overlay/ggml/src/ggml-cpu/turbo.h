@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-// Which implementation this build uses: "avx2" or "generic".
+// Which implementation this build uses: "avx2", "neon" or "generic".
 const char * ggml_turbo_cpu_isa(void);
 
 // Same bits as quantize_row_turbo*_0_ref.

@@ -1,4 +1,4 @@
-"""The ways to compile attention for the CPU, and the programs made of them.
+"""The ways to compile what is made for several instruction sets of the CPU, and the programs made of them.
 
 Environment variables:
     TURBO_GGUF_REQUIRE_QEMU: a variant for AArch64 that can't be compiled or run is a failure then, not a skip.
@@ -34,11 +34,12 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags of a compiler, what the CPU must have for the result, and the implementation that must be in it."""
+    """Flags of a compiler, what the CPU must have for the result, and the implementations that must be in it."""
 
     name: str
     machine: str
-    isa: str
+    isa: str  # of attention
+    codec_isa: str
     flags: tuple[str, ...] = ()
     cpu_flags: tuple[str, ...] = ()  # as /proc/cpuinfo calls them
     pairs_above: int | None = None  # rows of a unit above which values become pairs of int16
@@ -71,18 +72,26 @@ def best_isa() -> str:
     return next((isa for isa, flags in order.items() if cpu_has(*flags)), "generic")
 
 
+def best_codec_isa() -> str:
+    """The encoder that such a build must have: any ARMv8 has NEON."""
+    return "neon" if MACHINE == "aarch64" else "avx2" if cpu_has("avx2") else "generic"
+
+
 VARIANTS = (
-    Variant("native", MACHINE, best_isa(), ("-march=native",), (), {"avx512-vnni": 12, "avx2-vnni": 6}.get(best_isa())),
-    Variant("avx512-vnni", "x86_64", "avx512-vnni", _AVX512, _CPU_AVX512, 12),
-    Variant("avx2-vnni", "x86_64", "avx2-vnni", (*_AVX2, "-mavxvnni"), (*_CPU_AVX2, "avx_vnni"), 6),
-    Variant("avx2", "x86_64", "avx2", _AVX2, _CPU_AVX2),
-    Variant("avx2-pairs", "x86_64", "avx2", (*_AVX2, _PAIRS), _CPU_AVX2, 6),
-    Variant("generic", "x86_64", "generic"),
-    Variant("generic-pairs", "x86_64", "generic", (_PAIRS,), (), 4),
-    Variant("neon", "aarch64", "neon-dotprod", (_DOTPROD,), ("asimddp",)),
-    Variant("neon-pairs", "aarch64", "neon-dotprod", (_DOTPROD, _PAIRS), ("asimddp",), 6),
-    Variant("arm-generic", "aarch64", "generic"),
+    Variant("native", MACHINE, best_isa(), best_codec_isa(), ("-march=native",), (), {"avx512-vnni": 12, "avx2-vnni": 6}.get(best_isa())),
+    Variant("avx512-vnni", "x86_64", "avx512-vnni", "avx2", _AVX512, _CPU_AVX512, 12),
+    Variant("avx2-vnni", "x86_64", "avx2-vnni", "avx2", (*_AVX2, "-mavxvnni"), (*_CPU_AVX2, "avx_vnni"), 6),
+    Variant("avx2", "x86_64", "avx2", "avx2", _AVX2, _CPU_AVX2),
+    Variant("avx2-pairs", "x86_64", "avx2", "avx2", (*_AVX2, _PAIRS), _CPU_AVX2, 6),
+    Variant("generic", "x86_64", "generic", "generic"),
+    Variant("generic-pairs", "x86_64", "generic", "generic", (_PAIRS,), (), 4),
+    Variant("neon", "aarch64", "neon-dotprod", "neon", (_DOTPROD,), ("asimddp",)),
+    Variant("neon-pairs", "aarch64", "neon-dotprod", "neon", (_DOTPROD, _PAIRS), ("asimddp",), 6),
+    Variant("arm-generic", "aarch64", "generic", "neon"),
 )
+
+PROGRAMS = {"fattn": VARIANTS, "codec": tuple(v for v in VARIANTS if _PAIRS not in v.flags)}
+"""What is compiled of each program: pairs make no difference to the codec."""
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 
@@ -130,18 +139,18 @@ class Runner:
 
 
 @cache
-def runner(variant: Variant, setting: str = "1") -> Runner:
-    """The program of a variant, compiled on first use; ``setting`` is GGML_TURBO_CPU_FATTN. Skips the test where it can't run here."""
+def runner(program: str, variant: Variant, setting: str = "1") -> Runner:
+    """A program of a variant, compiled on first use; ``setting`` is GGML_TURBO_CPU_FATTN. Skips the test where it can't run here."""
     emulator: list[str] = []
     if variant.machine != MACHINE:
         emulator = [str(_emulator(variant.machine))]
     elif missing := [flag for flag in variant.cpu_flags if not cpu_has(flag)]:
         pytest.skip(f"this CPU has no {', '.join(missing)}")
-    return Runner([*emulator, str(program(variant))], {"GGML_TURBO_CPU_FATTN": setting})
+    return Runner([*emulator, str(compiled(program, variant))], {"GGML_TURBO_CPU_FATTN": setting})
 
 
-def program(variant: Variant) -> Path:
-    """What is compiled of a variant.
+def compiled(program: str, variant: Variant) -> Path:
+    """What is compiled of a program for a variant.
 
     Raises:
         TurboError: it can't be compiled; told to each test, tried once.
@@ -149,7 +158,7 @@ def program(variant: Variant) -> Path:
     folder = _build_once(variant.machine)
     if isinstance(folder, TurboError):
         raise folder
-    return folder / f"fattn-{variant.name}"
+    return folder / f"{program}-{variant.name}"
 
 
 @cache
@@ -161,7 +170,7 @@ def _build_once(machine: str) -> Path | TurboError:
 
 
 def _build(machine: str) -> Path:
-    """Compile what has changed of the variants for a kind of CPU: a static ggml without extensions, and a program for each."""
+    """Compile what has changed of the variants for a kind of CPU: a static ggml without extensions, and the programs of each."""
     compilers, cross = _compilers(machine), machine != MACHINE
     found = toolchain(preset("cpu"))
     settings = {
@@ -170,7 +179,7 @@ def _build(machine: str) -> Path:
         "CMAKE_CXX_FLAGS_RELEASE": "-O1",
         "CMAKE_C_COMPILER": str(compilers[0]),
         "CMAKE_CXX_COMPILER": str(compilers[1]),
-        "VARIANTS": ";".join("|".join((v.name, *v.flags)) for v in VARIANTS if v.machine == machine),
+        "VARIANTS": ";".join("|".join((p, v.name, *v.flags)) for p, variants in PROGRAMS.items() for v in variants if v.machine == machine),
         **({"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": machine, "CMAKE_EXE_LINKER_FLAGS": "-static"} if cross else {}),
         **({f"CMAKE_{language}_COMPILER_LAUNCHER": str(found.ccache) for language in ("C", "CXX")} if found.ccache else {}),
     }
@@ -180,7 +189,7 @@ def _build(machine: str) -> Path:
         settings["TREE"] = str(tree.path)
         argv = [found.cmake, "-S", HERE, *(("-G", "Ninja") if found.ninja else ()), *(f"-D{k}={v}" for k, v in settings.items())]
         parts = [tools.capture([compilers[1], "--version"]), *map(str, argv)]
-        folder = home() / "builds" / f"cpu-fattn-{machine}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:8]}"
+        folder = home() / "builds" / f"cpu-variants-{machine}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:8]}"
         environment = {"CCACHE_BASEDIR": str(home()), "CCACHE_NOHASHDIR": "1"}
         tools.run([*argv, "-B", folder], log=home() / "logs" / f"configure-{folder.name}.log", env=environment)
         jobs = str(os.cpu_count() or 1)

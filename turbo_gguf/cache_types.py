@@ -49,6 +49,9 @@ CACHE_TYPES: dict[str, CacheType] = {
         CacheType("turbo4", 32, 18, turbo=True, decays=True),
         CacheType("turbo3", 32, 14, turbo=True, decays=True),
         CacheType("turbo2", 32, 10, turbo=True),
+        CacheType("turbo4t", 64, 34, turbo=True),
+        CacheType("turbo3t", 64, 26, turbo=True),
+        CacheType("turbo2t", 64, 18, turbo=True),
     )
 }
 

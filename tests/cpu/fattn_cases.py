@@ -10,17 +10,18 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType, quants
 from variants import Variant, runner
 
-from turbo_gguf.codec import reference
-from turbo_gguf.codec.tables import QK_TURBO, TYPES
+from turbo_gguf.codec import reference, trellis
+from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, QK_TURBO, TRELLIS_TYPES, TYPES
 
 Array = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
 TURBO = {t.name: t for t in TYPES}
+TRELLIS = {t.name: t for t in TRELLIS_TYPES}
 BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24}
 HEADERS = {"q8_0": 2, "q4_0": 2, "q4_1": 4, "q5_0": 2, "q5_1": 4}  # bytes of binary16 that a block starts with
 DEVIATION = {"q8_0": 74.0, "q4_0": 4.6, "q4_1": 4.6, "q5_0": 9.2, "q5_1": 9.2}  # of random levels
-INTEGER_KEYS = (*TURBO, "q8_0", "q4_0")  # Q becomes int8 for these; else keys become floats
+INTEGER_KEYS = (*TURBO, *TRELLIS, "q8_0", "q4_0")  # Q becomes int8 for these; else keys become floats
 POISON = 0xFF  # NaN in every type of a cache
 
 
@@ -92,6 +93,12 @@ def random_rows(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> 
         if kind == "bf16":
             return np.ascontiguousarray(x.view(np.uint16)[..., 1::2]).view(np.uint8)
         return x.astype(np.float32 if kind == "f32" else np.float16).view(np.uint8)
+    if kind in TRELLIS:
+        shape = (*shape[:-1], shape[-1] // QK_TRELLIS, TRELLIS[kind].block_bytes)
+        packed = rng.integers(0, 256, shape, dtype=np.uint8)
+        deviation = np.std(TRELLIS[kind].codebooks) / LEVEL_STEPS
+        packed[..., 0] = (rng.uniform(0.5, 1.4, shape[:-1]) / deviation).astype(np.float16).view(np.uint16) >> 7
+        return packed.reshape(*shape[:-2], -1)
     t = TURBO.get(kind)
     size = t.block_bytes if t else BLOCK_BYTES[kind]
     deviation = float(np.std(t.codebook)) if t else DEVIATION[kind]
@@ -111,6 +118,8 @@ def decode(kind: str, rows: Bytes) -> npt.NDArray[np.float32]:
         return rows.view(np.float32 if kind == "f32" else np.float16).astype(np.float32)
     if kind in TURBO:
         return reference.dequantize(TURBO[kind], rows)
+    if kind in TRELLIS:
+        return trellis.dequantize(TRELLIS[kind], rows)
     return quants.dequantize(rows, GGMLQuantizationType[kind.upper()]).astype(np.float32)
 
 

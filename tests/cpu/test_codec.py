@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -9,16 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from codec_cases import FINITE_SCALES, OTHER_SCALES, adversarial_blocks, each_scale, each_type, gaussian_blocks, random_blocks
+from trellis_cases import blocks_of_all_kinds, gaussian
 from variants import PROGRAMS, Variant, runner
 
-from turbo_gguf.codec import oracle, reference
-from turbo_gguf.codec.tables import QK_TURBO, T_MAX, TYPES, Scale, TurboType
+from turbo_gguf.codec import oracle, reference, trellis
+from turbo_gguf.codec.tables import QK_TRELLIS, QK_TURBO, T_MAX, TRELLIS_TYPES, TYPES, Scale, TrellisType, TurboType
 
 pytestmark = pytest.mark.native
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+each_trellis_type = pytest.mark.parametrize("t", TRELLIS_TYPES, ids=lambda t: t.name)
 each_variant = pytest.mark.parametrize("variant", PROGRAMS["codec"], ids=lambda v: v.name)
 
 
@@ -84,6 +87,32 @@ def test_encoder_is_the_reference(variant: Variant, t: TurboType, scale: Scale, 
     assert wrong.size == 0, f"{wrong.size} blocks differ, the first is {x[wrong[0]]!r}"
 
 
+@cache
+def trellis_blocks() -> Floats:
+    return np.concatenate([blocks_of_all_kinds(), gaussian(2000, seed=20)])
+
+
+@cache
+def expected_trellis_blocks(t: TrellisType) -> Bytes:
+    return trellis.quantize(t, trellis_blocks())
+
+
+@each_variant
+@each_trellis_type
+@pytest.mark.parametrize("n_blocks", [1, 3, 16, 31])
+def test_trellis_encoder_is_the_reference(variant: Variant, t: TrellisType, n_blocks: int) -> None:
+    """Whatever blocks share a vector."""
+    x = trellis_blocks()
+    x = x[: len(x) // n_blocks * n_blocks].reshape(-1, n_blocks * QK_TRELLIS)
+    if variant.isa == "generic" or variant.machine != platform.machine():
+        x = x[: 600 // n_blocks]  # slow
+    size = x.size // QK_TRELLIS * t.block_bytes
+    _, result = ask(variant, f"encode {t.name} 0 {len(x)} {x.shape[1]}", [x], size)
+    found = np.frombuffer(result, np.uint8).reshape(-1, t.block_bytes)
+    wrong = np.flatnonzero((found != expected_trellis_blocks(t)[: len(found)]).any(axis=1))
+    assert wrong.size == 0, f"{wrong.size} blocks differ, the first is {x.reshape(-1, QK_TRELLIS)[wrong[0]]!r}"
+
+
 #
 # dot product
 #
@@ -143,6 +172,26 @@ def test_dot_product_is_that_of_integers(variant: Variant, t: TurboType, n_block
     assert not nan[:-10].any()
     assert np.array_equal(np.isnan(found), nan)
     assert np.array_equal(found[~nan].view(np.uint32), wanted[~nan].view(np.uint32))
+
+
+@each_variant
+@each_trellis_type
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 9])
+def test_trellis_dot_product_is_that_of_integers(variant: Variant, t: TrellisType, n_blocks: int) -> None:
+    rng = np.random.default_rng(n_blocks)
+    x = rng.integers(0, 256, (60, n_blocks, t.block_bytes), dtype=np.uint8)
+    x[..., 0] = rng.choice([0x00, 0x03, 0x08, 0x40, 0x78, 0xB0, 0xF7], x.shape[:2])
+    y = np.zeros((60, 2 * n_blocks), oracle.Q8_0)
+    y["qs"] = rng.integers(-127, 128, (*y.shape, QK_TURBO))
+    y["d"] = rng.uniform(0.001, 0.1, y.shape)
+    x[:2, :, 2:], x[:2, :, 0], y["qs"][0], y["qs"][1] = 0xFF, 0x78, 127, -127
+    values = trellis.dequantize(t, x.reshape(60, -1)).astype(np.float64)
+    exact = np.zeros(60)
+    for half in range(2 * n_blocks):  # one after the other, each exact
+        products = values[:, half * QK_TURBO : (half + 1) * QK_TURBO] * y["qs"][:, half]
+        exact += products.sum(axis=1) * y["d"][:, half].astype(np.float64)
+    _, result = ask(variant, f"dot {t.name} 60 {n_blocks * QK_TRELLIS}", [x, y], 4 * 60)
+    assert np.array_equal(np.frombuffer(result, np.float32), exact.astype(np.float32))
 
 
 #

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fattn_cases import (
     INTEGER_KEYS,
+    TRELLIS,
     TURBO,
     Answer,
     Case,
@@ -27,7 +28,7 @@ from fattn_cases import (
 )
 from variants import VARIANTS, Variant, each_variant
 
-from turbo_gguf.codec.tables import QK_TURBO
+from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, QK_TURBO
 
 pytestmark = pytest.mark.native
 
@@ -36,7 +37,10 @@ SLOW_TYPES = ("f32", "bf16", "q4_1", "q5_0", "q5_1")
 
 CASES = {
     **{f"{k}-{v}": Case(k, v) for k, v in KV if k in TURBO or v in TURBO},
-    **{f"{t}-{t} prefill": Case(t, t, n_q=20) for t in TURBO},
+    **{f"{t}-{t} prefill": Case(t, t, n_q=20) for t in (*TURBO, *TRELLIS)},
+    **{f"{k}-{v}": Case(k, v) for t in TRELLIS for k, v in ((t, t), (t, "turbo4"), ("turbo2", t), (t, "f16"), ("q8_0", t))},
+    **{f"{t}, head 64, {n_q} queries": Case(t, t, 64, 64, n_q=n_q, threads=3) for t in TRELLIS for n_q in (1, 9)},
+    **{f"{t}, head 192, {n_q} queries": Case(t, t, 192, 192, n_q=n_q, threads=3) for t in TRELLIS for n_q in (1, 9)},
     **{f"{k}-turbo3": Case(k, "turbo3", 64, 64, n_q=2, n_k=130) for k in SLOW_TYPES},
     **{f"turbo3-{v}": Case("turbo3", v, 64, 64, n_q=2, n_k=130) for v in SLOW_TYPES},
     "9 queries": Case("turbo3", "turbo2", n_q=9),
@@ -131,14 +135,17 @@ def test_result(variant: Variant, name: str) -> None:
 
 
 @each_variant
-@pytest.mark.parametrize("kind", [*TURBO, "q8_0", "q4_0", "f16"])
+@pytest.mark.parametrize("kind", [*TURBO, *TRELLIS, "q8_0", "q4_0", "f16"])
 def test_decoded_values_are_those_of_the_reference(variant: Variant, kind: str) -> None:
     """A query that sees one key returns its value: all levels, scales of any size."""
     case = Case("turbo3", kind, 32, 256, heads_kv=16, gqa=1, n_q=4, n_k=4, seqs=3)
     x = inputs(case)
     own_key = np.where(np.eye(4), 0, -np.inf).astype(np.float16)
     x = replace(x, mask=np.tile(own_key, (3, 1, 1, 1)), v_bytes=x.v_bytes.copy())
-    if kind != "f16":
+    if kind in TRELLIS:
+        blocks = x.v_bytes.reshape(3, 4, 16, 256 // QK_TRELLIS, -1)
+        blocks[..., 0] = np.random.default_rng(2).choice([0x00, 0x03, 0x08, 0x48, 0x78, 0xB4, 0xF7], blocks.shape[:-1])
+    elif kind != "f16":
         blocks = x.v_bytes.reshape(3, 4, 16, 256 // QK_TURBO, -1)
         blocks[..., 1] = np.random.default_rng(2).choice([0x00, 0x80, 0x03, 0x24, 0x3C, 0xBC, 0x5A, 0x7B, 0xFB], blocks.shape[:-1])
     a = run(variant, case, x)
@@ -151,20 +158,25 @@ def test_decoded_values_are_those_of_the_reference(variant: Variant, kind: str) 
 def test_dot_products_are_those_of_integers(variant: Variant, kind: str) -> None:
     """Values that are a unit matrix show the weights, and their logarithms the dot products: to the last unit, the largest too."""
     rng = np.random.default_rng(3)
-    case = Case(kind, "f32", QK_TURBO, 64, heads_kv=8, gqa=1, n_k=64, mask="none", threads=1, setting="all")
-    q = rng.integers(-127, 128, (1, 1, 8, QK_TURBO))
-    q[..., 0] = 127  # so that the scale of Q is one
+    width, unit = (QK_TRELLIS, 1 / LEVEL_STEPS) if kind in TRELLIS else (QK_TURBO, 1)
+    case = Case(kind, "f32", width, 64, heads_kv=8, gqa=1, n_k=64, mask="none", threads=1, setting="all")
+    q = rng.integers(-127, 128, (1, 1, 8, width))
+    q[..., ::QK_TURBO] = 127  # so that the scale of Q is one
     q[:, :, :2] = np.array([[1], [-1]]) * 127
-    k = random_rows(kind, rng, (1, 64, 8, QK_TURBO)).reshape(1, 64, 8, -1)
+    k = random_rows(kind, rng, (1, 64, 8, width)).reshape(1, 64, 8, -1)
     k[:, 0, :, 2:], k[:, 1, :, 2:] = (0x7F, 0x80) if kind == "q8_0" else (0x00, 0xFF)  # the smallest and largest levels
-    k[..., :2] = np.array([1.0], np.float16).view(np.uint8)
+    if kind in TRELLIS:
+        k[..., 0] = np.array(1.0, np.float16).view(np.uint16) >> 7
+        k[:, :2, :, 1] = 0xFF
+    else:
+        k[..., :2] = np.array([1.0], np.float16).view(np.uint8)
     levels = decode(kind, k)
-    exact = np.einsum("hd,khd->hk", q[0, 0].astype(np.int64), levels[0].astype(np.int64))
-    case = replace(case, scale=float(np.float32(11 / np.ptp(exact, axis=1).max())))  # no weight is small enough to be left out
+    exact = np.einsum("hd,khd->hk", q[0, 0].astype(np.int64), (levels[0] / unit).astype(np.int64))
+    case = replace(case, scale=float(np.float32(11 / unit / np.ptp(exact, axis=1).max())))  # no weight is small enough to be left out
     eye = np.repeat(np.eye(64, dtype=np.float32)[None, :, None], 8, 2)
     a = run(variant, case, Inputs(q.astype(np.float32), k, levels, eye.view(np.uint8), eye, None, None))
     check_ours(a, case)
-    found = np.log(a.out[0, 0].astype(np.float64)) / case.scale
+    found = np.log(a.out[0, 0].astype(np.float64)) / case.scale / unit
     found += (exact - found)[:, :1]
     assert np.array_equal(np.rint(found), exact)
 

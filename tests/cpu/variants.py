@@ -80,6 +80,7 @@ def best_codec_isa() -> str:
 VARIANTS = (
     Variant("native", MACHINE, best_isa(), best_codec_isa(), ("-march=native",), (), {"avx512-vnni": 12, "avx2-vnni": 6}.get(best_isa())),
     Variant("avx512-vnni", "x86_64", "avx512-vnni", "avx2", _AVX512, _CPU_AVX512, 12),
+    Variant("avx512-vbmi", "x86_64", "avx512-vnni", "avx2", (*_AVX512, "-mavx512vbmi"), (*_CPU_AVX512, "avx512vbmi"), 12),
     Variant("avx2-vnni", "x86_64", "avx2-vnni", "avx2", (*_AVX2, "-mavxvnni"), (*_CPU_AVX2, "avx_vnni"), 6),
     Variant("avx2", "x86_64", "avx2", "avx2", _AVX2, _CPU_AVX2),
     Variant("avx2-pairs", "x86_64", "avx2", "avx2", (*_AVX2, _PAIRS), _CPU_AVX2, 6),

@@ -18,6 +18,14 @@ OTHERS = ("f16", "bf16", "q8_0", "q5_0", "q4_0")
 TURBO_PAIRS = tuple(product(TURBO, TURBO))
 MIXED_PAIRS = tuple(product(TURBO, OTHERS)) + tuple(product(OTHERS, TURBO))
 FEW_PAIRS = (("turbo2", "turbo2"), ("turbo3", "turbo3"), ("turbo4", "turbo4"), ("turbo3", "f16"), ("q8_0", "turbo4"), ("bf16", "turbo2"))
+TRELLIS_PAIRS = (
+    *((t, t) for t in ("turbo2t", "turbo3t", "turbo4t")),
+    ("turbo4t", "turbo3t"),
+    ("turbo3t", "turbo2"),
+    ("turbo4", "turbo3t"),
+    ("turbo3t", "f16"),
+    ("q8_0", "turbo4t"),
+)
 
 SCENARIOS = ("rotation", "shift", "sequences", "state")
 
@@ -34,6 +42,10 @@ def cases() -> Iterator[tuple[str, str, tuple[str, str]]]:
     for model, scenario, pair in product(("head64", "head96", "head192", "head256"), SCENARIOS, FEW_PAIRS):
         yield model, scenario, pair
     for model, scenario, pair in product(("partial64", "partial96", "partial128"), ("rotation", "shift"), FEW_PAIRS):
+        yield model, scenario, pair
+    for model, scenario, pair in product(("head64", "head128", "head192", "head256"), SCENARIOS, TRELLIS_PAIRS):
+        yield model, scenario, pair
+    for model, scenario, pair in product(("partial64", "partial128", "head192-128", "swa"), ("rotation", "shift"), TRELLIS_PAIRS):
         yield model, scenario, pair
     for model, scenario, pair in product(("head192-128", "swa"), ("rotation", "sequences", "state", "swa"), FEW_PAIRS):
         yield model, scenario, pair

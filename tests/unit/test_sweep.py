@@ -275,10 +275,15 @@ def test_head_sizes_that_cannot_be_cut_into_blocks(head: int) -> None:
 
 @pytest.mark.parametrize("head", [32, 64, 96, 128, 192, 256, 576])
 def test_head_sizes_that_work(head: int) -> None:
-    for name in CACHE_TYPES:
-        check_head_sizes(CacheTypes.parse(name), head, head)
+    for name, kind in CACHE_TYPES.items():
+        if head % 64 == 0 or kind.block < 64:
+            check_head_sizes(CacheTypes.parse(name), head, head)
+        else:
+            with pytest.raises(UsageError, match=f"{name}: the K head size {head} of this model is not a multiple of its block of 64"):
+                check_head_sizes(CacheTypes.parse(name), head, head)
 
 
 def test_nominal_bits() -> None:
     expected = {"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
+    expected |= {"turbo4t": 4.25, "turbo3t": 3.25, "turbo2t": 2.25}
     assert {name: CACHE_TYPES[name].bits for name in expected} == expected

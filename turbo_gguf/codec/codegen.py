@@ -27,6 +27,13 @@ _INTRO = f"""\
 // THRESHOLDS  one row per step that the scale search tries: with t = round(|x| * T_MAX / max|x|), the magnitude index is
 //             the number of thresholds of the row that t exceeds
 // PLAIN       the row that is used without a search
+//
+// Trellis types:
+//
+// FINE, COARSE  the two codebooks, all levels in ascending order, in units of d / LEVEL_STEPS
+// REACH         the first scale that the encoder tries, in units of the block's rms
+// X_STEPS       parts of a level step in which the encoder measures
+// X_SCALE       its integers per d of a value: X_STEPS * LEVEL_STEPS * the gain that makes inner products right on average
 
 #pragma once
 
@@ -60,6 +67,20 @@ def _section(t: tables.TurboType) -> str:
     return f"\n// {t.name}: {t.block_bytes * 8 / tables.QK_TURBO:g} bits per value\n" + "".join(parts)
 
 
+def _trellis_section(t: tables.TrellisType) -> str:
+    p = f"TURBO{t.bits}T"
+    fine, coarse = t.codebooks
+    parts = [
+        _define(f"{p}_BLOCK_BYTES", str(t.block_bytes)),
+        _define(f"{p}_REACH", f"{t.reach:.9g}f"),
+        _define(f"{p}_X_STEPS", str(t.x_steps)),
+        _define(f"{p}_X_SCALE", f"{t.x_scale:.9g}f"),
+        _define(f"{p}_FINE", _ints(fine)),
+        _define(f"{p}_COARSE", _ints(coarse)),
+    ]
+    return f"\n// {t.name}: {t.block_bytes * 8 / tables.QK_TRELLIS:g} bits per value\n" + "".join(parts)
+
+
 def render() -> str:
     """Return the text of the header."""
     common = [
@@ -70,7 +91,26 @@ def render() -> str:
         _define("TURBO_HALF_MAX", f"{tables.HALF_MAX:.1f}f"),
         _define("TURBO_HALF_NAN", f"0x{tables.HALF_NAN:04x}"),
     ]
-    return _INTRO + "".join(common) + "".join(_section(t) for t in tables.TYPES)
+    trellis = [
+        "\n// trellis types\n",
+        _define("QK_TRELLIS", str(tables.QK_TRELLIS)),
+        _define("TURBO_T_SEGMENT", str(tables.SEGMENT)),
+        _define("TURBO_T_N_STATES", str(tables.N_STATES)),
+        _define("TURBO_T_LEVEL_STEPS", str(tables.LEVEL_STEPS)),
+        _define("TURBO_T_N_SCALES", str(tables.N_SCALES)),
+        _define("TURBO_T_SCALE_MIN", f"0x{tables.SCALE_MIN:02x}"),
+        _define("TURBO_T_SCALE_MAX", f"0x{tables.SCALE_MAX:02x}"),
+        _define("TURBO_T_SCALE_NAN", f"0x{tables.SCALE_NAN:02x}"),
+        _define("TURBO_T_AMAX_MIN", f"{2.0**tables.TRELLIS_AMAX_MIN_EXP:.9g}f"),
+        _define("TURBO_T_RMS_MAX", str(tables.RMS_MAX)),
+        _define("TURBO_T_X_MAX", str(tables.X_MAX)),
+        _define("TURBO_T_DISTANCE_MAX", str(tables.DISTANCE_MAX)),
+        _define("TURBO_T_COST_MAX", str(tables.COST_MAX)),
+        _define("TURBO_T_AMAX_PART", str(tables.AMAX_PART)),
+    ]
+    scalar_sections = (_section(t) for t in tables.TYPES)
+    trellis_sections = (_trellis_section(t) for t in tables.TRELLIS_TYPES)
+    return _INTRO + "".join([*common, *scalar_sections, *trellis, *trellis_sections])
 
 
 def is_current(path: Path) -> bool:

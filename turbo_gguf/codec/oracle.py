@@ -19,7 +19,7 @@ import numpy.typing as npt
 from turbo_gguf import tools
 from turbo_gguf.assets import home, patches_dir
 from turbo_gguf.codec.reference import Bytes, Floats
-from turbo_gguf.codec.tables import QK_TURBO, Scale, TurboType
+from turbo_gguf.codec.tables import QK_TRELLIS, QK_TURBO, Scale, TrellisType, TurboType
 from turbo_gguf.errors import EnvironmentMissing
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wcast-qual", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wmissing-prototypes")
@@ -29,11 +29,13 @@ Q8_0 = np.dtype([("d", "<f2"), ("qs", "i1", QK_TURBO)])
 """``block_q8_0``."""
 
 _GGML = Path("overlay") / "ggml"
-_SOURCES = (Path("src") / "ggml-turbo.c", Path("src") / "ggml-cpu" / "turbo.c")
+_SOURCES = (Path("src") / "ggml-turbo.c", Path("src") / "ggml-turbo-trellis.c", Path("src") / "ggml-cpu" / "turbo.c")
 _HEADERS = (
     Path("src") / "ggml-turbo.h",
     Path("src") / "ggml-turbo-impl.h",
     Path("src") / "ggml-turbo-tables.h",
+    Path("src") / "ggml-turbo-trellis.h",
+    Path("src") / "ggml-turbo-trellis-impl.h",
     Path("src") / "ggml-cpu" / "turbo.h",
     Path("src") / "ggml-cpu" / "turbo-avx2.h",
     Path("src") / "ggml-cpu" / "turbo-neon.h",
@@ -85,12 +87,19 @@ class Oracle:
         """Encode rows with ``quantize_row_turbo*_0``, the encoder of the CPU backend."""
         return self._quantize_with(f"quantize_row_{t.name}_0", t, x)
 
-    def dequantize(self, t: TurboType, packed: Bytes) -> Floats:
+    def quantize_trellis(self, t: TrellisType, x: npt.ArrayLike) -> Bytes:
+        """Encode rows with the C reference; shapes as in :func:`turbo_gguf.codec.trellis.quantize`."""
+        rows, packed = _rows_and_output(t, x)
+        self._lib.ggml_turbo_quantize_row_trellis(t.type_id, _pointer(rows), _pointer(packed), ctypes.c_int64(rows.size))
+        return packed
+
+    def dequantize(self, t: TurboType | TrellisType, packed: Bytes) -> Floats:
         """Decode rows of shape (..., bytes) to shape (..., values)."""
         data = np.ascontiguousarray(packed)
-        values = data.shape[-1] // t.block_bytes * QK_TURBO
+        values = data.shape[-1] // t.block_bytes * _values_per_block(t)
         out = np.empty((*data.shape[:-1], values), dtype=np.float32)
-        self._lib[f"dequantize_row_{t.name}_0"](_pointer(data), _pointer(out), ctypes.c_int64(out.size))
+        name = f"{t.name}_0" if isinstance(t, TurboType) else f"turbo{t.bits}_t"
+        self._lib[f"dequantize_row_{name}"](_pointer(data), _pointer(out), ctypes.c_int64(out.size))
         return out
 
     def decays(self, t: TurboType) -> bool:
@@ -117,7 +126,7 @@ class Oracle:
         dot(y.size * QK_TURBO, ctypes.byref(result), zero, _pointer(x), zero, _pointer(y), zero, 1)
         return result.value
 
-    def validate(self, t: TurboType, packed: Bytes) -> bool:
+    def validate(self, t: TurboType | TrellisType, packed: Bytes) -> bool:
         """Whether ``ggml_turbo_validate_row`` accepts the blocks."""
         data = np.ascontiguousarray(packed)
         return bool(self._lib.ggml_turbo_validate_row(t.type_id, _pointer(data), ctypes.c_size_t(data.nbytes)))
@@ -176,11 +185,15 @@ def _cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _rows_and_output(t: TurboType, x: npt.ArrayLike) -> tuple[Floats, Bytes]:
-    rows = np.ascontiguousarray(x, dtype=np.float32)
-    if rows.ndim == 0 or rows.shape[-1] % QK_TURBO:
-        raise ValueError(f"rows of shape {rows.shape} are no whole number of blocks of {QK_TURBO}")
-    return rows, np.empty((*rows.shape[:-1], rows.shape[-1] // QK_TURBO * t.block_bytes), dtype=np.uint8)
+def _values_per_block(t: TurboType | TrellisType) -> int:
+    return QK_TURBO if isinstance(t, TurboType) else QK_TRELLIS
+
+
+def _rows_and_output(t: TurboType | TrellisType, x: npt.ArrayLike) -> tuple[Floats, Bytes]:
+    rows, size = np.ascontiguousarray(x, dtype=np.float32), _values_per_block(t)
+    if rows.ndim == 0 or rows.shape[-1] % size:
+        raise ValueError(f"rows of shape {rows.shape} are no whole number of blocks of {size}")
+    return rows, np.empty((*rows.shape[:-1], rows.shape[-1] // size * t.block_bytes), dtype=np.uint8)
 
 
 def _pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:

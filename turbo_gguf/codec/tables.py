@@ -134,3 +134,115 @@ TURBO4 = TurboType(
 
 TYPES = (TURBO2, TURBO3, TURBO4)
 BY_BITS = {t.bits: t for t in TYPES}
+
+
+# --- trellis types --------------------------------------------------------------------------------------------------------
+
+QK_TRELLIS = 64
+"""Values per block: stations of its path."""
+
+SEGMENT = 8
+"""Stations that share one of the two codebooks."""
+
+N_STATES = 8
+"""States of the trellis: the three coded bits before a station."""
+
+LEVEL_STEPS = 64
+"""Codebooks hold levels in this part of ``d``."""
+
+N_SCALES = 5
+"""Neighbouring scales that the encoder tries."""
+
+SCALE_MIN, SCALE_MAX, SCALE_NAN = 0x08, 0xF7, 0xFF
+"""Smallest and largest scale that the encoder writes, upper bytes of normal fp16 numbers, and the one of a block with a NaN."""
+
+TRELLIS_AMAX_MIN_EXP = -18
+"""A block whose largest magnitude is below 2**TRELLIS_AMAX_MIN_EXP is stored as zeros: no level of the smallest scale is as small."""
+
+RMS_MAX = 4095
+"""For the rms, |x| / max|x| becomes integers up to this: 64 squares of it fit in an int32."""
+
+X_MAX = 1023
+"""For the path, values become integers up to this, in parts of a level step."""
+
+DISTANCE_MAX = 255
+"""Distances to levels are cut at this, so that their squares fit in 16 bits."""
+
+COST_MAX = 5000
+"""What a branch costs more than the cheapest one of its station is cut at this, so that sums over a segment fit in 16 bits."""
+
+AMAX_PART = 4
+"""Where the largest magnitude of a block is more than this times its rms, a spike, it decides about the scales that are tried."""
+
+
+def subset(state: int, bit: int) -> int:
+    """Which fourth of the levels a coded bit selects after the three of ``state``, the newest lowest: level index modulo 4."""
+    path = state << 1 | bit
+    return 2 * ((path ^ path >> 1 ^ path >> 3) & 1) + (path >> 2 & 1)
+
+
+@dataclass(frozen=True)
+class TrellisType:
+    """One cache type of the trellis family."""
+
+    bits: int
+    halves: tuple[tuple[int, ...], tuple[int, ...]]
+    """Positive levels of the fine and the coarse codebook, ascending, in units of d / LEVEL_STEPS; the negative ones mirror them."""
+    reach: float
+    """The first scale that the encoder tries, in units of the block's rms."""
+    x_steps: int
+    """Parts of a level step in which the encoder measures."""
+    gain: float
+    """What values are multiplied by before they are encoded: 1 / (1 - error), so that <x, decoded x> is |x|^2 on average."""
+    block_error: float
+    """Relative squared error of blocks of N(0, 1) data."""
+
+    @property
+    def name(self) -> str:
+        """Name on the command line of llama.cpp, such as ``turbo3t``."""
+        return f"turbo{self.bits}t"
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of ``block_turbo*_t``: a scale, eight choices of a codebook, and ``bits`` bits for each of 64 values."""
+        return 2 + QK_TRELLIS * self.bits // 8
+
+    @property
+    def x_scale(self) -> float:
+        """Integers of the encoder per d of a value."""
+        return self.x_steps * LEVEL_STEPS * self.gain
+
+    @property
+    def codebooks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """All levels of both codebooks, ascending."""
+        first, second = (tuple(-m for m in reversed(half)) + half for half in self.halves)
+        return first, second
+
+    @property
+    def type_id(self) -> int:
+        """``GGML_TYPE_TURBO*_T``."""
+        return 65 + self.bits
+
+
+TURBO2T = TrellisType(bits=2, halves=((9, 27, 49, 81), (13, 37, 69, 127)), reach=0.98, x_steps=1, gain=1.072, block_error=0.0694)
+TURBO3T = TrellisType(
+    bits=3,
+    halves=((4, 12, 21, 30, 40, 52, 68, 94), (5, 16, 27, 39, 53, 71, 89, 127)),
+    reach=1.18,
+    x_steps=2,
+    gain=1.0165,
+    block_error=0.0164,
+)
+TURBO4T = TrellisType(
+    bits=4,
+    halves=(
+        (2, 5, 9, 12, 16, 19, 23, 27, 32, 36, 41, 47, 54, 62, 71, 93),
+        (3, 7, 12, 17, 22, 27, 33, 39, 44, 50, 57, 66, 77, 85, 105, 127),
+    ),
+    reach=1.32,
+    x_steps=2,
+    gain=1.0041,
+    block_error=0.0041,
+)
+
+TRELLIS_TYPES = (TURBO2T, TURBO3T, TURBO4T)

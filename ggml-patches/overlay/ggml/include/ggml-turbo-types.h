@@ -7,10 +7,16 @@
 #define GGML_TYPE_COUNT GGML_TYPE_TURBO_COUNT
 
 // all turbo types, for lists of types
-#define GGML_TURBO_TYPES GGML_TYPE_TURBO2_0, GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0
+#define GGML_TURBO_TYPES                                                                            \
+    GGML_TYPE_TURBO2_0, GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0, GGML_TYPE_TURBO2_T, GGML_TYPE_TURBO3_T, \
+        GGML_TYPE_TURBO4_T
 
 static inline bool ggml_is_turbo(enum ggml_type type) {
     return type >= GGML_TYPE_TURBO2_0 && type < GGML_TYPE_TURBO_COUNT;
+}
+
+static inline bool ggml_turbo_is_trellis(enum ggml_type type) {
+    return type >= GGML_TYPE_TURBO2_T && type < GGML_TYPE_TURBO_COUNT;
 }
 
 // Temporal decay takes one bit of each value of these types, in place.

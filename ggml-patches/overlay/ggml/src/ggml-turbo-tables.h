@@ -8,6 +8,13 @@
 // THRESHOLDS  one row per step that the scale search tries: with t = round(|x| * T_MAX / max|x|), the magnitude index is
 //             the number of thresholds of the row that t exceeds
 // PLAIN       the row that is used without a search
+//
+// Trellis types:
+//
+// FINE, COARSE  the two codebooks, all levels in ascending order, in units of d / LEVEL_STEPS
+// REACH         the first scale that the encoder tries, in units of the block's rms
+// X_STEPS       parts of a level step in which the encoder measures
+// X_SCALE       its integers per d of a value: X_STEPS * LEVEL_STEPS * the gain that makes inner products right on average
 
 #pragma once
 
@@ -55,3 +62,43 @@
     { 779, 1559, 2378, 3274, 4288, 5497, 7134 }, \
     { 819, 1638, 2498, 3440, 4505, 5774, 7494 }
 #define TURBO4_PLAIN 748, 1496, 2282, 3142, 4115, 5274, 6846
+
+// trellis types
+#define QK_TRELLIS 64
+#define TURBO_T_SEGMENT 8
+#define TURBO_T_N_STATES 8
+#define TURBO_T_LEVEL_STEPS 64
+#define TURBO_T_N_SCALES 5
+#define TURBO_T_SCALE_MIN 0x08
+#define TURBO_T_SCALE_MAX 0xf7
+#define TURBO_T_SCALE_NAN 0xff
+#define TURBO_T_AMAX_MIN 3.81469727e-06f
+#define TURBO_T_RMS_MAX 4095
+#define TURBO_T_X_MAX 1023
+#define TURBO_T_DISTANCE_MAX 255
+#define TURBO_T_COST_MAX 5000
+#define TURBO_T_AMAX_PART 4
+
+// turbo2t: 2.25 bits per value
+#define TURBO2T_BLOCK_BYTES 18
+#define TURBO2T_REACH 0.98f
+#define TURBO2T_X_STEPS 1
+#define TURBO2T_X_SCALE 68.608f
+#define TURBO2T_FINE -81, -49, -27, -9, 9, 27, 49, 81
+#define TURBO2T_COARSE -127, -69, -37, -13, 13, 37, 69, 127
+
+// turbo3t: 3.25 bits per value
+#define TURBO3T_BLOCK_BYTES 26
+#define TURBO3T_REACH 1.18f
+#define TURBO3T_X_STEPS 2
+#define TURBO3T_X_SCALE 130.112f
+#define TURBO3T_FINE -94, -68, -52, -40, -30, -21, -12, -4, 4, 12, 21, 30, 40, 52, 68, 94
+#define TURBO3T_COARSE -127, -89, -71, -53, -39, -27, -16, -5, 5, 16, 27, 39, 53, 71, 89, 127
+
+// turbo4t: 4.25 bits per value
+#define TURBO4T_BLOCK_BYTES 34
+#define TURBO4T_REACH 1.32f
+#define TURBO4T_X_STEPS 2
+#define TURBO4T_X_SCALE 128.5248f
+#define TURBO4T_FINE -93, -71, -62, -54, -47, -41, -36, -32, -27, -23, -19, -16, -12, -9, -5, -2, 2, 5, 9, 12, 16, 19, 23, 27, 32, 36, 41, 47, 54, 62, 71, 93
+#define TURBO4T_COARSE -127, -105, -85, -77, -66, -57, -50, -44, -39, -33, -27, -22, -17, -12, -7, -3, 3, 7, 12, 17, 22, 27, 33, 39, 44, 50, 57, 66, 77, 85, 105, 127

@@ -7,6 +7,7 @@
 
 #include "ggml-impl.h"
 #include "ggml-turbo-impl.h"
+#include "ggml-turbo-trellis.h"
 
 #include <assert.h>
 #include <math.h>
@@ -264,7 +265,7 @@ void ggml_turbo_quantize_row(enum ggml_type              type,
                              const float * GGML_RESTRICT x,
                              void * GGML_RESTRICT        y,
                              int64_t                     k) {
-    assert(ggml_is_turbo(type));
+    assert(ggml_is_turbo(type) && !ggml_turbo_is_trellis(type));
     assert(k % QK_TURBO == 0);
 
     uint8_t index[QK_TURBO];
@@ -418,9 +419,22 @@ void ggml_turbo_decay_row(enum ggml_type type, enum ggml_turbo_scale scale, void
 //
 
 static size_t block_bytes(enum ggml_type type) {
-    return type == GGML_TYPE_TURBO2_0 ? sizeof(block_turbo2_0) :
-           type == GGML_TYPE_TURBO3_0 ? sizeof(block_turbo3_0) :
-                                        sizeof(block_turbo4_0);
+    switch (type) {
+        case GGML_TYPE_TURBO2_0:
+            return sizeof(block_turbo2_0);
+        case GGML_TYPE_TURBO3_0:
+            return sizeof(block_turbo3_0);
+        case GGML_TYPE_TURBO4_0:
+            return sizeof(block_turbo4_0);
+        case GGML_TYPE_TURBO2_T:
+            return sizeof(block_turbo2_t);
+        case GGML_TYPE_TURBO3_T:
+            return sizeof(block_turbo3_t);
+        case GGML_TYPE_TURBO4_T:
+            return sizeof(block_turbo4_t);
+        default:
+            return 0;
+    }
 }
 
 // A row is a whole number of blocks and blocks do not depend on each other, so the rows are encoded as one.
@@ -429,21 +443,34 @@ size_t ggml_turbo_quantize(enum ggml_type              type,
                            void * GGML_RESTRICT        dst,
                            int64_t                     nrows,
                            int64_t                     n_per_row) {
+    if (ggml_turbo_is_trellis(type)) {
+        assert(n_per_row % QK_TRELLIS == 0);
+        ggml_turbo_quantize_row_trellis(type, src, dst, nrows * n_per_row);
+        return (size_t) (nrows * n_per_row / QK_TRELLIS) * block_bytes(type);
+    }
     assert(n_per_row % QK_TURBO == 0);
     ggml_turbo_quantize_row(type, ggml_turbo_get_scale(), true, src, dst, nrows * n_per_row);
     return (size_t) (nrows * n_per_row / QK_TURBO) * block_bytes(type);
 }
 
+// Whether the scale that a block starts with is neither infinite nor NaN: whether not all bits of its exponent are set
+static bool has_finite_scale(enum ggml_type type, const void * block) {
+    if (ggml_turbo_is_trellis(type)) {
+        return *(const uint8_t *) block <= TURBO_T_SCALE_MAX;
+    }
+    ggml_fp16_t d;
+    memcpy(&d, block, sizeof(d));
+    return is_finite(d);
+}
+
 bool ggml_turbo_validate_row(enum ggml_type type, const void * data, size_t nbytes) {
     const size_t size = block_bytes(type);
-    if (!ggml_is_turbo(type) || nbytes % size != 0) {
+    if (size == 0 || nbytes % size != 0) {
         fprintf(stderr, "%s: %zu bytes are no whole number of blocks of type %d\n", __func__, nbytes, (int) type);
         return false;
     }
     for (size_t ib = 0; ib < nbytes / size; ++ib) {
-        ggml_fp16_t d;  // the first member of all three blocks
-        memcpy(&d, (const char *) data + ib * size, sizeof(d));
-        if (!is_finite(d)) {
+        if (!has_finite_scale(type, (const char *) data + ib * size)) {
             fprintf(stderr, "%s: found inf or nan scale at block %zu\n", __func__, ib);
             return false;
         }

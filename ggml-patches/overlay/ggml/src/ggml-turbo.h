@@ -99,7 +99,7 @@ GGML_API void                  ggml_turbo_set_scale(enum ggml_turbo_scale scale)
 GGML_API enum ggml_turbo_scale ggml_turbo_get_scale(void);
 
 // Encode one row with everything explicit; search = false takes one fixed step instead of the best of several.
-// k: number of values, a multiple of QK_TURBO. type: one of the turbo types.
+// k: number of values, a multiple of QK_TURBO. type: one of the scalar turbo types.
 GGML_API void ggml_turbo_quantize_row(enum ggml_type              type,
                                       enum ggml_turbo_scale       scale,
                                       bool                        search,

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace {
 
@@ -67,10 +68,15 @@ struct column_block {
 // As floats, y[n][BLOCK]; columns that the rows don't have are zero.
 using decode_t = void (*)(const column_block & x, float * y);
 
+// Columns of a block
+template <class B> constexpr int64_t WIDTH = BLOCK;
+
+template <int BITS, int HALF> constexpr int64_t WIDTH<trellis_half<BITS, HALF>> = QK_TRELLIS;
+
 template <class B> void decode_blocks(const column_block & x, float * y) {
     for (int i = 0; i < x.n; ++i) {
         vf values[BLOCK / LANES];
-        decode(((const B *) x.row(i))[x.column / BLOCK], values);
+        decode(((const B *) x.row(i))[x.column / WIDTH<B>], values);
         for (int j = 0; j < BLOCK / LANES; ++j) {
             store(y + i * BLOCK + j * LANES, values[j]);
         }
@@ -148,10 +154,21 @@ void accumulate_floats(const product & m, int rows, const column_block & x, floa
 template <class B> void accumulate_blocks(const product & m, int rows, const column_block & x, float * buffer) {
     if constexpr (GEMM_VECS * LANES == BLOCK) {
         if (rows <= GEMM_ROWS) {
-            return multiply(m, rows, BLOCK, block_rows<B>{ x.rows + x.column / BLOCK * sizeof(B), x.t->nb[1], x.keys });
+            return multiply(m, rows, BLOCK,
+                            block_rows<B>{ x.rows + x.column / WIDTH<B> * sizeof(B), x.t->nb[1], x.keys });
         }
     }
     accumulate_floats<decode_blocks<B>>(m, rows, x, buffer);
+}
+
+template <int BITS> void decode_trellis(const column_block & x, float * y) {
+    x.column % QK_TRELLIS == 0 ? decode_blocks<trellis_half<BITS, 0>>(x, y) :
+                                 decode_blocks<trellis_half<BITS, 1>>(x, y);
+}
+
+template <int BITS> void accumulate_trellis(const product & m, int rows, const column_block & x, float * buffer) {
+    x.column % QK_TRELLIS == 0 ? accumulate_blocks<trellis_half<BITS, 0>>(m, rows, x, buffer) :
+                                 accumulate_blocks<trellis_half<BITS, 1>>(m, rows, x, buffer);
 }
 
 //
@@ -256,15 +273,27 @@ struct keys_q8_0 {
 // Scores of a tile from integer dot products
 using score_t = void (*)(const row_states & st, int rows, const char * k, size_t stride, int n_keys, const scratch & w);
 
+// Adds the products of LANES keys with block b of all rows to their scores.
+void score_rows(const row_states & st, int rows, const vi * levels, vf d, int b, float * s) {
+    const int n_blocks = st.dk / BLOCK;
+    for (int r = 0; r < rows; ++r, s += TILE) {
+        const int8_t * q   = st.qs + r * st.dk + b * BLOCK;
+        vi             acc = splat_i32(st.bias[r * n_blocks + b]);
+        for (int j = 0; j < N_WORDS; ++j) {
+            acc = dot(acc, levels[j], splat_bytes4(q + 4 * j));
+        }
+        const vf x = mul(to_float(acc), splat(st.qd[r * n_blocks + b]));
+        store(s, b == 0 ? mul(x, d) : fma(x, d, load(s)));
+    }
+}
+
 template <class Keys>
 void score_blocks(const row_states & st, int rows, const char * k, size_t stride, int n_keys, const scratch & w) {
     constexpr size_t size     = sizeof(typename Keys::block);
-    const int64_t    dk       = st.dk;
-    const int        n_blocks = dk / BLOCK;
-    ggml_half *      scales   = w.scales;
+    const int        n_blocks = st.dk / BLOCK;
     for (int i = 0; i < TILE; ++i) {
         for (int b = 0; b < n_blocks; ++b) {
-            memcpy(scales + b * TILE + i, k + i * stride + b * size, sizeof(ggml_half));
+            memcpy(w.scales + b * TILE + i, k + i * stride + b * size, sizeof(ggml_half));
         }
     }
     const auto table = Keys::table();
@@ -272,17 +301,108 @@ void score_blocks(const row_states & st, int rows, const char * k, size_t stride
         for (int b = 0; b < n_blocks; ++b) {
             vi levels[N_WORDS];
             Keys::levels(levels, k + i * stride + b * size + sizeof(ggml_half), stride, table);
-            const vf d = load_half(scales + b * TILE + i);
-            for (int r = 0; r < rows; ++r) {
-                const int8_t * q   = st.qs + r * dk + b * BLOCK;
-                vi             acc = splat_i32(st.bias[r * n_blocks + b]);
-                for (int j = 0; j < N_WORDS; ++j) {
-                    acc = dot(acc, levels[j], splat_bytes4(q + 4 * j));
-                }
-                float *  s = w.s + r * TILE + i;
-                const vf x = mul(to_float(acc), splat(st.qd[r * n_blocks + b]));
-                store(s, b == 0 ? mul(x, d) : fma(x, d, load(s)));
-            }
+            score_rows(st, rows, levels, load_half(w.scales + b * TILE + i), b, w.s + i);
+        }
+    }
+}
+
+//
+// keys of the trellis types: words of LANES blocks, as ggml-turbo-trellis.h draws them
+//
+
+// Both words of 64 bits that are rotated to the left
+template <int N> void rotate(const vi * x, vi * y) {
+    y[0] = bit_or(shift_right<-N>(x[0]), shift_right<32 - N>(x[1]));
+    y[1] = bit_or(shift_right<-N>(x[1]), shift_right<32 - N>(x[0]));
+}
+
+// Four bits to the lowest bits of four bytes
+inline vi spread(vi x) {
+    const vi low  = bit_and(x, splat_i32(15));
+    const vi both = bit_or(bit_or(low, shift_right<-7>(low)), bit_or(shift_right<-14>(low), shift_right<-21>(low)));
+    return bit_and(both, splat_i8(1));
+}
+
+template <int BITS> struct keys_trellis {
+    static constexpr size_t size = sizeof(trellis_half<BITS, 0>);
+
+    using table = wide_table<4 << BITS>;
+
+    static table make_table() { return make_wide_table<4 << BITS>(TRELLIS_LEVELS<BITS, LEVEL_BIAS>); }
+
+    // One half: two bits z of subsets for every second station in even and odd, two more in low, one in high
+    struct half_words {
+        vi even, odd, low[2], high, selectors;
+    };
+
+    // Levels of the values 4J .. 4J + 3
+    template <int J> static vi four(const half_words & x, const table & t) {
+        const vi z = J % 2 == 0 ? x.even : x.odd;
+        if constexpr (BITS == 2) {
+            const vi upper = bit_select(splat_i8(4), shift_right<J - 2>(x.high), x.selectors);
+            return lookup_wide<4 << BITS>(t, bit_select(splat_i8(3), shift_right<J / 2 * 2>(z), upper));
+        } else {
+            // two nibbles to a byte: of J and J + 4
+            const vi nibbles = J / 2 % 2 == 0 ? bit_select(splat_i8(0x33), z, shift_right<-2>(x.low[J % 2])) :
+                                                bit_select(splat_i8(0x33), shift_right<2>(z), x.low[J % 2]);
+            const vi upper =
+                BITS == 3 ? x.selectors : bit_select(splat_i8(16), shift_right<J - 4>(x.high), x.selectors);
+            return lookup_wide<4 << BITS>(t, bit_select(splat_i8(15), shift_right<J / 4 * 4>(nibbles), upper));
+        }
+    }
+
+    template <int... J>
+    static void all(vi * out, const half_words & x, const table & t, std::integer_sequence<int, J...>) {
+        ((out[J] = four<J>(x, t)), ...);
+    }
+
+    static void levels(vi * out, const char * words, size_t stride, vi selectors, const table & t) {
+        vi w[2 * BITS];
+        load_words<2 * BITS>(w, words, stride);
+        vi by1[2], by2[2], by3[2];
+        rotate<1>(w, by1);
+        rotate<2>(w, by2);
+        rotate<3>(w, by3);
+        for (int half = 0; half < 2; ++half) {
+            const vi   z1     = bit_xor(w[half], bit_xor(by1[half], by3[half]));
+            const vi   z0     = by2[half];
+            const vi   bit    = splat_i8(0x55);
+            const vi * low    = BITS == 2 ? w : w + 2 + 2 * half;
+            const vi   chosen = spread(half == 0 ? selectors : shift_right<4>(selectors));
+            all(out + half * N_WORDS,
+                {
+                    bit_select(bit, z0, shift_right<-1>(z1)),
+                    bit_select(bit, shift_right<1>(z0), z1),
+                    { low[0], low[1] },
+                    w[2 * BITS - 2 + half],
+                    shift_right<-BITS - 1>(chosen)
+            },
+                t, std::make_integer_sequence<int, N_WORDS>());
+        }
+    }
+};
+
+template <int BITS>
+void score_trellis(const row_states & st, int rows, const char * k, size_t stride, int n_keys, const scratch & w) {
+    using Keys = keys_trellis<BITS>;
+
+    const int n_blocks = st.dk / QK_TRELLIS;
+    for (int i = 0; i < TILE; ++i) {
+        for (int b = 0; b < n_blocks; ++b) {
+            const uint8_t * block            = (const uint8_t *) k + i * stride + b * Keys::size;
+            w.scales[2 * b * TILE + i]       = (ggml_half) (block[0] << 7);
+            w.scales[(2 * b + 1) * TILE + i] = block[1];  // selectors
+        }
+    }
+    const auto table = Keys::make_table();
+    for (int i = 0; i < n_keys; i += LANES) {
+        for (int b = 0; b < n_blocks; ++b) {
+            const ggml_half * scales = w.scales + 2 * b * TILE + i;
+            const vf          d      = mul(load_half(scales), splat(1.0f / TURBO_T_LEVEL_STEPS));
+            vi                levels[2 * N_WORDS];
+            Keys::levels(levels, k + i * stride + b * Keys::size + 2, stride, load_u16(scales + TILE), table);
+            score_rows(st, rows, levels, d, 2 * b, w.s + i);
+            score_rows(st, rows, levels + N_WORDS, d, 2 * b + 1, w.s + i);
         }
     }
 }
@@ -302,6 +422,10 @@ template <class Keys> constexpr kernels block_kernels() {
     return { score_blocks<Keys>, decode_blocks<block>, accumulate_blocks<block> };
 }
 
+template <int BITS> constexpr kernels trellis_kernels() {
+    return { score_trellis<BITS>, decode_trellis<BITS>, accumulate_trellis<BITS> };
+}
+
 template <decode_t decode_rows> constexpr kernels float_kernels() {
     return { nullptr, decode_rows, accumulate_floats<decode_rows> };
 }
@@ -314,6 +438,12 @@ kernels kernels_of(ggml_type type) {
             return block_kernels<keys_turbo3>();
         case GGML_TYPE_TURBO4_0:
             return block_kernels<keys_turbo4>();
+        case GGML_TYPE_TURBO2_T:
+            return trellis_kernels<2>();
+        case GGML_TYPE_TURBO3_T:
+            return trellis_kernels<3>();
+        case GGML_TYPE_TURBO4_T:
+            return trellis_kernels<4>();
         case GGML_TYPE_Q8_0:
             return block_kernels<keys_q8_0>();
         case GGML_TYPE_Q4_0:

@@ -2,14 +2,6 @@
 
 // turbo-simd.h for AVX2 with FMA and F16C; AVX-VNNI if there is. Included by it.
 
-#if !defined(TURBO_INLINE)
-#    if defined(_MSC_VER)
-#        define TURBO_INLINE static __forceinline
-#    else
-#        define TURBO_INLINE static inline __attribute__((always_inline))
-#    endif
-#endif
-
 #include "turbo-avx2.h"
 
 namespace {
@@ -65,6 +57,10 @@ inline vf max(vf a, vf b) {
     return _mm256_max_ps(a, b);
 }
 
+inline vf min(vf a, vf b) {
+    return _mm256_min_ps(a, b);
+}
+
 inline vf round(vf a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -108,6 +104,10 @@ inline vi as_int(vf x) {
 
 inline vi max_i32(vi a, vi b) {
     return _mm256_max_epi32(a, b);
+}
+
+inline vi load_u16(const uint16_t * p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p));
 }
 
 inline vi splat_i32(int32_t x) {
@@ -181,6 +181,14 @@ inline vi bit_and(vi a, vi b) {
     return _mm256_and_si256(a, b);
 }
 
+inline vi bit_or(vi a, vi b) {
+    return _mm256_or_si256(a, b);
+}
+
+inline vi bit_xor(vi a, vi b) {
+    return _mm256_xor_si256(a, b);
+}
+
 inline vi bit_select(vi mask, vi a, vi b) {
     return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b));
 }
@@ -190,6 +198,108 @@ template <int N> inline vi shift_right(vi x) {
         return _mm256_srli_epi32(x, N);
     } else {
         return _mm256_slli_epi32(x, -N);
+    }
+}
+
+using lanes = __m256i;
+
+template <class F> inline lanes make_lanes(F f) {
+    int32_t index[LANES];
+    for (int i = 0; i < LANES; ++i) {
+        index[i] = f(i);
+    }
+    return _mm256_loadu_si256((const __m256i *) index);
+}
+
+inline vf permute(vf x, lanes from) {
+    return _mm256_permutevar8x32_ps(x, from);
+}
+
+//
+// words: 2 * LANES int16, for what is done twice
+//
+
+inline vi load_words16(const int16_t * p) {
+    return _mm256_loadu_si256((const __m256i *) p);
+}
+
+inline void store_words16(uint16_t * p, vi x) {
+    _mm256_storeu_si256((__m256i *) p, x);
+}
+
+inline vi splat_i16(int16_t x) {
+    return _mm256_set1_epi16(x);
+}
+
+inline vi to_words(vf x) {
+    const vi i = _mm256_cvtps_epi32(x);
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(i, i), 0xd8);
+}
+
+inline vf first_half_to_float(vi x) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x)));
+}
+
+inline vi swap_halves(vi x) {
+    return _mm256_permute4x64_epi64(x, 0x4e);
+}
+
+inline vi add_u16(vi a, vi b) {
+    return _mm256_adds_epu16(a, b);
+}
+
+inline vi sub_i16(vi a, vi b) {
+    return _mm256_sub_epi16(a, b);
+}
+
+inline vi min_u16(vi a, vi b) {
+    return _mm256_min_epu16(a, b);
+}
+
+inline vi abs_i16(vi x) {
+    return _mm256_abs_epi16(x);
+}
+
+inline vi mul_u16(vi a, vi b) {
+    return _mm256_mullo_epi16(a, b);
+}
+
+inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
+    return _mm256_blendv_epi8(y, x, _mm256_cmpgt_epi16(a, b));
+}
+
+inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
+    return _mm256_or_si256(flags, _mm256_andnot_si256(_mm256_cmpeq_epi16(a, b), splat_i16(bit)));
+}
+
+template <int N> struct wide_table {
+    vi x[N / 16];
+};
+
+template <int N> inline wide_table<N> make_wide_table(const level_table & levels) {
+    wide_table<N> table;
+    for (int i = 0; i < N / 16; ++i) {
+        table.x[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) levels.x + i));
+    }
+    return table;
+}
+
+// A byte of the second part where bit BIT of the index is set: bit 7 of a byte decides, what moves into its low bits does not.
+template <int BIT> inline vi select_part(vi index, vi first, vi second) {
+    return _mm256_blendv_epi8(first, second, _mm256_slli_epi16(index, 7 - BIT));
+}
+
+template <int N> inline vi lookup_wide(const wide_table<N> & table, vi index) {
+    vi part[N / 16];
+    for (int i = 0; i < N / 16; ++i) {
+        part[i] = _mm256_shuffle_epi8(table.x[i], index);
+    }
+    if constexpr (N == 16) {
+        return part[0];
+    } else if constexpr (N == 32) {
+        return select_part<4>(index, part[0], part[1]);
+    } else {
+        return select_part<5>(index, select_part<4>(index, part[0], part[1]), select_part<4>(index, part[2], part[3]));
     }
 }
 
@@ -246,8 +356,8 @@ template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
 // blocks as floats
 //
 
-inline void levels_to_float(vi levels, ggml_half half, vf * y) {
-    const vf      d   = splat(_cvtsh_ss(half));
+inline void levels_to_float(vi levels, float scale, vf * y) {
+    const vf      d   = splat(scale);
     const __m128i low = _mm256_castsi256_si128(levels), high = _mm256_extracti128_si256(levels, 1);
     y[0] = mul(d, to_float(_mm256_cvtepi8_epi32(low)));
     y[1] = mul(d, to_float(_mm256_cvtepi8_epi32(_mm_srli_si128(low, 8))));
@@ -256,23 +366,46 @@ inline void levels_to_float(vi levels, ggml_half half, vf * y) {
 }
 
 inline void decode(const block_turbo2_0 & x, vf * y) {
-    levels_to_float(levels_turbo2(&x), x.d, y);
+    levels_to_float(levels_turbo2(&x), _cvtsh_ss(x.d), y);
 }
 
 inline void decode(const block_turbo3_0 & x, vf * y) {
-    levels_to_float(levels_turbo3(&x), x.d, y);
+    levels_to_float(levels_turbo3(&x), _cvtsh_ss(x.d), y);
 }
 
 inline void decode(const block_turbo4_0 & x, vf * y) {
-    levels_to_float(levels_turbo4(&x), x.d, y);
+    levels_to_float(levels_turbo4(&x), _cvtsh_ss(x.d), y);
 }
 
 inline void decode(const block_q8_0 & x, vf * y) {
-    levels_to_float(_mm256_loadu_si256((const __m256i *) x.qs), x.d, y);
+    levels_to_float(_mm256_loadu_si256((const __m256i *) x.qs), _cvtsh_ss(x.d), y);
 }
 
 inline void decode(const block_q4_0 & x, vf * y) {
-    levels_to_float(_mm256_sub_epi8(expand_4bit(x.qs), splat_i8(8)), x.d, y);
+    levels_to_float(_mm256_sub_epi8(expand_4bit(x.qs), splat_i8(8)), _cvtsh_ss(x.d), y);
+}
+
+// Half of a block of a trellis type; four values to a dword, as in its words
+template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> & x, vf * y) {
+    const turbo_path w    = turbo_unpack_block(BITS, x.bytes);
+    const vi         j    = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const auto       bits = [&](uint64_t word, int at) {
+        const vi shifted = _mm256_srlv_epi32(splat_i32((int32_t) (word >> 32 * HALF)), j);
+        return _mm256_slli_epi32(bit_and(shifted, splat_i8(1)), at);
+    };
+    vi index = splat_i32((int32_t) (turbo_spread(w.selectors >> 4 * HALF) << (BITS + 1)));
+    index    = bit_or(index, bits(turbo_high_subset_bits(w.coded), 1));
+    index    = bit_or(index, bits(turbo_low_subset_bits(w.coded), 0));
+    if constexpr (BITS >= 3) {
+        const vi low =
+            _mm256_srlv_epi32(_mm256_set1_epi64x((int64_t) w.low[HALF]), _mm256_setr_epi32(0, 0, 2, 2, 4, 4, 6, 6));
+        index = bit_or(index, _mm256_slli_epi32(bit_and(low, splat_i8(3)), 2));
+    }
+    if constexpr (BITS != 3) {
+        index = bit_or(index, bits(w.high, BITS == 2 ? 2 : 4));
+    }
+    levels_to_float(lookup_wide(make_wide_table<4 << BITS>(TRELLIS_LEVELS<BITS, 0>), index),
+                    turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS, y);
 }
 
 }  // namespace

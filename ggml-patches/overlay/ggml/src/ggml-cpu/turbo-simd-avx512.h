@@ -66,6 +66,10 @@ inline vf max(vf a, vf b) {
     return _mm512_max_ps(a, b);
 }
 
+inline vf min(vf a, vf b) {
+    return _mm512_min_ps(a, b);
+}
+
 inline vf round(vf a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -123,6 +127,10 @@ inline vf as_float(vi x) {
     return _mm512_castsi512_ps(x);
 }
 
+inline vi load_u16(const uint16_t * p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p));
+}
+
 inline vi dot(vi acc, vi k, vi q) {
     return _mm512_dpbusd_epi32(acc, k, q);
 }
@@ -144,6 +152,14 @@ inline vi bit_and(vi a, vi b) {
     return _mm512_and_si512(a, b);
 }
 
+inline vi bit_or(vi a, vi b) {
+    return _mm512_or_si512(a, b);
+}
+
+inline vi bit_xor(vi a, vi b) {
+    return _mm512_xor_si512(a, b);
+}
+
 inline vi bit_select(vi mask, vi a, vi b) {
     return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
 }
@@ -155,6 +171,115 @@ template <int N> inline vi shift_right(vi x) {
         return _mm512_slli_epi32(x, -N);
     }
 }
+
+using lanes = __m512i;
+
+template <class F> inline lanes make_lanes(F f) {
+    int32_t index[LANES];
+    for (int i = 0; i < LANES; ++i) {
+        index[i] = f(i);
+    }
+    return _mm512_loadu_si512(index);
+}
+
+inline vf permute(vf x, lanes from) {
+    return _mm512_permutexvar_ps(from, x);
+}
+
+//
+// words: 2 * LANES int16, for what is done twice
+//
+
+inline vi load_words16(const int16_t * p) {
+    return _mm512_loadu_si512(p);
+}
+
+inline void store_words16(uint16_t * p, vi x) {
+    _mm512_storeu_si512(p, x);
+}
+
+inline vi splat_i16(int16_t x) {
+    return _mm512_set1_epi16(x);
+}
+
+inline vi to_words(vf x) {
+    return _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
+}
+
+inline vf first_half_to_float(vi x) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)));
+}
+
+inline vi swap_halves(vi x) {
+    return _mm512_shuffle_i64x2(x, x, 0x4e);
+}
+
+inline vi add_u16(vi a, vi b) {
+    return _mm512_adds_epu16(a, b);
+}
+
+inline vi sub_i16(vi a, vi b) {
+    return _mm512_sub_epi16(a, b);
+}
+
+inline vi min_u16(vi a, vi b) {
+    return _mm512_min_epu16(a, b);
+}
+
+inline vi abs_i16(vi x) {
+    return _mm512_abs_epi16(x);
+}
+
+inline vi mul_u16(vi a, vi b) {
+    return _mm512_mullo_epi16(a, b);
+}
+
+inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
+    return _mm512_mask_blend_epi16(_mm512_cmpgt_epi16_mask(a, b), y, x);
+}
+
+inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
+    return _mm512_mask_add_epi16(flags, _mm512_cmpneq_epi16_mask(a, b), flags, splat_i16(bit));
+}
+
+#if defined(__AVX512VBMI__)
+
+template <int N> struct wide_table {
+    vi x;
+};
+
+template <int N> inline wide_table<N> make_wide_table(const level_table & levels) {
+    return { _mm512_loadu_si512(levels.x) };
+}
+
+template <int N> inline vi lookup_wide(const wide_table<N> & table, vi index) {
+    return _mm512_permutexvar_epi8(index, table.x);
+}
+
+#else
+
+template <int N> struct wide_table {
+    vi x[N / 16];
+};
+
+template <int N> inline wide_table<N> make_wide_table(const level_table & levels) {
+    wide_table<N> table;
+    for (int i = 0; i < N / 16; ++i) {
+        table.x[i] = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) levels.x + i));
+    }
+    return table;
+}
+
+template <int N> inline vi lookup_wide(const wide_table<N> & table, vi index) {
+    vi res = _mm512_shuffle_epi8(table.x[0], index);
+    for (int i = 1; i < N / 16; ++i) {
+        const vi high = bit_and(index, splat_i8(0x30));
+        res = _mm512_mask_shuffle_epi8(res, _mm512_cmpeq_epi8_mask(high, splat_i8(16 * i)), table.x[i], index);
+    }
+    return res;
+}
+
+#endif
 
 //
 // pairs of int16
@@ -290,6 +415,34 @@ inline void decode(const block_q8_0 & x, vf * y) {
 inline void decode(const block_q4_0 & x, vf * y) {
     static constexpr float table[] = { -8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7 };
     decode_nibbles(table, x.d, x.qs, y);
+}
+
+// Half of a block of a trellis type; four values to a dword, as in its words
+template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> & x, vf * y) {
+    const turbo_path w    = turbo_unpack_block(BITS, x.bytes);
+    const __m256i    j    = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i    ones = _mm256_set1_epi8(1);
+    const auto       bits = [&](uint64_t word, int at) {
+        const __m256i shifted = _mm256_srlv_epi32(_mm256_set1_epi32((int32_t) (word >> 32 * HALF)), j);
+        return _mm256_slli_epi32(_mm256_and_si256(shifted, ones), at);
+    };
+    __m256i index = _mm256_set1_epi32((int32_t) (turbo_spread(w.selectors >> 4 * HALF) << (BITS + 1)));
+    index         = _mm256_or_si256(index, bits(turbo_high_subset_bits(w.coded), 1));
+    index         = _mm256_or_si256(index, bits(turbo_low_subset_bits(w.coded), 0));
+    if constexpr (BITS >= 3) {
+        const __m256i low =
+            _mm256_srlv_epi32(_mm256_set1_epi64x((int64_t) w.low[HALF]), _mm256_setr_epi32(0, 0, 2, 2, 4, 4, 6, 6));
+        index = _mm256_or_si256(index, _mm256_slli_epi32(_mm256_and_si256(low, _mm256_set1_epi8(3)), 2));
+    }
+    if constexpr (BITS != 3) {
+        index = _mm256_or_si256(index, bits(w.high, BITS == 2 ? 2 : 4));
+    }
+    const vi levels = lookup_wide(make_wide_table<4 << BITS>(TRELLIS_LEVELS<BITS, 0>), _mm512_castsi256_si512(index));
+    const vf d      = splat(turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS);
+    for (int i = 0; i < 2; ++i) {
+        const __m128i four_dwords = i == 0 ? _mm512_castsi512_si128(levels) : _mm512_extracti32x4_epi32(levels, 1);
+        y[i]                      = mul(d, to_float(_mm512_cvtepi8_epi32(four_dwords)));
+    }
 }
 
 }  // namespace

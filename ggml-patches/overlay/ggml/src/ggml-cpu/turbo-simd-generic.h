@@ -79,6 +79,10 @@ inline vf select_gt(vf a, vf b, vf x, vf y) {
     return make<vf>([&](int i) { return a.x[i] > b.x[i] ? x.x[i] : y.x[i]; });
 }
 
+inline vf min(vf a, vf b) {
+    return make<vf>([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
+}
+
 // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even; good for |x| < 2^22.
 inline vf round(vf a) {
     return make<vf>([&](int i) {
@@ -158,6 +162,10 @@ inline vi max_i32(vi a, vi b) {
     return make<vi>([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
 }
 
+inline vi load_u16(const uint16_t * p) {
+    return make<vi>([=](int i) { return p[i]; });
+}
+
 inline vi bias_levels(vi x) {
     return x;
 }
@@ -220,8 +228,122 @@ inline vi lookup(const vtable & table, vi index) {
     return make_bytes([&](int i) { return table.x[b[i]]; });
 }
 
+using lanes = vi;
+
+template <class F> inline lanes make_lanes(F f) {
+    return make<vi>(f);
+}
+
+inline vf permute(vf x, lanes from) {
+    return make<vf>([&](int i) { return x.x[from.x[i]]; });
+}
+
+//
+// words: 2 * LANES int16, for what is done twice
+//
+
+template <class F> inline vi make_words(F f) {
+    int16_t words[2 * LANES];
+    for (int i = 0; i < 2 * LANES; ++i) {
+        words[i] = (int16_t) f(i);
+    }
+    vi v;
+    memcpy(v.x, words, sizeof(words));
+    return v;
+}
+
+struct words16 {
+    uint16_t x[2 * LANES];
+
+    explicit words16(vi v) { memcpy(x, v.x, sizeof(x)); }
+
+    int operator[](int i) const { return x[i]; }
+};
+
+inline vi load_words16(const int16_t * p) {
+    return make_words([=](int i) { return p[i]; });
+}
+
+inline void store_words16(uint16_t * p, vi x) {
+    memcpy(p, x.x, sizeof(x.x));
+}
+
+inline vi splat_i16(int16_t x) {
+    return make_words([=](int) { return x; });
+}
+
+inline vi to_words(vf x) {
+    const vf r = round(x);
+    return make_words([&](int i) { return (int) r.x[i % LANES]; });
+}
+
+inline vf first_half_to_float(vi x) {
+    const words16 w(x);
+    return make<vf>([&](int i) { return (float) w[i]; });
+}
+
+inline vi swap_halves(vi x) {
+    const words16 w(x);
+    return make_words([&](int i) { return w[(i + LANES) % (2 * LANES)]; });
+}
+
+inline vi add_u16(vi a, vi b) {
+    const words16 x(a), y(b);
+    return make_words([&](int i) { return x[i] + y[i] < UINT16_MAX ? x[i] + y[i] : UINT16_MAX; });
+}
+
+inline vi sub_i16(vi a, vi b) {
+    const words16 x(a), y(b);
+    return make_words([&](int i) { return x[i] - y[i]; });
+}
+
+inline vi min_u16(vi a, vi b) {
+    const words16 x(a), y(b);
+    return make_words([&](int i) { return x[i] < y[i] ? x[i] : y[i]; });
+}
+
+inline vi abs_i16(vi a) {
+    const words16 x(a);
+    return make_words([&](int i) { return (int16_t) x[i] < 0 ? -x[i] : x[i]; });
+}
+
+inline vi mul_u16(vi a, vi b) {
+    const words16 x(a), y(b);
+    return make_words([&](int i) { return (unsigned) x[i] * (unsigned) y[i]; });
+}
+
+inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
+    const words16 i(a), j(b), yes(x), no(y);
+    return make_words([&](int n) { return (int16_t) i[n] > (int16_t) j[n] ? yes[n] : no[n]; });
+}
+
+inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
+    const words16 f(flags), x(a), y(b);
+    return make_words([&](int i) { return f[i] | (x[i] != y[i] ? bit : 0); });
+}
+
+template <int N> using wide_table = level_table;
+
+template <int N> inline level_table make_wide_table(const level_table & levels) {
+    return levels;
+}
+
+template <int N> inline vi lookup_wide(const level_table & table, vi index) {
+    uint8_t b[4 * LANES];
+    memcpy(b, index.x, sizeof(b));
+    return make_bytes([&](int i) { return table.x[b[i]]; });
+}
+
 inline vi bit_and(vi a, vi b) {
     return make<vi>([&](int i) { return a.x[i] & b.x[i]; });
+}
+
+inline vi bit_or(vi a, vi b) {
+    return make<vi>([&](int i) { return a.x[i] | b.x[i]; });
+}
+
+inline vi bit_xor(vi a, vi b) {
+    return make<vi>([&](int i) { return a.x[i] ^ b.x[i]; });
 }
 
 inline vi bit_select(vi m, vi a, vi b) {
@@ -281,6 +403,17 @@ inline void decode(const block_q4_0 & x, vf * y) {
     for (int i = 0; i < QK4_0 / 2; ++i) {
         f[i]             = d * ((x.qs[i] & 15) - 8);
         f[i + QK4_0 / 2] = d * ((x.qs[i] >> 4) - 8);
+    }
+    memcpy(y, f, sizeof(f));
+}
+
+template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> & x, vf * y) {
+    int8_t levels[QK_TRELLIS];
+    turbo_unpack_levels(&TRELLIS<BITS>, x.bytes, levels);
+    const float d = turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS;
+    float       f[QK_TURBO];
+    for (int i = 0; i < QK_TURBO; ++i) {
+        f[i] = d * levels[HALF * QK_TURBO + i];
     }
     memcpy(y, f, sizeof(f));
 }

@@ -62,6 +62,10 @@ inline vf max(vf a, vf b) {
     return vmaxq_f32(a, b);
 }
 
+inline vf min(vf a, vf b) {
+    return vminq_f32(a, b);
+}
+
 inline vf round(vf a) {
     return vrndnq_f32(a);
 }
@@ -104,6 +108,10 @@ inline vi max_i32(vi a, vi b) {
     return vmaxq_s32(a, b);
 }
 
+inline vi load_u16(const uint16_t * p) {
+    return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p)));
+}
+
 inline vi splat_i32(int32_t x) {
     return vdupq_n_s32(x);
 }
@@ -140,6 +148,14 @@ inline vi bit_and(vi a, vi b) {
     return vandq_s32(a, b);
 }
 
+inline vi bit_or(vi a, vi b) {
+    return vorrq_s32(a, b);
+}
+
+inline vi bit_xor(vi a, vi b) {
+    return veorq_s32(a, b);
+}
+
 inline vi bit_select(vi mask, vi a, vi b) {
     return vbslq_s32(vreinterpretq_u32_s32(mask), a, b);
 }
@@ -150,6 +166,113 @@ template <int N> inline vi shift_right(vi x) {
         return vreinterpretq_s32_u32(vshrq_n_u32(u, N));
     } else {
         return vreinterpretq_s32_u32(vshlq_n_u32(u, -N));
+    }
+}
+
+using lanes = uint8x16_t;
+
+template <class F> inline lanes make_lanes(F f) {
+    uint8_t bytes[4 * LANES];
+    for (int i = 0; i < 4 * LANES; ++i) {
+        bytes[i] = (uint8_t) (4 * f(i / 4) + i % 4);
+    }
+    return vld1q_u8(bytes);
+}
+
+inline vf permute(vf x, lanes from) {
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(x), from));
+}
+
+//
+// words: 2 * LANES int16, for what is done twice
+//
+
+inline int16x8_t as_i16(vi x) {
+    return vreinterpretq_s16_s32(x);
+}
+
+inline uint16x8_t as_u16(vi x) {
+    return vreinterpretq_u16_s32(x);
+}
+
+inline vi load_words16(const int16_t * p) {
+    return vreinterpretq_s32_s16(vld1q_s16(p));
+}
+
+inline void store_words16(uint16_t * p, vi x) {
+    vst1q_u16(p, as_u16(x));
+}
+
+inline vi splat_i16(int16_t x) {
+    return vreinterpretq_s32_s16(vdupq_n_s16(x));
+}
+
+inline vi to_words(vf x) {
+    const int16x4_t half = vmovn_s32(vcvtnq_s32_f32(x));
+    return vreinterpretq_s32_s16(vcombine_s16(half, half));
+}
+
+inline vf first_half_to_float(vi x) {
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(as_u16(x))));
+}
+
+inline vi swap_halves(vi x) {
+    return vextq_s32(x, x, 2);
+}
+
+inline vi add_u16(vi a, vi b) {
+    return vreinterpretq_s32_u16(vqaddq_u16(as_u16(a), as_u16(b)));
+}
+
+inline vi sub_i16(vi a, vi b) {
+    return vreinterpretq_s32_s16(vsubq_s16(as_i16(a), as_i16(b)));
+}
+
+inline vi min_u16(vi a, vi b) {
+    return vreinterpretq_s32_u16(vminq_u16(as_u16(a), as_u16(b)));
+}
+
+inline vi abs_i16(vi x) {
+    return vreinterpretq_s32_s16(vabsq_s16(as_i16(x)));
+}
+
+inline vi mul_u16(vi a, vi b) {
+    return vreinterpretq_s32_u16(vmulq_u16(as_u16(a), as_u16(b)));
+}
+
+inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
+    return vreinterpretq_s32_s16(vbslq_s16(vcgtq_s16(as_i16(a), as_i16(b)), as_i16(x), as_i16(y)));
+}
+
+inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
+    const uint16x8_t added = vbicq_u16(vdupq_n_u16((uint16_t) bit), vceqq_s16(as_i16(a), as_i16(b)));
+    return vreinterpretq_s32_u16(vorrq_u16(as_u16(flags), added));
+}
+
+template <int N> struct wide_table {
+    int8x16x4_t x;
+};
+
+template <int N> inline wide_table<N> make_wide_table(const level_table & levels) {
+    wide_table<N> table;
+    for (int i = 0; i < 4; ++i) {
+        table.x.val[i] = vld1q_s8(levels.x + 16 * i);
+    }
+    return table;
+}
+
+template <int N> inline vi lookup_wide(const wide_table<N> & table, vi index) {
+    const uint8x16_t i = vreinterpretq_u8_s32(index);
+    if constexpr (N == 16) {
+        return vreinterpretq_s32_s8(vqtbl1q_s8(table.x.val[0], i));
+    } else if constexpr (N == 32) {
+        return vreinterpretq_s32_s8(vqtbl2q_s8(
+            {
+                { table.x.val[0], table.x.val[1] }
+        },
+            i));
+    } else {
+        return vreinterpretq_s32_s8(vqtbl4q_s8(table.x, i));
     }
 }
 
@@ -278,6 +401,35 @@ inline void decode(const block_q4_0 & x, vf * y) {
     const int8x16_t  s = vdupq_n_s8(8);
     levels_to_float(vsubq_s8(vreinterpretq_s8_u8(vandq_u8(q, vdupq_n_u8(15))), s), half_to_float(x.d), y);
     levels_to_float(vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(q, 4)), s), half_to_float(x.d), y + 4);
+}
+
+// Half of a block of a trellis type; four values to a dword, as in its words
+template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> & x, vf * y) {
+    const turbo_path w     = turbo_unpack_block(BITS, x.bytes);
+    const auto       table = make_wide_table<4 << BITS>(TRELLIS_LEVELS<BITS, 0>);
+    const vi         ones  = splat_i8(1);
+    for (int i = 0; i < 2; ++i) {
+        const int32_t   first = -4 * i;
+        const int32_t   by[4] = { first, first - 1, first - 2, first - 3 };
+        const int32x4_t shift = vld1q_s32(by);
+        const auto      bits  = [&](uint64_t word, int at) {
+            const uint32x4_t shifted = vshlq_u32(vdupq_n_u32((uint32_t) (word >> 32 * HALF)), shift);
+            return vshlq_s32(bit_and(vreinterpretq_s32_u32(shifted), ones), vdupq_n_s32(at));
+        };
+        vi index = splat_i32((int32_t) (turbo_spread(w.selectors >> 4 * HALF) << (BITS + 1)));
+        index    = bit_or(index, bits(turbo_high_subset_bits(w.coded), 1));
+        index    = bit_or(index, bits(turbo_low_subset_bits(w.coded), 0));
+        if constexpr (BITS >= 3) {
+            const int32_t    pairs[4] = { first, first, first - 2, first - 2 };
+            const uint32x4_t low      = vshlq_u32(vreinterpretq_u32_u64(vdupq_n_u64(w.low[HALF])), vld1q_s32(pairs));
+            index = bit_or(index, shift_right<-2>(bit_and(vreinterpretq_s32_u32(low), splat_i8(3))));
+        }
+        if constexpr (BITS != 3) {
+            index = bit_or(index, bits(w.high, BITS == 2 ? 2 : 4));
+        }
+        levels_to_float(vreinterpretq_s8_s32(lookup_wide(table, index)),
+                        turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS, y + 4 * i);
+    }
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 //     LEVEL_BIAS     what levels(), lookup() tables and dot() add to the levels of keys: 128 where dot() wants them unsigned
 //
 //     dot(acc, k, q)              per lane: acc + four levels times four bytes of q
+//     lookup_wide<N>(table, index)  bytes of a wide_table of N: 16, 32 or 64
 //     load_words<N>(w, p, stride) dword j of the row at p + i * stride goes to lane i of w[j]
 //     decode(x, y)                one block of 32 values as floats
 //     select_gt(a, b, x, y)       a > b ? x : y, so y where a or b is NaN
@@ -15,20 +16,83 @@
 //     pow2_scale(x, n)            x * 2^n for n that are whole and not below -126
 //     dot_pairs(acc, a, b)        per lane: acc + two products of int16; HAS_DOT_PAIRS where that is faster than floats
 //     to_pairs(even, odd)         rounds: lane i has both values i
+//     permute(x, make_lanes(f))   lane i has lane f(i) of x
+//     to_words(x)                 rounds to nearest even: 2 * LANES int16, each lane twice
+//     add_u16(a, b)               saturates
+//     flag_different(f, a, b, n)  f | n where a and b differ
 //
 // Everything is in an anonymous namespace: a build with several CPU variants compiles this once for each.
 
 #include "ggml-cpu-impl.h"
+#include "ggml-turbo-trellis-impl.h"
 #include "simd-mappings.h"
 #include "turbo.h"
 
 #include <cstdint>
 #include <cstring>
 
+#if defined(_MSC_VER)
+#    define TURBO_INLINE static __forceinline
+#else
+#    define TURBO_INLINE static inline __attribute__((always_inline))
+#endif
+
 // A test can have pairs where they are not faster.
 #if !defined(TURBO_TEST_PAIRS)
 #    define TURBO_TEST_PAIRS false
 #endif
+
+namespace {
+
+template <int BITS> constexpr turbo_trellis TRELLIS = {};
+
+template <>
+constexpr turbo_trellis TRELLIS<2> = {
+    2,
+    TURBO2T_REACH,
+    TURBO2T_X_STEPS,
+    TURBO2T_X_SCALE,
+    { { TURBO2T_FINE }, { TURBO2T_COARSE } }
+};
+template <>
+constexpr turbo_trellis TRELLIS<3> = {
+    3,
+    TURBO3T_REACH,
+    TURBO3T_X_STEPS,
+    TURBO3T_X_SCALE,
+    { { TURBO3T_FINE }, { TURBO3T_COARSE } }
+};
+template <>
+constexpr turbo_trellis TRELLIS<4> = {
+    4,
+    TURBO4T_REACH,
+    TURBO4T_X_STEPS,
+    TURBO4T_X_SCALE,
+    { { TURBO4T_FINE }, { TURBO4T_COARSE } }
+};
+
+// What the values 32 * HALF .. 32 * HALF + 31 of a block of a trellis type are decoded from: the block
+template <int BITS, int HALF> struct trellis_half {
+    uint8_t bytes[2 + QK_TRELLIS * BITS / 8];
+};
+
+// Levels of both codebooks, by selector << (BITS + 1) | level, over and over
+struct level_table {
+    int8_t x[64];
+};
+
+template <int BITS> constexpr level_table make_level_table(int bias) {
+    level_table table = {};
+    for (int i = 0; i < 64; ++i) {
+        const int n = 2 << BITS;
+        table.x[i]  = (int8_t) (TRELLIS<BITS>.codebooks[i / n % 2][i % n] + bias);
+    }
+    return table;
+}
+
+template <int BITS, int BIAS> constexpr level_table TRELLIS_LEVELS = make_level_table<BITS>(BIAS);
+
+}  // namespace
 
 #if defined(TURBO_SIMD_GENERIC)
 #    include "turbo-simd-generic.h"

@@ -44,7 +44,18 @@ static bool turbo_supports_copy(const ggml_tensor * src, const ggml_tensor * dst
     return types && turbo_has_rows_of_blocks(src) && turbo_has_rows_of_blocks(dst);
 }
 
+static bool turbo_has_trellis(const ggml_tensor * op) {
+    bool has_trellis = ggml_turbo_is_trellis(op->type);
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        has_trellis = has_trellis || (op->src[i] && ggml_turbo_is_trellis(op->src[i]->type));
+    }
+    return has_trellis;
+}
+
 bool ggml_cuda_turbo_supports_op(int device, const ggml_tensor * op) {
+    if (turbo_has_trellis(op)) {
+        return false;  // not on a GPU yet
+    }
     switch (op->op) {
         case GGML_OP_NONE:
         case GGML_OP_RESHAPE:

@@ -178,6 +178,7 @@ template <int BITS> struct block_group {
     int              n_blocks;
     turbo_block_kind kind[LANES];
     int              first_scale[LANES];
+    float            scales[N_SCALES][LANES];
     float            stations[QK_TRELLIS][LANES];
 
     block_group(const float * x, int n_blocks) : n_blocks(n_blocks) {
@@ -188,13 +189,16 @@ template <int BITS> struct block_group {
             if (block < n_blocks) {
                 kind[block] = turbo_prepare_block(&TRELLIS<BITS>, x + block * QK_TRELLIS, values, &first_scale[block]);
             }
+            for (int i = 0; i < N_SCALES; ++i) {
+                scales[i][block] = turbo_scale_of((uint8_t) (first_scale[block] + i));
+            }
             for (int n = 0; n < QK_TRELLIS; ++n) {
                 stations[n][block] = kind[block] == TURBO_BLOCK_ORDINARY ? values[n] : 0.0f;
             }
         }
     }
 
-    float scale_of(const job & j) const { return turbo_scale_of((uint8_t) (first_scale[j.block] + j.scale)); }
+    float scale_of(const job & j) const { return scales[j.scale][j.block]; }
 
     // Runs a lap per lane, each from the costs of its first states; results are the costs of the last ones.
     template <bool TRACE> void run(const job * jobs, vi * cost, float (*last)[LANES], decisions * how) const {
@@ -260,11 +264,9 @@ template <int BITS> lower_bounds bounds_of(const block_group<BITS> & group) {
         std::fill(cost, cost + N_STATES, splat_i16(0));
         float last[N_STATES][LANES];
         group.template run<false>(jobs, cost, last, nullptr);
+        const vf d = load(group.scales[scale]);
         for (int state = 0; state < N_STATES; ++state) {
-            for (int lane = 0; lane < LANES; ++lane) {
-                const float d                                = group.scale_of(jobs[lane]);
-                bounds.error[scale * N_STATES + state][lane] = last[state][lane] * (d * d);
-            }
+            store(bounds.error[scale * N_STATES + state], mul(load(last[state]), mul(d, d)));
         }
     }
     return bounds;

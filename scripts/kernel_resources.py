@@ -124,7 +124,7 @@ def type_names(ggml_h: str, turbo_enum: str) -> dict[int, str]:
     body = re.search(r"enum ggml_type \{(.*?)\};", ggml_h, re.DOTALL)
     both = (body[1] if body else "") + turbo_enum
     pairs = re.findall(r"^\s*GGML_TYPE_(\w+)\s*=\s*(\d+)", both, re.MULTILINE)
-    return {int(number): re.sub(r"^(turbo\d)_0$", r"\1", name.lower()) for name, number in pairs if name != "COUNT"}
+    return {int(number): re.sub(r"^(turbo\d)_(?:0|(t))$", r"\1\2", name.lower()) for name, number in pairs if name != "COUNT"}
 
 
 def short_name(demangled: str, types: Mapping[int, str]) -> str:

@@ -6,6 +6,7 @@ The nominal numbers are only compared with what the log of a run says (:mod:`tur
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -93,7 +94,18 @@ def parse_types(text: str) -> CacheTypes:
         decay.shares(types.decay)
         if not any(kind.decays for kind in named):
             raise _nothing_decays(types)
-    return types
+    return _with_digest(types) if types.calibration else types
+
+
+def _with_digest(types: CacheTypes) -> CacheTypes:
+    """Add the digest of the calibration to its name: what is in the file is part of what is measured, its name is not enough."""
+    from turbo_gguf import calibration  # noqa: PLC0415 - numpy is slow to import
+
+    name, _, known = types.calibration.partition("#")
+    found = calibration.digest(calibration.read(Path(name)))
+    if known and known != found:
+        raise UsageError(f"calibration {name}: its digest is {found}, not {known}: the file has changed", "leave #DIGEST out")
+    return msgspec.structs.replace(types, calibration=f"{name}#{found}")
 
 
 def _nothing_decays(types: CacheTypes) -> UsageError:
@@ -136,6 +148,7 @@ def options(types: CacheTypes) -> Iterator[str]:
         "--cache-type-v-layers": types.layers_v,
         "--cache-layer-adaptive": str(types.adaptive or ""),
         "--cache-decay": types.decay,
+        "--cache-calibration": types.calibration.partition("#")[0],
     }
     for option, value in settings.items():
         if value:

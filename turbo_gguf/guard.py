@@ -17,7 +17,7 @@ from turbo_gguf.records import Bits, CacheDecay, CacheTypes, KvCache, LogFacts, 
 
 _HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
 
-_CACHE_SETTINGS = ("TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE", "TURBO_DECAY")
+_CACHE_SETTINGS = ("TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE", "TURBO_DECAY", "TURBO_CALIBRATION")
 """What the options of a case set. From outside, they would change all cases, the f16 base included."""
 
 BITS_ROUNDING = 0.0005 + 1e-6
@@ -80,6 +80,7 @@ def check(facts: LogFacts, types: CacheTypes, *, backend: str, model: ModelFile,
         _check_rotation(where, "K", types.k, names_k, head=model.head_k, rotated=cache.rot_k)
         _check_rotation(where, "V", types.v, names_v, head=model.head_v, rotated=cache.rot_v)
     _check_decay(facts, types, model)
+    _check_calibration(facts, types)
     if facts.flash_attn != "enabled":
         raise SilentFallback(f"flash attention is {facts.flash_attn or 'not in the log'}; asked for was enabled")
     if backend == "CPU":
@@ -168,6 +169,17 @@ def _check_rotation(where: str, side: str, base: str, names: Sequence[str], *, h
         raise SilentFallback(f"{where}: the log does not say whether {side} ({text}) is rotated")
     if rotated != expected:
         raise SilentFallback(f"{where}: {side} ({text}, head size {head}) is {'' if rotated else 'not '}rotated")
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------------
+
+
+def _check_calibration(facts: LogFacts, types: CacheTypes) -> None:
+    """Every cache has the calibration asked for, or none has one."""
+    asked = types.calibration.partition("#")[2]
+    for where, cache in _named(facts):
+        if cache.calibration != asked:
+            raise SilentFallback(f"{where} has {cache.calibration or 'no'} calibration; asked for was {asked or 'none'}")
 
 
 # --- decay ----------------------------------------------------------------------------------------------------------------

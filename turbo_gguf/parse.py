@@ -282,6 +282,8 @@ def _of_cache(line: str) -> dict[str, object]:
     if m := _DECAY.match(line):
         shares = DecayShares(hot=int(m["hot"]), warm=int(m["warm"]), cold=int(m["cold"]))
         return {"decay": CacheDecay(shares, layers_k=int(m["k"]), layers_v=int(m["v"]))}
+    if m := re.match(r"llama_turbo_cache: calibration ([0-9a-f]{8}): ", line):
+        return {"calibration": m[1]}
     if m := re.match(r"llama_turbo_cache: decay: (?:none, )?(sliding window|no layer)", line):
         return {"no_decay": m[1]}
     return {}

@@ -59,6 +59,7 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
         turbo3 k=0,-1:q8_0 v=0,-1:q8_0
         turbo3 adaptive=7
         turbo4/turbo3 decay=balanced
+        q4_0 cal=model.calibration.gguf
 
     What is not set is not encoded: the key of a case without settings does not depend on which settings there are.
     """
@@ -69,6 +70,7 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
     layers_v: str = ""
     adaptive: int = 0  # layer-adaptive mode instead of maps; 0: none
     decay: str = ""  # preset or HOT,WARM,COLD in percent, see turbo_gguf.decay; "": none
+    calibration: str = ""  # FILE#DIGEST, see turbo_gguf.calibration; "": none
 
     @classmethod
     def parse(cls, text: str) -> CacheTypes:
@@ -97,12 +99,13 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
             layers_v=found.get("v", ""),
             adaptive=int(mode),
             decay=found.get("decay", ""),
+            calibration=found.get("cal", ""),
         )
 
     def __str__(self) -> str:
         """The notation, in its shortest form: ``turbo3`` when K and V are equal, settings in the order of :meth:`parse`."""
         names = self.k if self.k == self.v else f"{self.k}/{self.v}"
-        values = (self.layers_k, self.layers_v, self.adaptive, self.decay)
+        values = (self.layers_k, self.layers_v, self.adaptive, self.decay, self.calibration)
         return " ".join([names, *(f"{name}={value}" for name, value in zip(_SETTINGS, values, strict=True) if value)])
 
     @property
@@ -113,11 +116,11 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
     @property
     def has_settings(self) -> bool:
         """Whether there is more to it than two names."""
-        return self.by_layer or bool(self.decay)
+        return self.by_layer or bool(self.decay or self.calibration)
 
 
-_SETTINGS = ("k", "v", "adaptive", "decay")
-_SETTINGS_HINT = "settings are k=MAP, v=MAP, adaptive=MODE and decay=SHARES, each once, with spaces between: turbo3 decay=balanced"
+_SETTINGS = ("k", "v", "adaptive", "decay", "cal")
+_SETTINGS_HINT = "settings are k=MAP, v=MAP, adaptive=MODE, decay=SHARES and cal=FILE, each once, spaces between: turbo3 decay=balanced"
 
 
 class ModelFile(msgspec.Struct, frozen=True):
@@ -227,6 +230,7 @@ class KvCache(msgspec.Struct, frozen=True):
     bits_v: float | None = None
     decay: CacheDecay | None = None
     no_decay: str = ""  # why nothing decays here although decay is set: "sliding window" or "no layer"
+    calibration: str = ""  # digest of the calibration of this cache; "": none
 
 
 class LogFacts(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from turbo_gguf.eval_text import write_held_out_text
 from turbo_gguf.upstream import default_name
 
 RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "hip-emulated.md"
-TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
+TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4t", "turbo3t", "turbo2t")
 TINY = ("head64", "head128")
 EMBEDDED_UBATCH = 8  # more queries at once would need upstream's matrix kernels for q8_0 weights, which are not compiled
 

@@ -9,14 +9,28 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import emulated_tools
 from emulated_tools import Case
 
 TURBO = ("turbo2", "turbo3", "turbo4")
+TRELLIS = ("turbo2t", "turbo3t", "turbo4t")
 HEAD_SIZES = ("64", "96", "128", "256")
 BATCHES = ("1", "3", "32")
+
+PARTNERS = ("f16", "q8_0", "bf16", "q5_0", "q4_0")
+PAIRS = {*product(TURBO, TURBO), *product(TURBO, PARTNERS), *product(PARTNERS, TURBO)}
+TRELLIS_PAIRS = {
+    *((t, t) for t in TRELLIS),
+    ("turbo4t", "turbo3t"),
+    ("turbo3t", "turbo4t"),
+    ("f16", "turbo2t"),
+    ("turbo3t", "q8_0"),
+    ("turbo4", "turbo4t"),
+}
+"""The default decode kernels but two of those with K in f16, and two pairs without one. All pairs would take longer than all else here."""
 
 CONTEXT, UBATCH = 128, 32  # one chunk of the tiny models; several queries at once, so that prefill runs, too
 
@@ -44,7 +58,8 @@ class Outcome:
 def attention(head_size: str, more: str, *environment: tuple[str, str]) -> Job:
     """Cases of flash attention with a turbo type on one side; ``head_size`` of K and of V, "192-128"."""
     key, _, value = head_size.partition("-")
-    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},{more}.*turbo", environment)
+    pairs = "|".join(f"{type_k},type_V={type_v}" for type_k, type_v in sorted(PAIRS | TRELLIS_PAIRS))
+    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},{more}.*type_K=({pairs}),", environment)
 
 
 SLICE = ("GGML_CUDA_TURBO_SLICE", "512")  # keys; otherwise the caches of these tests fit into one slice

@@ -6,18 +6,13 @@
 from __future__ import annotations
 
 import functools
-from itertools import product
 from pathlib import Path
 
 import emulated_tools
 import pytest
-from emulated_runs import BATCHES, FAULTY, HEAD_SIZES, JOBS, TURBO, UPSTREAM, Outcome, perplexity, run_jobs
+from emulated_runs import BATCHES, FAULTY, HEAD_SIZES, JOBS, PAIRS, TRELLIS, TRELLIS_PAIRS, TURBO, UPSTREAM, Outcome, perplexity, run_jobs
 
 pytestmark = pytest.mark.emulated
-
-COMPILED_PARTNERS = ("f16", "q8_0")  # of turbo types in a decode kernel
-PARTNERS = (*COMPILED_PARTNERS, "bf16", "q5_0", "q4_0")
-PAIRS = {*product(TURBO, TURBO), *product(TURBO, PARTNERS), *product(PARTNERS, TURBO)}
 
 
 @functools.cache
@@ -44,7 +39,7 @@ ROWS = [("SET_ROWS", "type_dst", 40), ("GET_ROWS", "type", 8), ("CPY", "type_dst
 @pytest.mark.parametrize(("op", "key", "at_least"), ROWS)
 def test_every_type_ran(op: str, key: str, at_least: int) -> None:
     ran = [case.parameters[key] for case in outcomes()[op].cases]
-    for name in TURBO:
+    for name in (*TURBO, *TRELLIS):
         assert ran.count(name) >= at_least, name
 
 
@@ -57,15 +52,17 @@ def test_decay_ran() -> None:
 @pytest.mark.parametrize("size", HEAD_SIZES)
 def test_every_pair_and_batch_ran(size: str) -> None:
     cases = [case.parameters for case in outcomes()[f"attention, head size {size}"].cases]
-    assert {(c["type_K"], c["type_V"], c["hsk"], c["nb"]) for c in cases} == {(*pair, size, nb) for pair in PAIRS for nb in BATCHES}
+    pairs = PAIRS if size == "96" else PAIRS | TRELLIS_PAIRS
+    assert {(c["type_K"], c["type_V"], c["hsk"], c["nb"]) for c in cases} == {(*pair, size, nb) for pair in pairs for nb in BATCHES}
 
 
 def test_our_kernels_ran_and_not_the_cpu() -> None:
     ran = outcomes()["attention, head size 128"].kernels
     decode = [name for name in ran if "turbo_fattn_decode" in name]
-    assert len(decode) >= 2 * len(TURBO)
+    assert len(decode) >= 2 * (len(TURBO) + len(TRELLIS))
     assert any("turbo_dequantize" in name for name in ran)
     assert any("turbo_quantize" in name for name in outcomes()["SET_ROWS"].kernels)
+    assert any("turbo_quantize_trellis" in name for name in outcomes()["SET_ROWS"].kernels)
     assert any("turbo_fattn_merge" in name for name in outcomes()["attention, slices, head size 128"].kernels)
 
 
@@ -89,7 +86,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Relative difference of perplexities. A type of few bits turns a difference in the last bit of a value now and then into a whole step.
-@pytest.mark.parametrize(("cache_type", "bound"), [("f16", 1e-3), ("q8_0", 5e-3), ("turbo4", 2e-2), ("turbo3", 2e-2), ("turbo2", 4e-2)])
+@pytest.mark.parametrize(
+    ("cache_type", "bound"), [("f16", 1e-3), ("q8_0", 5e-3), ("turbo4", 2e-2), ("turbo3", 2e-2), ("turbo2", 4e-2), ("turbo3t", 2e-2)]
+)
 def test_perplexity_equals_cpu(tiny: Path, tmp_path: Path, cache_type: str, bound: float) -> None:
     emulated, cpu = (perplexity(tiny, cache_type, tmp_path / where, on_cpu=where == "cpu") for where in ("gpu", "cpu"))
     assert emulated == pytest.approx(cpu, rel=bound)

@@ -10,14 +10,18 @@ import numpy.typing as npt
 import pytest
 from lanes_tools import CUDA, HIP32, HIP64, Device, Library, each_device, load
 
-from turbo_gguf.codec import reference
-from turbo_gguf.codec.tables import TYPES
+from turbo_gguf.codec import oracle, reference
+from turbo_gguf.codec.tables import TRELLIS_TYPES, TYPES
 
 Floats = npt.NDArray[np.float32]
 
 TURBO = {t.name: t for t in TYPES}
-C_NAMES = {"turbo2": "TURBO2_0", "turbo3": "TURBO3_0", "turbo4": "TURBO4_0", "q8_0": "Q8_0", "f16": "F16"}
-PAIRS = [(k, v) for k in C_NAMES for v in C_NAMES if k in TURBO or v in TURBO]
+TRELLIS = {t.name: t for t in TRELLIS_TYPES}
+C_NAMES = {**{name: f"TURBO{t.bits}_0" for name, t in TURBO.items()}, **{name: f"TURBO{t.bits}_T" for name, t in TRELLIS.items()}}
+C_NAMES |= {"q8_0": "Q8_0", "f16": "F16"}
+SCALAR = (*TURBO, "q8_0", "f16")
+PAIRS = [(k, v) for k in SCALAR for v in SCALAR if k in TURBO or v in TURBO]
+TRELLIS_PAIRS = [*((t, t) for t in TRELLIS), ("turbo4t", "turbo3t"), ("turbo3t", "turbo4t"), ("f16", "turbo4t"), ("turbo2t", "f16")]
 HEAD_SIZES = [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (512, 512), (576, 512)]
 
 # The int8 query has a step of 1/127 of its largest value: measured 5e-5 to 1.2e-4 of the result; with K in f16 3e-7 to 8e-7.
@@ -58,6 +62,10 @@ class Case:
     sinks: bool = False
     aligned: bool = True
 
+    def sides(self) -> list[tuple[str, int]]:
+        """Type and head size of K and of V."""
+        return list(zip((self.type_k, self.type_v), self.head_size, strict=True))
+
     def library(self, device: Device) -> Library:
         dk, dv = self.head_size
         types = (f"LANES_K=GGML_TYPE_{C_NAMES[self.type_k]}", f"LANES_V=GGML_TYPE_{C_NAMES[self.type_v]}")
@@ -75,6 +83,9 @@ def pack(kind: str, x: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
         q = np.rint(blocks / d.astype(np.float32)).astype(np.int8)
         packed = np.concatenate([d.view(np.uint8), q.view(np.uint8)], -1).reshape(*x.shape[:-1], -1)
         return packed, (q * d.astype(np.float32)).reshape(x.shape)
+    if kind in TRELLIS:
+        packed = oracle.load().quantize_trellis(TRELLIS[kind], x)
+        return packed, oracle.load().dequantize(TRELLIS[kind], packed)
     packed = reference.quantize(TURBO[kind], x.reshape(-1, x.shape[-1]))
     return packed.reshape(*x.shape[:-1], -1), reference.dequantize(TURBO[kind], packed).reshape(x.shape)
 
@@ -138,7 +149,7 @@ def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
         mask.strides[1],
         *(q.strides[0], k_bytes.strides[0], v_bytes.strides[0], mask.strides[0]),
         *(scale, case.softcap, case.max_bias, m0, m1, n_log2),
-        case.aligned and dk % 64 == 0,
+        case.aligned and all(size % (128 if kind in TRELLIS else 64) == 0 for kind, size in case.sides()),
     )
     library = case.library(device)
     results = []
@@ -159,6 +170,19 @@ def check(case: Case, device: Device) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_pairs(pair: tuple[str, str]) -> None:
     check(Case(*pair), CUDA)
+
+
+@pytest.mark.parametrize("pair", TRELLIS_PAIRS, ids="-".join)
+@pytest.mark.parametrize("device", [CUDA, HIP64], ids=["cuda", "hip64"])
+def test_pairs_of_trellis_types(pair: tuple[str, str], device: Device) -> None:
+    check(Case(*pair), device)
+
+
+@pytest.mark.parametrize("head_size", [size for size in HEAD_SIZES if size != (96, 96)], ids=str)
+@pytest.mark.parametrize("pair", [("turbo3t", "turbo2t"), ("turbo4", "turbo4t")], ids="-".join)
+def test_head_sizes_of_trellis_types(pair: tuple[str, str], head_size: tuple[int, int]) -> None:
+    """Segments of one, two and three blocks, and rows that are not a whole number of words."""
+    check(Case(*pair, head_size, n_kv=200), CUDA)
 
 
 @pytest.mark.parametrize("head_size", HEAD_SIZES, ids=str)
@@ -196,5 +220,11 @@ def test_unaligned_rows() -> None:
     assert nmse(Case(n_kv=256), CUDA) == pytest.approx(nmse(Case(n_kv=256, aligned=False), CUDA))
 
 
-def test_a_wrong_decoder_is_seen() -> None:
-    assert nmse(Case(), CUDA, broken=True) > 0.1
+def test_unaligned_rows_of_trellis_types() -> None:
+    cases = [Case("turbo3t", "turbo4t", n_kv=256, aligned=aligned) for aligned in (True, False)]
+    assert nmse(cases[0], CUDA) == pytest.approx(nmse(cases[1], CUDA))
+
+
+@pytest.mark.parametrize("kind", ["turbo3", "turbo3t"])
+def test_a_wrong_decoder_is_seen(kind: str) -> None:
+    assert nmse(Case(kind, kind), CUDA, broken=True) > 0.1

@@ -36,6 +36,9 @@ TARGETS = (
     "test-turbo-cache",
     "test-turbo-layers",
     "test-turbo-decay",
+    "test-turbo-calibration",
+    "llama-turbo-observe",
+    "llama-quantize",
 )
 PRISTINE_TARGETS = ("llama-perplexity", "llama-completion")
 

@@ -44,6 +44,8 @@ class Shape:
     n_embd: int = 128
     window: int = 0  # sliding window; layers alternate
     attention: tuple[int, ...] = ()  # layers with attention, if not all: the others are convolutions
+    bias: float = 0.0  # of K in the slowest RoPE pairs; those of Q and V are small
+    sinks: bool = False  # scores that are compared with those of the tokens
 
     @property
     def neox(self) -> bool:
@@ -73,10 +75,13 @@ SHAPES = {
     "layers4": Shape("llama", 64, 64, 64, n_layer=4, n_embd=64),
     "layers12": Shape("llama", 64, 64, 64, n_layer=12, n_embd=64),
     "swa6": Shape("gemma2", 64, 64, 64, n_layer=6, window=32),
+    "bias": Shape("qwen2", 64, 64, 64, n_embd=N_HEAD * 64, bias=20.0),
+    "qk-norm": Shape("qwen3", 128, 128, 128),
+    "sinks": Shape("mimo2", 64, 64, 32, window=32, sinks=True),
     "hybrid": Shape("lfm2", 64, 64, 64, n_layer=6, n_embd=N_HEAD * 64, attention=(1, 2, 4)),
 }
-"""By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows; more layers; layers
-without a KV cache."""
+"""By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows; more layers; biases;
+norms of Q and K; attention sinks; layers without a KV cache."""
 
 
 def write(name: str, folder: Path, seed: int = 0) -> Path:
@@ -166,7 +171,7 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> dict[str, Array]:
 def _attention(block: str, shape: Shape, matrix: Matrix) -> dict[str, Array]:
     """Queries, keys, values and the output projection of one layer."""
     n_embd, (scale_k, scale_v) = shape.n_embd, _outliers(shape)
-    normed = shape.arch == "lfm2"  # Q and K get their size from a norm behind the matrix
+    normed = shape.arch in ("lfm2", "qwen3")  # Q and K get their size from a norm behind the matrix
     gain, scale = (1.0, np.ones_like(scale_k)) if normed else (QK_GAIN, scale_k)
     tensors = {
         "attn_q": matrix(N_HEAD * shape.head_k, n_embd, gain) / np.tile(scale, N_HEAD)[:, None],
@@ -176,7 +181,19 @@ def _attention(block: str, shape: Shape, matrix: Matrix) -> dict[str, Array]:
     }
     if normed:
         tensors |= {"attn_q_norm": QK_GAIN / scale_k, "attn_k_norm": QK_GAIN * scale_k}
-    return {f"{block}.{name}.weight": values for name, values in tensors.items()}
+    found = {f"{block}.{name}.weight": values for name, values in tensors.items()}
+    if shape.bias:
+        found |= {f"{block}.{name}.bias": values for name, values in _biases(shape, matrix).items()}
+    if shape.sinks:
+        found[f"{block}.attn_sinks.weight"] = matrix(1, N_HEAD)[0]
+    return found
+
+
+def _biases(shape: Shape, matrix: Matrix) -> dict[str, Array]:
+    k = matrix(N_HEAD_KV, shape.head_k)
+    half = shape.n_rot // 2
+    k[:, [half - 2, half - 1, 2 * half - 2, 2 * half - 1]] += shape.bias
+    return {"attn_q": matrix(1, N_HEAD * shape.head_k)[0], "attn_k": k.reshape(-1), "attn_v": matrix(1, N_HEAD_KV * shape.head_v)[0]}
 
 
 def _convolution(block: str, shape: Shape, matrix: Matrix) -> dict[str, Array]:

@@ -6,16 +6,18 @@ One log is real; in the others the lines are put into the log of a real run by h
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from measuring import MODEL, facts, log
 
-from turbo_gguf import guard, parse
+from turbo_gguf import cache_types, calibration, guard, parse
 from turbo_gguf.cache_types import parse_types
 from turbo_gguf.errors import SilentFallback, UsageError
 from turbo_gguf.parse import LogCut
-from turbo_gguf.records import CacheDecay, DecayCount, DecayShares, LogFacts
+from turbo_gguf.records import CacheDecay, CacheTypes, DecayCount, DecayShares, LogFacts
 
 SIZE = r"llama_kv_cache: size = .*"
 
@@ -296,6 +298,51 @@ def test_sliding_window_does_not_decay() -> None:
         guard.check_decayed(both, 1344)
 
 
+# --- calibration ----------------------------------------------------------------------------------------------------------
+
+
+def _calibrated(digest: str) -> str:
+    return f"0.00.039.692 I llama_turbo_cache: calibration {digest}: of 4 layers, K of 4 centered, K of 4 scaled, V of 4 scaled"
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> CacheTypes:
+    ones = np.ones((2, 128), np.float32)
+    made = calibration.Calibration("llama", "tiny", "0123abcd", 0, {0: calibration.LayerCalibration(ones, ones, None)})
+    return parse_types(f"turbo3 cal={calibration.write(made, tmp_path / 'a.gguf')}")
+
+
+def test_calibration_is_part_of_the_types(calibrated: CacheTypes) -> None:
+    name, _, digest = calibrated.calibration.partition("#")
+    assert re.fullmatch("[0-9a-f]{8}", digest)
+    assert parse_types(str(calibrated)) == calibrated
+    assert list(cache_types.options(calibrated))[-2:] == ["--cache-calibration", name]
+    with pytest.raises(UsageError, match="the file has changed"):
+        parse_types(f"turbo3 cal={name}#00000000")
+    with pytest.raises(UsageError, match="No such file"):
+        parse_types("turbo3 cal=/no/such/file.gguf")
+
+
+def test_the_log_tells_the_same_calibration(calibrated: CacheTypes) -> None:
+    digest = calibrated.calibration.partition("#")[2]
+
+    def logged(*lines: str) -> LogFacts:
+        return _facts(_cache("turbo3", *lines, k=3.5, v=3.5))
+
+    _check(logged(_calibrated(digest)), str(calibrated))
+    _check(logged(), "turbo3")
+    for lines, types, words in (
+        ((), str(calibrated), f"has no calibration; asked for was {digest}"),
+        ((_calibrated("00000000"),), str(calibrated), f"has 00000000 calibration; asked for was {digest}"),
+        ((_calibrated(digest),), "turbo3", f"has {digest} calibration; asked for was none"),
+    ):
+        with pytest.raises(SilentFallback, match=words):
+            _check(logged(*lines), types)
+
+
+# --------------------------------------------------------------------------------------------------------------------------
+
+
 def test_runs_without_settings_need_none_of_this() -> None:
     for name, types in (("kld-turbo4-turbo3", "turbo4/turbo3"), ("kld-q4_0", "q4_0")):
         found = parse.log_facts(log(name)[1])
@@ -308,7 +355,7 @@ def test_runs_without_settings_need_none_of_this() -> None:
 # --- the environment ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE", "TURBO_DECAY"])
+@pytest.mark.parametrize("name", guard._CACHE_SETTINGS)
 def test_settings_from_outside_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "")
     for prefixes in ((), (("GGML_", "TURBO_", "OMP_"),)):

@@ -97,7 +97,8 @@ def test_types_come_from_both_enums() -> None:
     ggml_h = (
         "enum other { A = 8 };\nenum ggml_type {\n  GGML_TYPE_F32     = 0,\n  // GGML_TYPE_Q4_2 = 4, removed\n  GGML_TYPE_COUNT = 43,\n};"
     )
-    assert resources.type_names(ggml_h, "GGML_TYPE_TURBO3_0 = 65,\n") == {0: "f32", 65: "turbo3"}
+    turbo_enum = "GGML_TYPE_TURBO3_0 = 65,\nGGML_TYPE_TURBO3_T = 68,\n"
+    assert resources.type_names(ggml_h, turbo_enum) == {0: "f32", 65: "turbo3", 68: "turbo3t"}
 
 
 @pytest.mark.parametrize(

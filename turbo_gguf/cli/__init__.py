@@ -18,6 +18,7 @@ from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError
 COMMANDS = {
     "ppl-gate": ("gate", "Measure what turbo KV caches cost in quality, and judge it against upstream's own types."),
     "bench": ("bench", "Measure prefill and decode speed against context depth."),
+    "calibrate": ("calibrate", "Write a calibration that lets a KV cache lose less."),
     "models": ("models", "Fetch, list and check model files."),
     "build": ("build", "Fetch, patch and compile llama.cpp."),
     "upstream": ("upstream", "List and fetch the llama.cpp snapshots that we work on."),

@@ -5,6 +5,7 @@
 #include "llama-arch.h"
 #include "llama-context.h"
 #include "llama-impl.h"
+#include "llama-io.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 
@@ -53,6 +54,7 @@ static std::vector<ggml_type> parse_side(const std::string & map,
 llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const llama_context_params & params) {
     std::string map_k;
     std::string map_v;
+    std::string file;
 
     const llama_turbo_layer_mode * mode = nullptr;
 
@@ -62,6 +64,7 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
         map_v     = env_text("TURBO_CACHE_TYPE_V_LAYERS");
         mode      = llama_turbo_parse_mode(env_text("TURBO_LAYER_ADAPTIVE"));
         res.decay = llama_turbo_parse_decay(env_text("TURBO_DECAY"));
+        file      = env_text("TURBO_CALIBRATION");
     }
     if (mode) {
         if (!map_k.empty() || !map_v.empty()) {
@@ -75,6 +78,10 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
     res.layers   = layers_with_kv(model);
     res.types_k  = parse_side(map_k, "K cache types by layer", res.layers.size(), params.type_k, mode != nullptr);
     res.types_v  = parse_side(map_v, "V cache types by layer", res.layers.size(), params.type_v, mode != nullptr);
+
+    if (!file.empty()) {
+        res.calibration = llama_turbo_load_calibration(file, model, res.layers);
+    }
 
     return res;
 }
@@ -93,7 +100,7 @@ std::pair<ggml_type, ggml_type> llama_turbo_cache::layer_types(std::shared_ptr<l
                                                                uint32_t                             il,
                                                                ggml_type                            type_k,
                                                                ggml_type                            type_v) {
-    if (!turbo && (settings_in_use.by_layer || settings_in_use.decay.cold > 0)) {
+    if (!turbo && (settings_in_use.by_layer || settings_in_use.decay.cold > 0 || settings_in_use.calibration)) {
         turbo = std::make_shared<llama_turbo_cache>(settings_in_use);
     }
     if (!turbo || !turbo->settings.by_layer) {
@@ -122,6 +129,13 @@ void llama_turbo_cache::init(llama_kv_cache & kv) {
     if (by_layer) {
         kv.turbo->log_layers(kv);
     }
+    if (kv.turbo && kv.turbo->settings.calibration) {
+        kv.turbo->init_calibration(kv);
+    }
+    if (kv.other && kv.other->turbo && kv.other->turbo->calibrated) {
+        kv.turbo = kv.turbo ? kv.turbo : std::make_shared<llama_turbo_cache>(llama_turbo_settings{});
+        kv.turbo->share_calibration(kv, *kv.other);
+    }
     if (kv.turbo && kv.turbo->settings.decay.cold > 0) {
         kv.turbo->init_decay(kv);
     }
@@ -148,6 +162,121 @@ void llama_turbo_cache::log_layers(const llama_kv_cache & kv) const {
                            llama_turbo_format_layers(ordinals, types).c_str(), n_bits / n_values);
         }
     }
+}
+
+//
+// calibration
+//
+
+void llama_turbo_cache::init_calibration(const llama_kv_cache & kv) {
+    std::vector<uint32_t> layers;
+    for (const auto & layer : kv.layers) {
+        layers.push_back(layer.il);
+    }
+    calibrated = std::make_shared<const llama_turbo_calibrated>(*settings.calibration, kv.model, layers);
+
+    size_t n_centered = 0;
+    size_t n_scaled_k = 0;
+    size_t n_scaled_v = 0;
+    for (const auto & [il, layer] : calibrated->layers()) {
+        calibrated_layers[il] = &layer;
+
+        n_centered += layer.k_mean != nullptr;
+        n_scaled_k += layer.k_scale != nullptr;
+        n_scaled_v += layer.v_scale != nullptr;
+    }
+    LLAMA_LOG_INFO(
+        "llama_turbo_cache: calibration %08x: of %zu layers, K of %zu centered, K of %zu scaled, V of %zu scaled\n",
+        calibrated->digest, layers.size(), n_centered, n_scaled_k, n_scaled_v);
+}
+
+void llama_turbo_cache::share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other) {
+    calibrated = other.turbo->calibrated;
+    for (const auto & layer : kv.layers) {
+        for (const auto & source : other.layers) {
+            const auto it = other.turbo->calibrated_layers.find(source.il);
+            if (source.k == layer.k && it != other.turbo->calibrated_layers.end()) {
+                calibrated_layers[layer.il] = it->second;
+            }
+        }
+    }
+}
+
+const llama_turbo_calibrated_layer * llama_turbo_cache::calibrated_layer(const llama_kv_cache_context & mctx,
+                                                                         int32_t                        il) {
+    const llama_kv_cache & kv = *mctx.kv;
+    if (!kv.turbo || kv.turbo->calibrated_layers.empty()) {
+        return nullptr;
+    }
+    const auto it = kv.turbo->calibrated_layers.find(kv.layers[kv.map_layer_ids.at(il)].il);
+
+    return it != kv.turbo->calibrated_layers.end() ? it->second : nullptr;
+}
+
+bool llama_turbo_cache::shifts(const llama_kv_cache & kv,
+                               uint32_t               il,
+                               const ggml_tensor *    cur,
+                               const ggml_tensor *    rot) {
+    const bool is_calibrated = kv.turbo && kv.turbo->calibrated_layers.count(il) > 0;
+
+    return is_calibrated || llama_turbo_shifts(cur, rot, /*is_mixed =*/kv.turbo != nullptr);
+}
+
+ggml_tensor * llama_turbo_cache::build_shift(const llama_kv_cache &                              kv,
+                                             uint32_t                                            il,
+                                             ggml_context *                                      ctx,
+                                             ggml_tensor *                                       cur,
+                                             ggml_tensor *                                       rot,
+                                             const std::function<ggml_tensor *(ggml_tensor *)> & rope) {
+    if (!kv.turbo || kv.turbo->calibrated_layers.count(il) == 0) {
+        return llama_turbo_build_shift(ctx, cur, rot, rope);
+    }
+    const llama_turbo_calibrated_layer & layer = *kv.turbo->calibrated_layers.at(il);
+
+    return llama_turbo_build_shift(ctx, cur, rot,
+                                   [&](ggml_tensor * k) { return layer.store_k(ctx, rope(layer.restore_k(ctx, k))); });
+}
+
+// In place of a number that is 0 or 1, followed by the calibration's digest.
+static constexpr uint32_t CALIBRATED_STATE = 0x4C414354;  // "TCAL"
+
+void llama_turbo_cache::write_state(const llama_kv_cache & kv, llama_io_write_i & io) {
+    if (kv.turbo && kv.turbo->calibrated) {
+        io.write(&CALIBRATED_STATE, sizeof(CALIBRATED_STATE));
+        io.write(&kv.turbo->calibrated->digest, sizeof(kv.turbo->calibrated->digest));
+    }
+}
+
+bool llama_turbo_cache::read_state(const llama_kv_cache & kv,
+                                   llama_io_read_i &      io,
+                                   uint32_t &             v_trans,
+                                   uint32_t &             n_layer) {
+    const bool is_state_calibrated = v_trans == CALIBRATED_STATE;
+    const bool is_cache_calibrated = kv.turbo && kv.turbo->calibrated;
+    if (!is_state_calibrated && !is_cache_calibrated) {
+        return true;
+    }
+
+    const char * hint =
+        "give the same --cache-calibration to the program that saves a state and to the one that loads it";
+    if (is_state_calibrated && !is_cache_calibrated) {
+        LLAMA_LOG_ERROR("%s: the state was saved with calibration %08x, this cache has none: %s\n", __func__, n_layer,
+                        hint);
+        return false;
+    }
+    if (!is_state_calibrated) {
+        LLAMA_LOG_ERROR("%s: the state was saved without a calibration, this cache has one: %s\n", __func__, hint);
+        return false;
+    }
+    if (n_layer != kv.turbo->calibrated->digest) {
+        LLAMA_LOG_ERROR("%s: the state was saved with calibration %08x, this cache has %08x: %s\n", __func__, n_layer,
+                        kv.turbo->calibrated->digest, hint);
+        return false;
+    }
+    io.read(&v_trans, sizeof(v_trans));
+    io.read(&n_layer, sizeof(n_layer));
+
+    return true;
 }
 
 //
@@ -190,39 +319,6 @@ llama_turbo_cache::~llama_turbo_cache() {
         LLAMA_LOG_INFO("llama_turbo_cache: decay: %" PRIu64 " passes, %" PRIu64 " cells of K, %" PRIu64 " cells of V\n",
                        n_passes, n_cells_k, n_cells_v);
     }
-}
-
-void llama_turbo_cache::update(llama_kv_cache & kv, llama_context * lctx) {
-    if (!kv.turbo) {
-        return;
-    }
-    kv.turbo->lctx = lctx;
-
-    for (llama_kv_cells & cells : kv.v_cells) {
-        for (uint32_t i = 0; cells.get_has_shift() && i < cells.turbo_decayed.size(); ++i) {
-            if (!cells.is_empty(i) && cells.get_shift(i) != 0) {
-                cells.turbo_decayed[i] &= ~DECAYED_K;
-            }
-        }
-    }
-}
-
-bool llama_turbo_cache::decay(llama_kv_cache & kv) {
-    if (!kv.turbo || (kv.turbo->decaying_k.empty() && kv.turbo->decaying_v.empty())) {
-        return true;
-    }
-    if (!kv.turbo->lctx) {
-        return true;  // training, which makes no updates
-    }
-
-    bool ok = true;
-    for (uint32_t s = 0; s < kv.n_stream; ++s) {
-        llama_kv_cells & cells = kv.v_cells[s];
-        cells.turbo_decayed.resize(cells.size(), 0);
-        ok = ok && kv.turbo->decay_stream(cells, s, cells.turbo_decayed);
-    }
-
-    return ok;
 }
 
 struct cold_sequence {
@@ -369,4 +465,57 @@ bool llama_turbo_cache::decay_stream(const llama_kv_cells & cells, uint32_t stre
     }
 
     return true;
+}
+
+bool llama_turbo_cache::decay(llama_kv_cache & kv) {
+    if (decaying_k.empty() && decaying_v.empty()) {
+        return true;
+    }
+    if (!lctx) {
+        return true;  // training, which makes no updates
+    }
+
+    bool ok = true;
+    for (uint32_t s = 0; s < kv.n_stream; ++s) {
+        llama_kv_cells & cells = kv.v_cells[s];
+        cells.turbo_decayed.resize(cells.size(), 0);
+        ok = ok && decay_stream(cells, s, cells.turbo_decayed);
+    }
+
+    return ok;
+}
+
+//
+// each batch
+//
+
+void llama_turbo_cache::update(llama_kv_cache & kv, llama_context * lctx) {
+    if (!kv.turbo) {
+        return;
+    }
+    kv.turbo->lctx = lctx;
+
+    for (llama_kv_cells & cells : kv.v_cells) {
+        for (uint32_t i = 0; cells.get_has_shift() && i < cells.turbo_decayed.size(); ++i) {
+            if (!cells.is_empty(i) && cells.get_shift(i) != 0) {
+                cells.turbo_decayed[i] &= ~DECAYED_K;
+            }
+        }
+    }
+}
+
+bool llama_turbo_cache::apply(llama_kv_cache & kv) {
+    if (!kv.turbo) {
+        return true;
+    }
+    for (const auto & [il, layer] : kv.turbo->calibrated_layers) {
+        if (!layer->is_built) {
+            LLAMA_LOG_ERROR(
+                "%s: layer %u of this model attends in a way that can't be calibrated: leave out its calibration\n",
+                __func__, il);
+            return false;
+        }
+    }
+
+    return kv.turbo->decay(kv);
 }

@@ -1,25 +1,33 @@
 #pragma once
 
+#include "llama-turbo-attn.h"
+#include "llama-turbo-calibration.h"
 #include "llama-turbo-layers.h"
 #include "llama-turbo.h"
 #include "llama.h"
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
 
 struct llama_model;
+class llama_io_read_i;
+class llama_io_write_i;
 class llama_kv_cache;
+class llama_kv_cache_context;
 class llama_kv_cells;
 
-// What is added to a KV cache of upstream: types by layer, and temporal decay.
+// What is added to a KV cache of upstream: types by layer, temporal decay, and calibration.
 //
 // The settings come from the environment (the options of the tools set these variables), and are read once when a context is made:
 //   TURBO_CACHE_TYPE_K_LAYERS, TURBO_CACHE_TYPE_V_LAYERS   maps, see llama-turbo-layers.h
 //   TURBO_LAYER_ADAPTIVE                                   a mode instead of maps
 //   TURBO_DECAY                                            shares of temporal decay
-// A context that belongs to another one (draft, MTP) has none of them.
+//   TURBO_CALIBRATION                                      file, see llama-turbo-calibration.h
+// A context that belongs to another one (draft, MTP) has none of them. Where it attends layers of the other's cache, it does so as the other.
 
 struct llama_turbo_settings {
     bool                   by_layer = false;  // a map or mode is set
@@ -28,6 +36,8 @@ struct llama_turbo_settings {
     std::vector<ggml_type> types_v;
 
     llama_turbo_decay_shares decay;
+
+    std::shared_ptr<const llama_turbo_calibration> calibration;  // nullptr: none
 };
 
 // Throws std::invalid_argument.
@@ -64,13 +74,34 @@ struct llama_turbo_cache {
     // Before a batch: pending shifts are about to be applied.
     static void update(llama_kv_cache & kv, llama_context * lctx);
 
-    // Before the tokens of a ubatch are stored. False: computing failed.
-    static bool decay(llama_kv_cache & kv);
+    // Before the tokens of a ubatch are stored. False: computing failed, or the graph does not attend a calibrated layer as it must.
+    static bool apply(llama_kv_cache & kv);
+
+    // K-shift: whether it is ours, and its graph; see llama-turbo.h. il: layer of the cache.
+    static bool shifts(const llama_kv_cache & kv, uint32_t il, const ggml_tensor * cur, const ggml_tensor * rot);
+    static ggml_tensor * build_shift(const llama_kv_cache &                              kv,
+                                     uint32_t                                            il,
+                                     ggml_context *                                      ctx,
+                                     ggml_tensor *                                       cur,
+                                     ggml_tensor *                                       rot,
+                                     const std::function<ggml_tensor *(ggml_tensor *)> & rope);
+
+    // Calibration of what a layer of the model attends, nullptr if it has none.
+    static const llama_turbo_calibrated_layer * calibrated_layer(const llama_kv_cache_context & mctx, int32_t il);
+
+    // Before and after the two numbers that a state has in front of K and V. A calibrated cache writes two others before them, so that its
+    // state and one of another calibration, or of none, exclude each other. False: refused, with the reason in the log.
+    static void write_state(const llama_kv_cache & kv, llama_io_write_i & io);
+    static bool read_state(const llama_kv_cache & kv, llama_io_read_i & io, uint32_t & v_trans, uint32_t & n_layer);
 
   private:
     const llama_turbo_settings settings;
 
-    llama_context * lctx = nullptr;  // of the last update
+    // of this cache, or of the one whose layers it shares
+    std::shared_ptr<const llama_turbo_calibrated>            calibrated;
+    std::map<uint32_t, const llama_turbo_calibrated_layer *> calibrated_layers;  // by number of the layer of this cache
+
+    llama_context * lctx = nullptr;                                              // of the last update
 
     // tensors that decay, [layer][stream]
     std::vector<std::vector<ggml_tensor *>> decaying_k;
@@ -82,6 +113,9 @@ struct llama_turbo_cache {
     uint64_t n_cells_v = 0;
 
     void log_layers(const llama_kv_cache & kv) const;
+    void init_calibration(const llama_kv_cache & kv);
+    void share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other);
     void init_decay(const llama_kv_cache & kv);
+    bool decay(llama_kv_cache & kv);
     bool decay_stream(const llama_kv_cells & cells, uint32_t stream, std::vector<uint8_t> & decayed);
 };

@@ -12,6 +12,8 @@
 #include <map>
 #include <set>
 
+constexpr uint32_t CALIBRATED_STATE = 0x4C414354;  // src/llama-turbo-cache.cpp
+
 // Rows of K or V of one layer and stream, one for each cell.
 struct saved_tensor {
     ggml_type type;
@@ -101,7 +103,12 @@ class state_reader {
             res.cells.push_back(cell);
         }
 
-        require(read<uint32_t>() == 0, "V is not transposed");
+        uint32_t v_trans = read<uint32_t>();
+        if (v_trans == CALIBRATED_STATE) {
+            read<uint32_t>();  // its digest
+            v_trans = read<uint32_t>();
+        }
+        require(v_trans == 0, "V is not transposed");
         const uint32_t n_layer = read<uint32_t>();
         for (std::vector<saved_tensor> * side : { &res.k, &res.v }) {
             for (uint32_t i = 0; i < n_layer; ++i) {

@@ -3,6 +3,12 @@
 llama_build(test-turbo-cache.cpp)
 llama_build(test-turbo-layers.cpp)
 llama_build(test-turbo-decay.cpp)
+llama_build(test-turbo-calibration.cpp)
 
 # Times of single ops, run by scripts/bench_gpu.py and scripts/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)
+
+# What Q, K and V look like, for turbo-gguf calibrate. Here and not among the tools, where it would need a hook.
+set(LLAMA_TEST_NAME llama-turbo-observe)
+llama_build(../tools/turbo-observe/turbo-observe.cpp)
+unset(LLAMA_TEST_NAME)

@@ -19,6 +19,12 @@ size_t ggml_type_size(ggml_type type) {
             return sizeof(block_turbo3_0);
         case GGML_TYPE_TURBO4_0:
             return sizeof(block_turbo4_0);
+        case GGML_TYPE_TURBO2_T:
+            return sizeof(block_turbo2_t);
+        case GGML_TYPE_TURBO3_T:
+            return sizeof(block_turbo3_t);
+        case GGML_TYPE_TURBO4_T:
+            return sizeof(block_turbo4_t);
         case GGML_TYPE_F16:
         case GGML_TYPE_BF16:
             return 2;

@@ -24,7 +24,7 @@ template <typename Function> const char * guarded(Function function) {
     }
 }
 
-// Calls function with the type as a constant: [&](auto type) { kernel<type>(...); }
+// Calls function with the scalar turbo type as a constant: [&](auto type) { kernel<type>(...); }
 template <typename Function> void for_turbo_type(int64_t type, Function function) {
     switch (type) {
         case GGML_TYPE_TURBO2_0:
@@ -33,6 +33,19 @@ template <typename Function> void for_turbo_type(int64_t type, Function function
             return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_0>());
         case GGML_TYPE_TURBO4_0:
             return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_0>());
+        default:
+            throw std::invalid_argument("type " + std::to_string(type));
+    }
+}
+
+template <typename Function> void for_trellis_type(int64_t type, Function function) {
+    switch (type) {
+        case GGML_TYPE_TURBO2_T:
+            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO2_T>());
+        case GGML_TYPE_TURBO3_T:
+            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_T>());
+        case GGML_TYPE_TURBO4_T:
+            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_T>());
         default:
             throw std::invalid_argument("type " + std::to_string(type));
     }

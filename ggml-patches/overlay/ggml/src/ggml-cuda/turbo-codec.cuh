@@ -42,6 +42,11 @@ static constexpr TURBO_HOST_DEVICE uint32_t turbo_pack4(int b0, int b1, int b2, 
     return (b0 & 0xffu) | (b1 & 0xffu) << 8 | (b2 & 0xffu) << 16 | (b3 & 0xffu) << 24;
 }
 
+// Values of a block
+static constexpr TURBO_HOST_DEVICE int turbo_block_values(ggml_type type) {
+    return type >= GGML_TYPE_TURBO2_T && type < GGML_TYPE_TURBO_COUNT ? QK_TRELLIS : QK_TURBO;
+}
+
 // words: of a block, after d. magnitudes: half of the codebook.
 template <ggml_type type> struct turbo_traits;
 
@@ -131,6 +136,21 @@ static TURBO_DEVICE uint32_t turbo_merge(uint32_t a, uint32_t b, uint32_t high) 
 #else
     return turbo_permute(a, b, high | 0x03020100u);
 #endif
+}
+
+//
+// lanes
+//
+
+// 32 lanes see what they have stored in shared memory so far.
+static TURBO_DEVICE void turbo_syncwarp() {
+#if defined(__HIP_DEVICE_COMPILE__)
+    // lanes run in step, only the compiler must not move shared memory accesses
+    __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+#elif !defined(__HIP__)
+    __syncwarp();
+#endif  // defined(__HIP_DEVICE_COMPILE__)
 }
 
 //

@@ -11,6 +11,12 @@ turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo3(const ggml_type type_v) {
             return turbo_fattn_decode<GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO2_0>;
         case GGML_TYPE_TURBO4_0:
             return turbo_fattn_decode<GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0>;
+        case GGML_TYPE_TURBO2_T:
+            return turbo_fattn_decode<GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO2_T>;
+        case GGML_TYPE_TURBO3_T:
+            return turbo_fattn_decode<GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO3_T>;
+        case GGML_TYPE_TURBO4_T:
+            return turbo_fattn_decode<GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_T>;
         case GGML_TYPE_Q8_0:
             return turbo_fattn_decode<GGML_TYPE_TURBO3_0, GGML_TYPE_Q8_0>;
         case GGML_TYPE_F16:

@@ -294,7 +294,7 @@ static __device__ __forceinline__ void turbo_decode_tiles(turbo_decode_warp<DK, 
         for (int is = 0; is < shape::n_subs; ++is) {
             stream.take_V(key0, is);
             if constexpr (shape::packed_V) {
-                warp.decode_values(raw + is % shape::load_subs * TURBO_WARP * shape::seg_V::words, tile);
+                warp.decode_values(raw + is % shape::load_subs * shape::sub_words, tile);
                 turbo_syncwarp();
             }
             warp.add_values(tile, prob + is * shape::sub_keys * n_cols);
@@ -339,11 +339,13 @@ turbo_fattn_decode_kernel(const turbo_fattn_args a) {
 
     // whole tiles first, then the last, if it is not whole
     const int step    = gridDim.y * TURBO_DECODE_WARPS;
-    const int n_full  = a.aligned ? a.n_kv / TURBO_TILE : 0;
+    const int n_full  = shape::alignable && a.aligned ? a.n_kv / TURBO_TILE : 0;
     const int n_tiles = (a.n_kv + TURBO_TILE - 1) / TURBO_TILE;
 
     const int it = turbo_uniform(blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y);
-    turbo_decode_tiles<true>(warp, a, K, V, cols, Q, Q_d, raw, it, step, n_full);
+    if constexpr (shape::alignable) {
+        turbo_decode_tiles<true>(warp, a, K, V, cols, Q, Q_d, raw, it, step, n_full);
+    }
     if (n_full < n_tiles) {
         const int it_rest = it >= n_full ? it : it + (n_full - it + step - 1) / step * step;
         turbo_decode_tiles<false>(warp, a, K, V, cols, Q, Q_d, raw, it_rest, step, n_tiles);

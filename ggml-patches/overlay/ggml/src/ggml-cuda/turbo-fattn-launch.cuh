@@ -59,10 +59,12 @@ template <ggml_type type_K, ggml_type type_V>
 static void turbo_fattn_decode(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const turbo_fattn_args args) {
     const int DK = dst->src[0]->ne[0];
     const int DV = dst->ne[0];
-#define TURBO_HEAD_SIZE(K, V)                                             \
-    if (DK == K && DV == V) {                                             \
-        turbo_fattn_decode_columns<K, V, type_K, type_V>(ctx, dst, args); \
-        return;                                                           \
+#define TURBO_HEAD_SIZE(K, V)                                                                   \
+    if constexpr (K % turbo_block_values(type_K) == 0 && V % turbo_block_values(type_V) == 0) { \
+        if (DK == K && DV == V) {                                                               \
+            turbo_fattn_decode_columns<K, V, type_K, type_V>(ctx, dst, args);                   \
+            return;                                                                             \
+        }                                                                                       \
     }
     TURBO_HEAD_SIZE(64, 64)
     TURBO_HEAD_SIZE(96, 96)

@@ -11,5 +11,8 @@ typedef void (*turbo_fattn_decode_t)(ggml_backend_cuda_context & ctx, const ggml
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo2(ggml_type type_v);
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo3(ggml_type type_v);
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo4(ggml_type type_v);
+turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo2t(ggml_type type_v);
+turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo3t(ggml_type type_v);
+turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo4t(ggml_type type_v);
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_q8_0(ggml_type type_v);
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_f16(ggml_type type_v);

@@ -2,24 +2,15 @@
 
 // How a warp brings a tile of packed cache rows into shared memory, and how its lanes read blocks from there.
 //
-// A row is cut into segments of two blocks (64 values; three blocks for head size 96, which is one segment): what one lane decodes at
-// a time. Blocks are 2 bytes off the 4-byte grid in turns, pairs of them are not, and the words of a pair are an odd number (turbo2 5,
-// turbo3 7, turbo4 9, q8_0 17). So segments that lie one after the other in shared memory are read by 32 lanes without bank conflicts.
+// A row is cut into segments of two blocks; of three or one where the blocks of a row are an odd number, which are one segment then (head
+// size 96; of trellis types, whose blocks have 64 values, also 64, 192 and 576). Blocks are 2 bytes off the 4-byte grid in turns, pairs of
+// them are not, and the words of a pair are an odd number (turbo2 5, turbo3 7, turbo4 9, q8_0 17; turbo2t 9, turbo3t 13, turbo4t 17). So
+// segments that lie one after the other in shared memory are read by 32 lanes without bank conflicts.
 // Global memory is read along the rows, in vectors as wide as the segments allow.
 
 #include "turbo-fattn.cuh"
 
 static constexpr int TURBO_WARP = 32;  // lanes that work together; two such groups share a wave of 64
-
-static __device__ __forceinline__ void turbo_syncwarp() {
-#if defined(__HIP_DEVICE_COMPILE__)
-    // lanes run in step, only the compiler must not move shared memory accesses
-    __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront");
-    __builtin_amdgcn_wave_barrier();
-#elif !defined(__HIP__)
-    __syncwarp();
-#endif  // defined(__HIP_DEVICE_COMPILE__)
-}
 
 // The same value in all lanes of a wave, told to the compiler where waves have 32 lanes.
 static __device__ __forceinline__ int turbo_uniform(const int x) {
@@ -42,19 +33,37 @@ template <ggml_type type>
 static constexpr int turbo_block_bytes = type == GGML_TYPE_TURBO2_0 ? (int) sizeof(block_turbo2_0) :
                                          type == GGML_TYPE_TURBO3_0 ? (int) sizeof(block_turbo3_0) :
                                          type == GGML_TYPE_TURBO4_0 ? (int) sizeof(block_turbo4_0) :
+                                         type == GGML_TYPE_TURBO2_T ? (int) sizeof(block_turbo2_t) :
+                                         type == GGML_TYPE_TURBO3_T ? (int) sizeof(block_turbo3_t) :
+                                         type == GGML_TYPE_TURBO4_T ? (int) sizeof(block_turbo4_t) :
                                                                       (int) sizeof(block_q8_0);
 
-// Segments of a row of D values.
+// Segments of a row of D values, and groups: 32 values, which are decoded together.
 template <ggml_type type, int D> struct turbo_segments {
-    static constexpr int blocks = D % 64 == 0 ? 2 : 3;
-    static constexpr int n      = D / (32 * blocks);
-    static constexpr int bytes  = blocks * turbo_block_bytes<type>;
-    static constexpr int words  = (bytes + 3) / 4 | 1;  // in shared memory
+    static constexpr int block_groups = turbo_block_values(type) / 32;
+    static constexpr int row_blocks   = D / (32 * block_groups);
+    static constexpr int blocks       = row_blocks % 2 == 0 ? 2 : row_blocks % 3 == 0 ? 3 : 1;
+    static constexpr int groups       = blocks * block_groups;
+    static constexpr int n            = row_blocks / blocks;
+    static constexpr int bytes        = blocks * turbo_block_bytes<type>;
+    static constexpr int words        = (bytes + 3) / 4 | 1;  // in shared memory
 
-    static_assert(D % (32 * blocks) == 0, "head size is not a whole number of segments");
+    static_assert(D % (32 * groups) == 0, "head size is not a whole number of segments");
 };
 
-// Which value of its block stands in byte j of word i, once decoded.
+// Parts of a row of V, one for each lane that decodes: two groups, which is a segment or one of its blocks; the three of head size 96.
+template <ggml_type type, int D> struct turbo_parts {
+    using segments = turbo_segments<type, D>;
+
+    static constexpr int groups     = D % 64 == 0 ? 2 : 3;
+    static constexpr int n          = D / (32 * groups);
+    static constexpr int blocks     = groups / segments::block_groups;
+    static constexpr int of_segment = segments::blocks / blocks;
+
+    static_assert(of_segment * blocks == segments::blocks && n == of_segment * segments::n, "parts of segments");
+};
+
+// Which value of its group stands in byte j of word i, once decoded.
 template <ggml_type type> static __host__ __device__ constexpr int turbo_fattn_order(const int i, const int j) {
     if constexpr (type == GGML_TYPE_Q8_0) {
         return 4 * i + j;
@@ -63,40 +72,40 @@ template <ggml_type type> static __host__ __device__ constexpr int turbo_fattn_o
     }
 }
 
-// Decodes block b of a segment: 32 int8 in 8 words; returns their scale. b must be known to the compiler.
+// Block b of a segment: returns the 2 bytes before its words. Not a branch: b may differ between lanes.
 template <ggml_type type>
-static __device__ __forceinline__ half turbo_fattn_decode(const uint32_t * segment, const int b, int32_t (&w)[8]) {
+static __device__ __forceinline__ uint32_t turbo_fattn_words(const uint32_t * segment,
+                                                             const int        b,
+                                                             uint32_t (&q)[turbo_block_bytes<type> / 4]) {
     constexpr int bytes = turbo_block_bytes<type>;
-    constexpr int n     = (bytes - 2) / 4;
 
-    uint32_t q[n];
-    uint32_t d;
-
-    const int i0 = b * bytes / 4;
-    if (b * bytes % 4 == 0) {
-        d = segment[i0] & 0xffff;
+    const uint32_t * first    = segment + b * bytes / 4;
+    const bool       is_whole = b * bytes % 4 == 0;  // else it begins in the middle of a word
 #pragma unroll
-        for (int i = 0; i < n; ++i) {
-            q[i] = segment[i0 + i] >> 16 | segment[i0 + i + 1] << 16;
-        }
-    } else {
-        d = segment[i0] >> 16;
-#pragma unroll
-        for (int i = 0; i < n; ++i) {
-            q[i] = segment[i0 + 1 + i];
-        }
+    for (int i = 0; i < bytes / 4; ++i) {
+        q[i] = is_whole ? first[i] >> 16 | first[i + 1] << 16 : first[i + 1];
     }
+    return is_whole ? first[0] & 0xffff : first[0] >> 16;
+}
 
+// Decodes group g of block b of a segment: 32 int8 in 8 words; returns their scale. g must be known to the compiler.
+template <ggml_type type>
+static __device__ __forceinline__ half
+turbo_fattn_decode(const uint32_t * segment, const int b, const int g, int32_t (&w)[8]) {
+    uint32_t       q[turbo_block_bytes<type> / 4];
+    const uint32_t head = turbo_fattn_words<type>(segment, b, q);
     if constexpr (type == GGML_TYPE_Q8_0) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             w[i] = q[i];
         }
+    } else if constexpr (turbo_is_trellis<type>) {
+        turbo_decode_trellis_half<type>(q, head >> 8, g, w);
+        return __float2half(turbo_trellis_scale(head & 0xff) * (1.0f / TURBO_T_LEVEL_STEPS));
     } else {
         turbo_decode_block<type>(q, w);
     }
-
-    return __ushort_as_half((unsigned short) d);
+    return __ushort_as_half((unsigned short) head);
 }
 
 // Moves n_rows pieces of rows, each n_seg segments long, into shared memory: loads them into registers, so that they are under way
@@ -105,9 +114,9 @@ static __device__ __forceinline__ half turbo_fattn_decode(const uint32_t * segme
 template <ggml_type type, int D, int n_rows, int n_seg, bool by_segment> struct turbo_tile_loader {
     using segments = turbo_segments<type, D>;
 
-    static constexpr int bytes = n_seg * segments::bytes;                                          // of a piece
-    static constexpr int width = D % 64 != 0 ? 2 : bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;  // of a vector
-    static constexpr int lanes = bytes / width;                                                    // for a piece
+    static constexpr int bytes = n_seg * segments::bytes;                                             // of a piece
+    static constexpr int width = bytes % 4 != 0 ? 2 : bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;  // of a vector
+    static constexpr int lanes = bytes / width;                                                       // for a piece
 
     static constexpr int rows_per_pass = lanes <= TURBO_WARP ? TURBO_WARP / lanes : 1;
     static constexpr int n_passes      = (n_rows + rows_per_pass - 1) / rows_per_pass;

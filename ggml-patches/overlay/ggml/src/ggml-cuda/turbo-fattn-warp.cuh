@@ -24,19 +24,24 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     using seg_K = turbo_segments<packed_K ? type_K : GGML_TYPE_Q8_0, DK>;
     using seg_V = turbo_segments<packed_V ? type_V : GGML_TYPE_Q8_0, DV>;
+    using parts = turbo_parts<packed_V ? type_V : GGML_TYPE_Q8_0, DV>;
 
     // K comes in pieces of rows
     static constexpr int piece_segs = seg_K::n % 2 == 0 ? 2 : 1;
     static constexpr int n_pieces   = seg_K::n / piece_segs;
     static constexpr int f16_piece  = DK % 64 == 0 ? 64 : 32;  // values
 
-    // V comes in rows, of which a subtile is decoded at a time: one segment by each lane
-    static constexpr int sub_keys  = TURBO_WARP / seg_V::n;
+    // V comes in rows, of which a subtile is decoded at a time: one part by each lane
+    static constexpr int sub_keys  = TURBO_WARP / parts::n;
+    static constexpr int sub_words = sub_keys * seg_V::n * seg_V::words;
     static constexpr int n_subs    = TURBO_TILE / sub_keys;
     static constexpr int load_subs = n_subs == 2 ? 2 : 1;  // subtiles that are loaded together
 
     using loader_K = turbo_tile_loader<packed_K ? type_K : GGML_TYPE_Q8_0, DK, TURBO_TILE, piece_segs, true>;
     using loader_V = turbo_tile_loader<packed_V ? type_V : GGML_TYPE_Q8_0, DV, sub_keys * load_subs, seg_V::n, false>;
+
+    // rows can be aligned for vectors
+    static constexpr bool alignable = (!packed_K || loader_K::width > 2) && (!packed_V || loader_V::width > 2);
 
     static constexpr bool prefetch_K = packed_K && loader_K::prefetch;
     static constexpr bool prefetch_V = packed_V && loader_V::prefetch;
@@ -51,8 +56,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     // 4-byte words of shared memory
     static constexpr int max(const int a, const int b) { return a > b ? a : b; }
 
-    static constexpr int raw_words = max(packed_K ? TURBO_TILE * piece_segs * seg_K::words : 0,
-                                         packed_V ? TURBO_WARP * load_subs * seg_V::words : 0);
+    static constexpr int raw_words =
+        max(packed_K ? TURBO_TILE * piece_segs * seg_K::words : 0, packed_V ? load_subs * sub_words : 0);
     static constexpr int f16_words =
         max(chunks * chunk_stride * 4, packed_K ? 0 : f16_piece / 8 * (TURBO_TILE + 1) * 4);
     static constexpr int prob_words = TURBO_TILE * n_cols / 2;
@@ -60,7 +65,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int warp_words = (max(raw_words + f16_words + prob_words, n_cols * DV) + 3) / 4 * 4;
     static constexpr int q_words    = packed_K ? n_cols * DK / 4 : n_cols * DK / 2;
 
-    static_assert(seg_V::n * sub_keys == TURBO_WARP && chunks % 4 == 0, "V head size");
+    static_assert(parts::n * sub_keys == TURBO_WARP && chunks % 4 == 0, "V head size");
 };
 
 // What the scores of a column need, the same for all keys.
@@ -185,11 +190,12 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 #pragma unroll 1
         for (int is = 0; is < shape::piece_segs; ++is) {
 #pragma unroll
-            for (int ib = 0; ib < seg::blocks; ++ib) {
-                int32_t     w[8];
-                const float d =
-                    __half2float(turbo_fattn_decode<type_K>(raw + (is * TURBO_TILE + threadIdx.x) * seg::words, ib, w));
-                const int           b = (ip * shape::piece_segs + is) * seg::blocks + ib;
+            for (int ig = 0; ig < seg::groups; ++ig) {
+                int32_t          w[8];
+                const uint32_t * segment = raw + (is * TURBO_TILE + threadIdx.x) * seg::words;
+                const float      d       = __half2float(
+                    turbo_fattn_decode<type_K>(segment, ig / seg::block_groups, ig % seg::block_groups, w));
+                const int           b = (ip * shape::piece_segs + is) * seg::groups + ig;
                 __align__(16) float Q_db[n_cols];
                 turbo_copy<n_cols * sizeof(float)>(Q_db, Q_d + b * n_cols);
 #pragma unroll
@@ -295,16 +301,19 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
     }
 
-    // Decodes one segment of a subtile of V into shared memory.
+    // Decodes one part of a subtile of V into shared memory.
     static __device__ __forceinline__ void decode_values(const uint32_t * raw, half2 * tile) {
-        using seg = typename shape::seg_V;
+        using seg   = typename shape::seg_V;
+        using parts = typename shape::parts;
 
-        const int key = threadIdx.x % shape::sub_keys;
-        const int is  = threadIdx.x / shape::sub_keys;
+        const int        key     = threadIdx.x % shape::sub_keys;
+        const int        part    = threadIdx.x / shape::sub_keys;
+        const uint32_t * segment = raw + (key * seg::n + part / parts::of_segment) * seg::words;
 #pragma unroll
-        for (int ib = 0; ib < seg::blocks; ++ib) {
+        for (int ig = 0; ig < parts::groups; ++ig) {
             int32_t     w[8];
-            const half  d  = turbo_fattn_decode<type_V>(raw + (key * seg::n + is) * seg::words, ib, w);
+            const int   b  = part % parts::of_segment * parts::blocks + ig / seg::block_groups;
+            const half  d  = turbo_fattn_decode<type_V>(segment, b, ig % seg::block_groups, w);
             const half2 d2 = __half2half2(d);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -315,7 +324,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 for (int j = 0; j < 4; ++j) {
                     v[j] = v[j] * d2;
                 }
-                const int chunk = (is * seg::blocks + ib) * 4 + i;
+                const int chunk = (part * parts::groups + ig) * 4 + i;
                 ggml_cuda_memcpy_1<16>(tile + (chunk * shape::chunk_stride + key) * 4, v);
                 turbo_sched_fence();
             }

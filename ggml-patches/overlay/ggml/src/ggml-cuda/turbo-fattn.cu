@@ -23,6 +23,10 @@ static bool turbo_is_head_size(const int64_t DK, const int64_t DV) {
                        DK == DV && (DK == 64 || DK == 96 || DK == 128 || DK == 256 || DK == 512);
 }
 
+static bool turbo_has_whole_blocks(const ggml_tensor * t) {
+    return t->ne[0] % ggml_blck_size(t->type) == 0;
+}
+
 static turbo_fattn_decode_t turbo_decode_kernel(const ggml_type type_k, const ggml_type type_v) {
     switch (type_k) {
         case GGML_TYPE_TURBO2_0:
@@ -31,6 +35,12 @@ static turbo_fattn_decode_t turbo_decode_kernel(const ggml_type type_k, const gg
             return ggml_cuda_turbo_decode_k_turbo3(type_v);
         case GGML_TYPE_TURBO4_0:
             return ggml_cuda_turbo_decode_k_turbo4(type_v);
+        case GGML_TYPE_TURBO2_T:
+            return ggml_cuda_turbo_decode_k_turbo2t(type_v);
+        case GGML_TYPE_TURBO3_T:
+            return ggml_cuda_turbo_decode_k_turbo3t(type_v);
+        case GGML_TYPE_TURBO4_T:
+            return ggml_cuda_turbo_decode_k_turbo4t(type_v);
         case GGML_TYPE_Q8_0:
             return ggml_cuda_turbo_decode_k_q8_0(type_v);
         case GGML_TYPE_F16:
@@ -57,9 +67,10 @@ bool ggml_cuda_turbo_flash_attn_supported(const int device, const ggml_tensor * 
     memcpy(&softcap, (const float *) dst->op_params + 2, sizeof(float));
 
     return Q->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 && turbo_is_head_size(K->ne[0], V->ne[0]) &&
-           turbo_to_f16_supported(K->type) && turbo_to_f16_supported(V->type) && Q->nb[0] == sizeof(float) &&
-           K->nb[0] == ggml_type_size(K->type) && V->nb[0] == ggml_type_size(V->type) && Q->ne[2] % K->ne[2] == 0 &&
-           K->ne[2] == V->ne[2] && K->ne[3] == Q->ne[3] && V->ne[3] == Q->ne[3] &&
+           turbo_has_whole_blocks(K) && turbo_has_whole_blocks(V) && turbo_to_f16_supported(K->type) &&
+           turbo_to_f16_supported(V->type) && Q->nb[0] == sizeof(float) && K->nb[0] == ggml_type_size(K->type) &&
+           V->nb[0] == ggml_type_size(V->type) && Q->ne[2] % K->ne[2] == 0 && K->ne[2] == V->ne[2] &&
+           K->ne[3] == Q->ne[3] && V->ne[3] == Q->ne[3] &&
            (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1)) && (softcap == 0.0f || V->ne[0] >= 128);
 #else
     GGML_UNUSED(dst);
@@ -73,10 +84,11 @@ bool ggml_cuda_turbo_flash_attn_supported(const int device, const ggml_tensor * 
 
 static bool turbo_is_aligned(const ggml_tensor * t) {
     // the widest vector that divides the segments of a head, see turbo_tile_loader
-    const size_t head  = t->ne[0] / ggml_blck_size(t->type) * ggml_type_size(t->type);
-    const size_t width = t->type == GGML_TYPE_F16 || head % 16 == 0 ? 16 : head % 8 == 0 ? 8 : 4;
-    return t->ne[0] % 64 == 0 && (uintptr_t) t->data % width == 0 && t->nb[1] % width == 0 && t->nb[2] % width == 0 &&
-           t->nb[3] % width == 0;
+    const size_t  head    = t->ne[0] / ggml_blck_size(t->type) * ggml_type_size(t->type);
+    const size_t  width   = t->type == GGML_TYPE_F16 || head % 16 == 0 ? 16 : head % 8 == 0 ? 8 : 4;
+    const int64_t segment = std::max<int64_t>(2 * ggml_blck_size(t->type), 64);
+    return t->ne[0] % segment == 0 && (uintptr_t) t->data % width == 0 && t->nb[1] % width == 0 &&
+           t->nb[2] % width == 0 && t->nb[3] % width == 0;
 }
 
 static turbo_fattn_args turbo_decode_args(const ggml_tensor * dst) {

@@ -3,7 +3,7 @@
 // Flash attention over packed caches: the operands of the decode kernel.
 
 #include "common.cuh"
-#include "turbo-codec.cuh"
+#include "turbo-trellis.cuh"
 
 // Operands of one attention op; strides in bytes. Heads of a group share a KV head: head = kv_head * gqa_ratio + i.
 struct turbo_fattn_args {

@@ -1,111 +1,13 @@
-#include "turbo-codec.cuh"
 #include "turbo-launch.cuh"
 #include "turbo-ops.cuh"
+#include "turbo-trellis-encode.cuh"
+#include "turbo-view.cuh"
 #include "turbo.cuh"
 
 // All kernels here count the blocks of one tensor and find the place of each in both tensors: either indices name the rows of the other
 // one (SET_ROWS, GET_ROWS), or it has as many blocks in the same order (CPY, conversions). Decay works on the blocks of one tensor.
 
 #define TURBO_OPS_THREADS 128
-
-//
-// places
-//
-
-// Block i0 of row i1 of matrix i2, i3.
-struct turbo_place {
-    uint32_t i0, i1, i2, i3;
-};
-
-// A tensor in blocks of QK_TURBO values. value: distance of two values of a block in bytes, if they are floats.
-struct turbo_view {
-    uint3   ne0, ne1, ne2;  // for fast_div_modulo
-    int64_t nb0, nb1, nb2, nb3;
-    int64_t value;
-
-    __device__ __forceinline__ turbo_place place(uint32_t i_block) const {
-        const uint2 row    = fast_div_modulo(i_block, ne0);
-        const uint2 matrix = fast_div_modulo(row.x, ne1);
-        const uint2 outer  = fast_div_modulo(matrix.x, ne2);
-        return { row.y, matrix.y, outer.y, outer.x };
-    }
-
-    __device__ __forceinline__ int64_t offset(const turbo_place & p) const {
-        return p.i0 * nb0 + p.i1 * nb1 + p.i2 * nb2 + p.i3 * nb3;
-    }
-};
-
-// Rows by index. The tensor of indices is repeated over dimensions 2 and 3.
-struct turbo_by_index {
-    const char * indices;
-    bool         is_i64;
-    uint3        ne1, ne2;
-    int64_t      nb0, nb1, nb2;
-
-    __device__ __forceinline__ turbo_place place(const turbo_view &, uint32_t, const turbo_place & p) const {
-        const char * index = indices + p.i1 * nb0 + fastmodulo(p.i2, ne1) * nb1 + fastmodulo(p.i3, ne2) * nb2;
-        return { p.i0, is_i64 ? (uint32_t) * (const int64_t *) index : *(const uint32_t *) index, p.i2, p.i3 };
-    }
-};
-
-// The same block, counted in the other shape.
-struct turbo_in_order {
-    __device__ __forceinline__ turbo_place place(const turbo_view & other,
-                                                 uint32_t           i_block,
-                                                 const turbo_place &) const {
-        return other.place(i_block);
-    }
-};
-
-//
-// floats
-//
-
-static __device__ __forceinline__ float turbo_read(const float * x) {
-    return *x;
-}
-
-static __device__ __forceinline__ float turbo_read(const half * x) {
-    return __half2float(*x);
-}
-
-static __device__ __forceinline__ float turbo_read(const nv_bfloat16 * x) {
-    return __bfloat162float(*x);
-}
-
-static __device__ __forceinline__ void turbo_write(float * y, float x) {
-    *y = x;
-}
-
-static __device__ __forceinline__ void turbo_write(half * y, float x) {
-    *y = __float2half(x);
-}
-
-static __device__ __forceinline__ void turbo_write(nv_bfloat16 * y, float x) {
-    *y = __float2bfloat16(x);
-}
-
-template <typename T> struct alignas(4 * sizeof(T)) turbo_four {
-    T v[4];
-};
-
-// Four values, value bytes apart, or as one where they are neighbours and aligned.
-template <typename T>
-static __device__ __forceinline__ void turbo_write4(char * y, int64_t value, bool as_one, const float x[4]) {
-    turbo_four<T> four;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        turbo_write(four.v + i, x[i]);
-    }
-    if (as_one) {
-        *(turbo_four<T> *) y = four;
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        *(T *) (y + i * value) = four.v[i];
-    }
-}
 
 //
 // kernels
@@ -137,6 +39,39 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize(const
     turbo_encode_block<type>(x, scale, lane, store, (typename turbo_traits<type>::block *) dst);
 }
 
+// The same for trellis types: sixteen lanes.
+template <ggml_type type, typename src_t, typename other_t>
+static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize_trellis(const char *     src,
+                                                                                   char *           dst,
+                                                                                   const turbo_view src_view,
+                                                                                   const turbo_view dst_view,
+                                                                                   const other_t    other,
+                                                                                   const uint32_t   n_blocks) {
+    constexpr int                               blocks = TURBO_OPS_THREADS / TURBO_T_LANES;
+    __shared__ turbo_trellis_scratch            scratch[blocks];
+    __align__(16) __shared__ turbo_shared_costs costs;
+
+    turbo_load_costs<type>(costs, threadIdx.x, TURBO_OPS_THREADS);
+    __syncthreads();
+
+    const uint32_t i_block = blockIdx.x * blocks + threadIdx.x / TURBO_T_LANES;
+    const int      lane    = threadIdx.x % TURBO_T_LANES;
+    const bool     store   = i_block < n_blocks;
+
+    float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    if (store) {
+        const turbo_place from  = src_view.place(i_block);
+        const char *      first = src + src_view.offset(from) + (32 * (lane / 8) + lane % 8) * src_view.value;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            x[i] = turbo_read((const src_t *) (first + 8 * i * src_view.value));
+        }
+        dst += dst_view.offset(other.place(dst_view, i_block, from));
+    }
+    turbo_encode_trellis<type>(x, lane, store, costs, scratch[threadIdx.x / TURBO_T_LANES],
+                               (typename turbo_traits<type>::block *) dst);
+}
+
 // Blocks are aligned to 2 bytes only.
 static __device__ __forceinline__ uint32_t turbo_load_word(const uint8_t * p) {
     const uint16_t * h = (const uint16_t *) p;
@@ -151,7 +86,30 @@ template <typename block_t> static __device__ __forceinline__ uint32_t turbo_loa
     return 0;
 }
 
-// From a turbo type: four lanes per block, one for each quarter, counted in dst.
+// Two words of a block, and their scale. part: a quarter of the block, or of one of its halves.
+template <ggml_type type>
+static __device__ __forceinline__ float turbo_load_part(const typename turbo_traits<type>::block * block,
+                                                        int                                        part,
+                                                        int32_t                                    w[2]) {
+    const int quarter = part % 4;
+    if constexpr (turbo_is_trellis<type>) {
+        const int       half  = part / 4;
+        const uint8_t * words = (const uint8_t *) block + 2;
+        const auto      load  = [words](int i) {
+            return turbo_load_word(words + 4 * i);
+        };
+        turbo_decode_trellis_quarter<type>(turbo_read_half(load(half), load(1 - half), block->selectors >> 4 * half),
+                                           load(turbo_low_word<type>(half, quarter)), load(turbo_high_word<type>(half)),
+                                           quarter, w);
+        return turbo_trellis_scale(block->d) * (1.0f / TURBO_T_LEVEL_STEPS);
+    } else {
+        turbo_decode_quarter<type>(turbo_load_word(block->qs + 4 * turbo_quarter_qs<type>(quarter)),
+                                   turbo_load_signs(block), quarter, w);
+        return __half2float(block->d);
+    }
+}
+
+// From a turbo type: a lane for each part of a block, counted in dst.
 template <ggml_type type, typename dst_t, typename other_t>
 static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(const char *     src,
                                                                              char *           dst,
@@ -160,8 +118,9 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(con
                                                                              const other_t    other,
                                                                              const uint32_t   n_blocks,
                                                                              const bool       as_one) {
-    const uint32_t i_block = blockIdx.x * (TURBO_OPS_THREADS / 4) + threadIdx.x / 4;
-    const int      quarter = threadIdx.x % 4;
+    constexpr int  parts   = turbo_block_values(type) / 8;
+    const uint32_t i_block = blockIdx.x * (TURBO_OPS_THREADS / parts) + threadIdx.x / parts;
+    const int      part    = threadIdx.x % parts;
     if (i_block >= n_blocks) {
         return;
     }
@@ -169,19 +128,16 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(con
     const auto *      block =
         (const typename turbo_traits<type>::block *) (src + src_view.offset(other.place(src_view, i_block, to)));
 
-    int32_t w[2];
-    turbo_decode_quarter<type>(turbo_load_word(block->qs + 4 * turbo_quarter_qs<type>(quarter)),
-                               turbo_load_signs(block), quarter, w);
-
-    const float d = __half2float(block->d);
-    float       x[2][4];  // values 4 quarter .. and 16 + 4 quarter ..
+    int32_t     w[2];
+    const float d = turbo_load_part<type>(block, part, w);
+    float       x[2][4];  // values 4 quarter .. and 16 + 4 quarter .. of 32
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const int value           = turbo_value_order(turbo_quarter_word(0, i / 4), i % 4);
         x[value / 16][value % 16] = d * (float) (int8_t) (w[i / 4] >> 8 * (i % 4));
     }
 
-    char * y = dst + dst_view.offset(to) + 4 * quarter * dst_view.value;
+    char * y = dst + dst_view.offset(to) + (32 * (part / 4) + 4 * (part % 4)) * dst_view.value;
     turbo_write4<dst_t>(y, dst_view.value, as_one, x[0]);
     turbo_write4<dst_t>(y + 16 * dst_view.value, dst_view.value, as_one, x[1]);
 }
@@ -284,12 +240,13 @@ struct turbo_transfer {
     cudaStream_t stream;
 };
 
-static turbo_view turbo_make_view(ggml_type type, const int64_t ne[4], const size_t nb[4]) {
+// values: of a block
+static turbo_view turbo_make_view(ggml_type type, const int64_t ne[4], const size_t nb[4], int64_t values) {
     turbo_view view;
-    view.ne0   = init_fastdiv_values((uint64_t) ne[0] / QK_TURBO);
+    view.ne0   = init_fastdiv_values((uint64_t) (ne[0] / values));
     view.ne1   = init_fastdiv_values((uint64_t) ne[1]);
     view.ne2   = init_fastdiv_values((uint64_t) ne[2]);
-    view.nb0   = (int64_t) nb[0] * (ggml_is_turbo(type) ? 1 : QK_TURBO);
+    view.nb0   = (int64_t) nb[0] * (ggml_is_turbo(type) ? 1 : values);
     view.nb1   = (int64_t) nb[1];
     view.nb2   = (int64_t) nb[2];
     view.nb3   = (int64_t) nb[3];
@@ -297,22 +254,23 @@ static turbo_view turbo_make_view(ggml_type type, const int64_t ne[4], const siz
     return view;
 }
 
-static uint32_t turbo_count_blocks(const int64_t ne[4]) {
-    return (uint32_t) (ne[0] / QK_TURBO * ne[1] * ne[2] * ne[3]);
+static uint32_t turbo_count_blocks(const int64_t ne[4], int64_t values) {
+    return (uint32_t) (ne[0] / values * ne[1] * ne[2] * ne[3]);
 }
 
 static turbo_transfer turbo_make_transfer(const ggml_tensor * src,
                                           ggml_tensor *       dst,
                                           const int64_t       counted[4],
                                           cudaStream_t        stream) {
+    const int64_t  values = turbo_block_values(ggml_is_turbo(src->type) ? src->type : dst->type);
     turbo_transfer t;
-    t.n_blocks = turbo_count_blocks(counted);
+    t.n_blocks = turbo_count_blocks(counted, values);
     t.stream   = stream;
     if (t.n_blocks > 0) {
         t.src      = (const char *) src->data;
         t.dst      = (char *) dst->data;
-        t.src_view = turbo_make_view(src->type, src->ne, src->nb);
-        t.dst_view = turbo_make_view(dst->type, dst->ne, dst->nb);
+        t.src_view = turbo_make_view(src->type, src->ne, src->nb, values);
+        t.dst_view = turbo_make_view(dst->type, dst->ne, dst->nb, values);
     }
     return t;
 }
@@ -342,6 +300,12 @@ template <typename F> static void turbo_with_type(ggml_type type, F function) {
             return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_0>());
         case GGML_TYPE_TURBO4_0:
             return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_0>());
+        case GGML_TYPE_TURBO2_T:
+            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO2_T>());
+        case GGML_TYPE_TURBO3_T:
+            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_T>());
+        case GGML_TYPE_TURBO4_T:
+            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_T>());
         default:
             GGML_ABORT("not a turbo type: %d", (int) type);
     }
@@ -363,11 +327,16 @@ template <typename F> static void turbo_with_floats(ggml_type type, F function) 
 
 template <typename src_t, typename other_t>
 static void turbo_launch_quantize(const turbo_transfer & t, ggml_type dst_type, const other_t & other) {
-    const dim3             grid  = turbo_grid((uint64_t) t.n_blocks * 8);
-    const ggml_turbo_scale scale = ggml_turbo_get_scale();
     turbo_with_type(dst_type, [&](auto type) {
-        turbo_launch(turbo_quantize<decltype(type)::value, src_t, other_t>, grid, dim3(TURBO_OPS_THREADS), 0, t.stream,
-                     t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks, scale);
+        if constexpr (turbo_is_trellis<decltype(type)::value>) {
+            const dim3 grid = turbo_grid((uint64_t) t.n_blocks * TURBO_T_LANES);
+            turbo_launch(turbo_quantize_trellis<decltype(type)::value, src_t, other_t>, grid, dim3(TURBO_OPS_THREADS),
+                         0, t.stream, t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks);
+        } else {
+            const dim3 grid = turbo_grid((uint64_t) t.n_blocks * 8);
+            turbo_launch(turbo_quantize<decltype(type)::value, src_t, other_t>, grid, dim3(TURBO_OPS_THREADS), 0,
+                         t.stream, t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks, ggml_turbo_get_scale());
+        }
     });
 }
 
@@ -376,7 +345,7 @@ static void turbo_launch_dequantize(const turbo_transfer & t, ggml_type src_type
     const turbo_view & v       = t.dst_view;
     const int64_t      strides = (int64_t) (intptr_t) t.dst | v.nb1 | v.nb2 | v.nb3;
     const bool         as_one  = v.value == sizeof(dst_t) && strides % (4 * sizeof(dst_t)) == 0;
-    const dim3         grid    = turbo_grid((uint64_t) t.n_blocks * 4);
+    const dim3         grid    = turbo_grid((uint64_t) t.n_blocks * (turbo_block_values(src_type) / 8));
     turbo_with_type(src_type, [&](auto type) {
         turbo_launch(turbo_dequantize<decltype(type)::value, dst_t, other_t>, grid, dim3(TURBO_OPS_THREADS), 0,
                      t.stream, t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks, as_one);
@@ -392,7 +361,7 @@ static void turbo_launch_copy_blocks(const turbo_transfer & t, ggml_type type) {
 }
 
 template <ggml_type type> static void turbo_launch_decay(ggml_tensor * dst, cudaStream_t stream) {
-    const uint32_t n_blocks = turbo_count_blocks(dst->ne);
+    const uint32_t n_blocks = turbo_count_blocks(dst->ne, QK_TURBO);
     if (n_blocks > 0) {
         turbo_launch(turbo_decay_blocks<type>, turbo_grid((uint64_t) n_blocks * 8), dim3(TURBO_OPS_THREADS), 0, stream,
                      (typename turbo_traits<type>::block *) dst->data, n_blocks, ggml_turbo_get_scale());
@@ -410,11 +379,15 @@ static void turbo_to_contiguous(ggml_type     type,
     for (int i = 1; i < 4; ++i) {
         nb_y[i] = nb_y[i - 1] * (size_t) ne[i - 1];
     }
-    const uint32_t n_blocks = turbo_count_blocks(ne);
+    const int64_t  values   = turbo_block_values(type);
+    const uint32_t n_blocks = turbo_count_blocks(ne, values);
     if (n_blocks > 0) {
-        const turbo_transfer t = {
-            x, (char *) y, turbo_make_view(type, ne, nb), turbo_make_view(GGML_TYPE_F32, ne, nb_y), n_blocks, stream
-        };
+        const turbo_transfer t = { x,
+                                   (char *) y,
+                                   turbo_make_view(type, ne, nb, values),
+                                   turbo_make_view(GGML_TYPE_F32, ne, nb_y, values),
+                                   n_blocks,
+                                   stream };
         turbo_launch_dequantize<dst_t>(t, type, turbo_in_order());
     }
 }

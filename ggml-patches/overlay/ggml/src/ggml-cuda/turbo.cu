@@ -19,8 +19,10 @@ static bool turbo_is_float(ggml_type type) {
 }
 
 // The kernels count blocks in 31 bits and want whole blocks in each row. Blocks of a row that are not neighbours: a view that nothing makes.
-static bool turbo_has_rows_of_blocks(const ggml_tensor * t) {
-    return t->ne[0] % QK_TURBO == 0 && ggml_nelements(t) / QK_TURBO <= INT32_MAX &&
+// type: of the blocks
+static bool turbo_has_rows_of_blocks(const ggml_tensor * t, ggml_type type) {
+    const int64_t values = turbo_block_values(type);
+    return t->ne[0] % values == 0 && ggml_nelements(t) / values <= INT32_MAX &&
            (!ggml_is_turbo(t->type) || t->nb[0] == ggml_type_size(t->type));
 }
 
@@ -28,34 +30,24 @@ static bool turbo_supports_set_rows(const ggml_tensor * dst) {
     const ggml_tensor * src     = dst->src[0];
     const ggml_tensor * indices = dst->src[1];
     return ggml_is_turbo(dst->type) && (src->type == GGML_TYPE_F32 || src->type == GGML_TYPE_F16) &&
-           (indices->type == GGML_TYPE_I32 || indices->type == GGML_TYPE_I64) && turbo_has_rows_of_blocks(src) &&
-           turbo_has_rows_of_blocks(dst);
+           (indices->type == GGML_TYPE_I32 || indices->type == GGML_TYPE_I64) &&
+           turbo_has_rows_of_blocks(src, dst->type) && turbo_has_rows_of_blocks(dst, dst->type);
 }
 
 static bool turbo_supports_get_rows(const ggml_tensor * dst) {
     const ggml_tensor * src = dst->src[0];
     return ggml_is_turbo(src->type) && dst->type == GGML_TYPE_F32 && dst->src[1]->type == GGML_TYPE_I32 &&
-           turbo_has_rows_of_blocks(src) && turbo_has_rows_of_blocks(dst);
+           turbo_has_rows_of_blocks(src, src->type) && turbo_has_rows_of_blocks(dst, src->type);
 }
 
 static bool turbo_supports_copy(const ggml_tensor * src, const ggml_tensor * dst) {
     const bool types =
         src->type == dst->type || (ggml_is_turbo(dst->type) ? turbo_is_float(src->type) : turbo_is_float(dst->type));
-    return types && turbo_has_rows_of_blocks(src) && turbo_has_rows_of_blocks(dst);
-}
-
-static bool turbo_has_trellis(const ggml_tensor * op) {
-    bool has_trellis = ggml_turbo_is_trellis(op->type);
-    for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        has_trellis = has_trellis || (op->src[i] && ggml_turbo_is_trellis(op->src[i]->type));
-    }
-    return has_trellis;
+    const ggml_type type = ggml_is_turbo(dst->type) ? dst->type : src->type;
+    return types && turbo_has_rows_of_blocks(src, type) && turbo_has_rows_of_blocks(dst, type);
 }
 
 bool ggml_cuda_turbo_supports_op(int device, const ggml_tensor * op) {
-    if (turbo_has_trellis(op)) {
-        return false;  // not on a GPU yet
-    }
     switch (op->op) {
         case GGML_OP_NONE:
         case GGML_OP_RESHAPE:
@@ -72,7 +64,7 @@ bool ggml_cuda_turbo_supports_op(int device, const ggml_tensor * op) {
         case GGML_OP_CPY:
             return turbo_supports_copy(op->src[0], op);
         case GGML_OP_MAP_CUSTOM1:
-            return ggml_turbo_is_decay(op) && turbo_has_rows_of_blocks(op);
+            return ggml_turbo_is_decay(op) && turbo_has_rows_of_blocks(op, op->type);
         case GGML_OP_FLASH_ATTN_EXT:
             return ggml_cuda_turbo_flash_attn_supported(device, op);
         default:

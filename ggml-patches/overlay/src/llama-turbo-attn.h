@@ -1,0 +1,72 @@
+#pragma once
+
+#include "ggml-cpp.h"
+#include "llama-turbo-calibration.h"
+
+#include <cstdint>
+#include <map>
+#include <utility>
+#include <vector>
+
+struct llama_model;
+struct llm_graph_context;
+class llm_graph_input_attn_kv;
+class llm_graph_input_attn_kv_iswa;
+
+// Attention of layers that have a calibration (llama-turbo-calibration.h), built around upstream's.
+
+// Calibration of one layer, in memory of its device. f32; nullptr: nothing to do.
+struct llama_turbo_calibrated_layer {
+    ggml_tensor * k_mean    = nullptr;  // [n_embd_head_k, n_head_kv]
+    ggml_tensor * k_scale   = nullptr;  // [n_embd_head_k, n_head_kv]
+    ggml_tensor * q_scale   = nullptr;  // [n_embd_head_k, 1, n_head_kv], 1/k_scale: for all query heads of a KV head
+    ggml_tensor * v_scale   = nullptr;  // [n_embd_head_v, n_head_kv]
+    ggml_tensor * out_scale = nullptr;  // [n_embd_head_v, 1, n_head_kv], 1/v_scale
+
+    mutable bool is_built = false;      // into a graph of attention
+
+    // k [n_embd_head_k, n_head_kv, n]: from what the model computes to what the cache stores, and back
+    ggml_tensor * store_k(ggml_context * ctx, ggml_tensor * k) const;
+    ggml_tensor * restore_k(ggml_context * ctx, ggml_tensor * k) const;
+};
+
+// The layers of one KV cache.
+class llama_turbo_calibrated {
+  public:
+    // layers: those of the cache, as numbers in the model. Throws std::runtime_error: out of memory.
+    llama_turbo_calibrated(const llama_turbo_calibration & calibration,
+                           const llama_model &             model,
+                           const std::vector<uint32_t> &   layers);
+
+    const std::map<uint32_t, llama_turbo_calibrated_layer> & layers() const { return by_number; }
+
+    const uint32_t digest;
+
+  private:
+    std::map<uint32_t, llama_turbo_calibrated_layer> by_number;
+
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers;  // one per type of buffer
+
+    void allocate(const llama_turbo_calibration & calibration,
+                  const llama_model &             model,
+                  ggml_backend_buffer_type_t      buft);
+};
+
+// Called first in llm_graph_context::build_attn(): whether the layer is calibrated, and its attention then. It calls build_attn() again, for
+// which the first answer is no.
+template <typename input> bool llama_turbo_is_calibrated(const input * inp, int il);
+
+template <typename input>
+ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
+                                     input *                   inp,
+                                     ggml_tensor *             wo,
+                                     ggml_tensor *             wo_b,
+                                     ggml_tensor *             wo_s,
+                                     ggml_tensor *             q,
+                                     ggml_tensor *             k,
+                                     ggml_tensor *             v,
+                                     ggml_tensor *             kq_b,
+                                     ggml_tensor *             sinks,
+                                     ggml_tensor *             v_mla,
+                                     float                     kq_scale,
+                                     int                       il);

@@ -1,0 +1,545 @@
+// Calibration of a KV cache must not change what a model computes, whatever the numbers in the file are.
+//
+//   test-turbo-calibration MODEL SCENARIO TYPE_K TYPE_V [-t THREADS] [-v]
+//
+// The files are random: scales over two decades, not the same in the two channels of a RoPE pair, and means larger than the keys.
+
+#include "../src/llama-model.h"
+#include "../src/llama-turbo-cache.h"
+#include "../src/llama-turbo-calibration.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
+#include "test-turbo-session.h"
+#include "test-turbo-state.h"
+
+#include <functional>
+#include <random>
+
+// A relative error of 1e-4 in the logits. Measured with an f32 cache: 8e-14 to 2e-11, and up to 3e-8 with Gemma 2, whose GELU rounds to f16 on
+// the CPU.
+static double nmse_equal() {
+    return model->arch == LLM_ARCH_GEMMA2 ? 1e-7 : 1e-8;
+}
+
+//
+// files
+//
+
+enum part { K_MEAN = 1, K_SCALE = 2, V_SCALE = 4, ALL = 7 };
+
+static std::vector<uint32_t> kv_layers() {
+    set_env("TURBO_CALIBRATION", "");
+    return llama_turbo_read_settings(*model, llama_context_default_params()).layers;
+}
+
+static bool can_center() {
+    return llama_turbo_cant_center(*model, kv_layers().front()) == nullptr;
+}
+
+// What is in a file; each value can be made wrong.
+struct calibration_file {
+    std::string path;  // in the working folder, and left there
+    std::string type        = "turbo-calibration";
+    std::string arch        = llm_arch_name(model->arch);
+    std::string fingerprint = llama_turbo_model_fingerprint(*model);
+    uint32_t    version     = llama_turbo_calibration::VERSION;
+
+    struct tensor {
+        std::string        name;
+        int64_t            n_embd;
+        int64_t            n_head;
+        std::vector<float> values;
+    };
+
+    std::vector<tensor> tensors;
+
+    explicit calibration_file(const std::string & name) : path("test-turbo-calibration-" + name + ".gguf") {}
+
+    void add(uint32_t il, const char * name, int64_t n_embd, const std::function<float()> & value) {
+        const int64_t n_head = model->hparams.n_head_kv(il);
+
+        tensor t{ "blk." + std::to_string(il) + "." + name, n_embd, n_head, {} };
+        for (int64_t i = 0; i < n_embd * n_head; ++i) {
+            t.values.push_back(value());
+        }
+        tensors.push_back(std::move(t));
+    }
+
+    // of a tensor, empty if there is none
+    std::vector<float> values(uint32_t il, const char * name) const {
+        for (const tensor & t : tensors) {
+            if (t.name == "blk." + std::to_string(il) + "." + name) {
+                return t.values;
+            }
+        }
+        return {};
+    }
+
+    void write() const {
+        size_t n_bytes = 1024 * 1024;
+        for (const tensor & t : tensors) {
+            n_bytes += t.values.size() * sizeof(float) + 1024;
+        }
+        ggml_context_ptr ctx{ ggml_init({ n_bytes, nullptr, false }) };
+        gguf_context_ptr gguf{ gguf_init_empty() };
+
+        gguf_set_val_str(gguf.get(), "general.type", type.c_str());
+        gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
+        gguf_set_val_str(gguf.get(), "turbo.calibration.model", fingerprint.c_str());
+        gguf_set_val_u32(gguf.get(), "turbo.calibration.version", version);
+        for (const tensor & t : tensors) {
+            ggml_tensor * res = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, t.n_embd, t.n_head);
+            ggml_set_name(res, t.name.c_str());
+            memcpy(res->data, t.values.data(), t.values.size() * sizeof(float));
+            gguf_add_tensor(gguf.get(), res);
+        }
+        if (!gguf_write_to_file(gguf.get(), path.c_str(), /*only_meta =*/false)) {
+            printf("FAIL can't write %s\n", path.c_str());
+            exit(1);
+        }
+    }
+};
+
+static calibration_file random_file(int parts, uint32_t seed = 0) {
+    std::mt19937                          random(seed);
+    std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+
+    calibration_file file("random-" + std::to_string(parts) + "-" + std::to_string(seed));
+    for (uint32_t il : kv_layers()) {
+        if ((parts & K_MEAN) && !llama_turbo_cant_center(*model, il)) {
+            file.add(il, "k_mean", model->hparams.n_embd_head_k(il), [&] { return 4.0f * uniform(random); });
+        }
+        if (parts & K_SCALE) {
+            file.add(il, "k_scale", model->hparams.n_embd_head_k(il), [&] { return powf(10.0f, uniform(random)); });
+        }
+        if (parts & V_SCALE) {
+            file.add(il, "v_scale", model->hparams.n_embd_head_v(il), [&] { return powf(10.0f, uniform(random)); });
+        }
+    }
+    file.write();
+
+    return file;
+}
+
+static setup with(setup s, const calibration_file & file) {
+    s.calibration = file.path;
+    return s;
+}
+
+//
+// equal: the same logits
+//
+
+static void test_equal(const setup & types) {
+    GGML_UNUSED(types);
+
+    setup flash      = f32_setup();
+    flash.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+
+    setup half  = f32_setup();
+    half.type_k = GGML_TYPE_F16;
+    half.type_v = GGML_TYPE_F16;
+
+    const struct {
+        const char * what;
+        setup        s;
+        double       bound;
+    } caches[] = {
+        { "f32",                  f32_setup(),          nmse_equal() },
+        { "f32, rotated",         rotated(f32_setup()), nmse_equal() },
+        { "f32, flash attention", flash,                NMSE_HALF    },
+        { "f16",                  half,                 NMSE_HALF    },
+    };
+
+    const std::pair<const char *, int> files[] = {
+        { "K centered", K_MEAN  },
+        { "K scaled",   K_SCALE },
+        { "V scaled",   V_SCALE },
+        { "all",        ALL     },
+    };
+
+    for (const auto & cache : caches) {
+        const logits_t expected = prompt_and_generate(session::make(cache.s));
+        for (const auto & [what, parts] : files) {
+            if (parts == K_MEAN && !can_center()) {
+                continue;
+            }
+            const calibration_file file = random_file(parts);
+            const logits_t         got  = prompt_and_generate(session::make(with(cache.s, file)));
+            check_at_most(std::string(cache.what) + ": " + what, nmse(expected, got), cache.bound);
+        }
+    }
+
+    setup no_offload     = f32_setup();
+    no_offload.on_device = false;
+
+    const calibration_file file     = random_file(ALL);
+    const logits_t         expected = prompt_and_generate(session::make(f32_setup()));
+    check_at_most("f32, cache in host memory: all",
+                  nmse(expected, prompt_and_generate(session::make(with(no_offload, file)))), nmse_equal());
+}
+
+//
+// stored: the cache holds what the file says
+//
+
+// Numbers of the layers of a cache, in the order of the state.
+static std::vector<uint32_t> layers_of_cache(size_t cache, size_t n_caches) {
+    std::vector<uint32_t> res;
+    for (uint32_t il : kv_layers()) {
+        if (n_caches == 1 || model->hparams.is_swa(il) == (cache == 1)) {
+            res.push_back(il);
+        }
+    }
+    return res;
+}
+
+// Error of the rows of one side of the cache against what plain rows and the file give.
+static double stored_error(saved_state & plain, saved_state & got, const calibration_file & file, bool is_k) {
+    logits_t expected_rows;
+    logits_t rows;
+
+    for (size_t c = 0; c < plain.caches.size(); ++c) {
+        const std::vector<uint32_t> layers = layers_of_cache(c, plain.caches.size());
+        for (size_t i = 0; i < layers.size(); ++i) {
+            const saved_stream & a = plain.caches[c].at(0);
+            const saved_stream & b = got.caches[c].at(0);
+            const saved_tensor & x = is_k ? a.k.at(i) : a.v.at(i);
+            const saved_tensor & y = is_k ? b.k.at(i) : b.v.at(i);
+
+            const std::vector<float> mean  = file.values(layers[i], "k_mean");
+            const std::vector<float> scale = file.values(layers[i], is_k ? "k_scale" : "v_scale");
+
+            for (size_t cell = 0; cell < a.cells.size(); ++cell) {
+                const float * from = (const float *) plain.row(x, cell);
+                const float * to   = (const float *) got.row(y, cell);
+                for (size_t j = 0; j < x.row_size / sizeof(float); ++j) {
+                    const float centered = from[j] - (is_k && !mean.empty() ? mean[j] : 0.0f);
+                    expected_rows.push_back(centered * scale[j]);
+                    rows.push_back(to[j]);
+                }
+            }
+        }
+    }
+
+    return nmse(expected_rows, rows);
+}
+
+static void test_stored(const setup & types) {
+    GGML_UNUSED(types);
+
+    setup flash      = f32_setup();
+    flash.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+
+    const calibration_file file = random_file(ALL);
+
+    const session plain = session::make(flash);
+    plain.decode(text(16));
+    saved_state expected = read_state(plain);
+
+    const session calibrated = session::make(with(flash, file));
+    check_log_has("the log tells it", "llama_turbo_cache: calibration ");
+    calibrated.decode(text(16));
+    saved_state got = read_state(calibrated);
+
+    // flash attention reads f16, so layers behind the first differ by its rounding
+    check_at_most("K is stored as the file says", stored_error(expected, got, file, true), NMSE_HALF);
+    check_at_most("V is stored as the file says", stored_error(expected, got, file, false), NMSE_HALF);
+    check_at_least("control: K of another file", stored_error(expected, got, random_file(ALL, 1), true), NMSE_MISTAKE);
+    check_at_least("control: V of another file", stored_error(expected, got, random_file(ALL, 1), false), NMSE_MISTAKE);
+}
+
+//
+// types: scales that are powers of two change no bit, whatever the type
+//
+
+static void test_types(const setup & types) {
+    calibration_file file("types");
+    for (uint32_t il : kv_layers()) {
+        file.add(il, "k_scale", model->hparams.n_embd_head_k(il), [&] { return il % 2 == 0 ? 2.0f : 0.5f; });
+        file.add(il, "v_scale", model->hparams.n_embd_head_v(il), [&] { return il % 2 == 0 ? 0.25f : 4.0f; });
+    }
+    file.write();
+
+    // f16 has fewer bits for values below 6e-5
+    const bool is_half = types.type_k == GGML_TYPE_F16 || types.type_v == GGML_TYPE_F16;
+
+    const auto compare = [&](const char * what, const logits_t & expected, const logits_t & got) {
+        if (is_half) {
+            check_at_most(what, nmse(expected, got), nmse_equal());
+        } else {
+            check_same(what, expected, got);
+        }
+    };
+    compare("scales that are powers of two", prompt_and_generate(session::make(types)),
+            prompt_and_generate(session::make(with(types, file))));
+
+    if (llama_memory_can_shift(session::make(types).memory()) && !llama_model_is_hybrid(model)) {
+        compare("... and a shift", shift_and_continue(session::make(types), 1),
+                shift_and_continue(session::make(with(types, file)), 1));
+    }
+}
+
+//
+// shift
+//
+
+static void test_shift(const setup & types) {
+    GGML_UNUSED(types);
+
+    const calibration_file file = random_file(ALL);
+    const setup            f32  = f32_setup();
+
+    if (!llama_memory_can_shift(session::make(f32).memory())) {
+        check("the cache of this model can shift", false);
+        return;
+    }
+    for (int n_shifts : { 1, 2 }) {
+        const std::string what     = n_shifts == 1 ? "one shift" : "two shifts";
+        const logits_t    expected = shift_and_continue(session::make(f32), n_shifts);
+
+        check_at_most(what, nmse(expected, shift_and_continue(session::make(with(f32, file)), n_shifts)), nmse_equal());
+        check_at_most(what + ", rotated",
+                      nmse(expected, shift_and_continue(session::make(with(rotated(f32), file)), n_shifts)),
+                      nmse_equal());
+
+        setup half  = f32_setup();
+        half.type_k = GGML_TYPE_F16;
+        check_at_most(what + ", K f16", nmse(expected, shift_and_continue(session::make(with(half, file)), n_shifts)),
+                      NMSE_HALF);
+    }
+}
+
+//
+// sequences
+//
+
+static void test_sequences(const setup & types) {
+    GGML_UNUSED(types);
+
+    const calibration_file file = random_file(ALL);
+
+    for (bool unified : { true, false }) {
+        printf("     %s\n", unified ? "sequences share one buffer" : "one buffer per sequence");
+
+        setup two   = f32_setup();
+        two.n_seq   = 2;
+        two.unified = unified;
+
+        const session plain = session::make(two);
+        plain.decode(text(48));
+        const logits_t expected = generate(plain, 8, 48);
+
+        const session s = session::make(with(two, file));
+        s.decode(text(48));
+        llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
+        check_at_most("a sequence continues as without", nmse(expected, generate(s, 8, 48, 0)), nmse_equal());
+        check_at_most("a copied one, too", nmse(expected, generate(s, 8, 48, 1)), nmse_equal());
+
+        if (llama_model_is_hybrid(model)) {
+            continue;  // recurrent layers can't forget a tail
+        }
+        llama_memory_seq_rm(s.memory(), 0, 48, -1);
+        check_at_most("... and once its tail is removed", nmse(expected, generate(s, 8, 48, 0)), nmse_equal());
+        llama_memory_seq_rm(s.memory(), 0, -1, -1);
+        llama_memory_seq_rm(s.memory(), 1, 48, -1);
+        check_at_most("... and once the original is removed", nmse(expected, generate(s, 8, 48, 1)), nmse_equal());
+        check_at_least("control: another text", nmse(expected, generate(s, 8, 56, 1)), NMSE_MISTAKE);
+    }
+}
+
+//
+// state
+//
+
+// A state must be refused for the reason given.
+static void check_state_refused(const std::string & what,
+                                const setup &       s,
+                                const bytes_t &     state,
+                                const bytes_t &     seq_state,
+                                const std::string & reason) {
+    check_refused(what, s, state, seq_state);
+
+    const session other = session::make(s);
+    set_state(other, state);
+    check_log_has("... with the reason", reason);
+}
+
+static void test_state(const setup & types) {
+    constexpr int n_prompt = 48;
+
+    const calibration_file file  = random_file(ALL);
+    const calibration_file other = random_file(ALL, 1);
+
+    for (setup s : { types, f32_setup() }) {
+        s.n_seq = 2;
+
+        const setup   calibrated = with(s, file);
+        const session writer     = session::make(calibrated);
+        writer.decode(text(n_prompt));
+        const bytes_t  state     = get_state(writer);
+        const bytes_t  seq_state = get_seq_state(writer, 0);
+        const logits_t expected  = generate(writer, 8, n_prompt);
+
+        const session plain = session::make(s);
+        plain.decode(text(n_prompt));
+        const bytes_t plain_state     = get_state(plain);
+        const bytes_t plain_seq_state = get_seq_state(plain, 0);
+
+        {
+            const session reader = session::make(calibrated);
+            check("state read", set_state(reader, state));
+            check_continues(expected, generate(reader, 8, n_prompt));
+        }
+        {
+            const session reader = session::make(calibrated);
+            check("sequence read", set_seq_state(reader, seq_state, 1));
+            check_same("... continues", expected, generate(reader, 8, n_prompt, 1));
+        }
+
+        check_state_refused("state with a calibration refused without one", s, state, seq_state,
+                            "this cache has none: give the same --cache-calibration");
+        check_state_refused("state without a calibration refused with one", calibrated, plain_state, plain_seq_state,
+                            "the state was saved without a calibration, this cache has one");
+        check_state_refused("state with another calibration refused", with(s, other), state, seq_state,
+                            "the state was saved with calibration ");
+    }
+}
+
+//
+// refusals
+//
+
+static void check_file_refused(const std::string & what, calibration_file & file, const std::string & reason) {
+    file.write();
+    check_no_session(what, with(f32_setup(), file), "calibration " + file.path + ": " + reason);
+}
+
+static void test_refusals(const setup & types) {
+    GGML_UNUSED(types);
+
+    const uint32_t    il    = kv_layers().front();
+    const std::string layer = "blk." + std::to_string(il) + ".";
+    const auto        one   = [] {
+        return 1.0f;
+    };
+
+    setup none       = f32_setup();
+    none.calibration = "test-turbo-calibration-missing.gguf";
+    check_no_session("a missing file", none, "calibration test-turbo-calibration-missing.gguf: No such file");
+
+    setup own       = f32_setup();
+    own.calibration = model_path;
+    check_no_session("the model itself", own, "no calibration: write one with turbo-gguf calibrate");
+
+    {
+        const calibration_file file = random_file(ALL);
+        for (int percent : { 0, 3, 30, 60, 99 }) {
+            FILE *  in = fopen(file.path.c_str(), "rb");
+            bytes_t bytes(1 << 24);
+            bytes.resize(fread(bytes.data(), 1, bytes.size(), in));
+            fclose(in);
+
+            calibration_file cut("cut");
+            FILE *           out = fopen(cut.path.c_str(), "wb");
+            fwrite(bytes.data(), 1, bytes.size() * percent / 100, out);
+            fclose(out);
+            check_no_session("truncated to " + std::to_string(percent) + " %", with(f32_setup(), cut), "truncated");
+        }
+    }
+    {
+        calibration_file file = random_file(ALL);
+        file.version          = 2;
+        check_file_refused("another version", file, "it has version 2, this build reads version 1: write it again");
+    }
+    {
+        calibration_file file = random_file(ALL);
+        file.arch             = "mamba";
+        check_file_refused("another architecture", file, "it was made for the architecture mamba, this model is ");
+    }
+    {
+        calibration_file file = random_file(ALL);
+        file.fingerprint      = "00000000";
+        check_file_refused(
+            "another model", file,
+            "it was made for another model: its norms have the fingerprint 00000000, those of this one " +
+                llama_turbo_model_fingerprint(*model));
+    }
+    {
+        calibration_file file("empty");
+        check_file_refused("no layer", file, "it has no layer");
+    }
+    {
+        calibration_file file("unknown");
+        file.add(il, "q_mean", model->hparams.n_embd_head_k(il), one);
+        check_file_refused("an unknown tensor", file, "unknown tensor " + layer + "q_mean");
+    }
+    {
+        calibration_file file("layer");
+        file.add(il, "k_scale", model->hparams.n_embd_head_k(il), one);
+        file.tensors.back().name = "blk.99.k_scale";
+        check_file_refused("a layer that there is not", file, "blk.99.k_scale: this model has no KV cache in layer 99");
+    }
+    {
+        calibration_file file("head");
+        file.add(il, "k_scale", model->hparams.n_embd_head_k(il) / 2, one);
+        check_file_refused("another head size", file, layer + "k_scale: f32 [");
+    }
+    {
+        calibration_file file("heads");
+        file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
+        file.tensors.back().n_embd *= file.tensors.back().n_head;
+        file.tensors.back().n_head = 1;
+        check_file_refused("another number of heads", file, layer + "v_scale: f32 [");
+    }
+    for (float wrong : { 0.0f, -1.0f, INFINITY, NAN, 1e9f, 1e-9f }) {
+        calibration_file file("scale");
+        file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
+        file.tensors.back().values[3] = wrong;
+        check_file_refused(format("a scale of %g", wrong), file,
+                           layer + "v_scale: a scale is not within 2^-20 and 2^20");
+    }
+    {
+        calibration_file file("mean");
+        file.add(il, "k_mean", model->hparams.n_embd_head_k(il), [] { return 0.0f; });
+        if (can_center()) {
+            file.tensors.back().values[3] = NAN;
+            check_file_refused("a mean that is no number", file, layer + "k_mean: a value is not finite");
+        } else {
+            check_file_refused("a mean where there can't be one", file,
+                               layer + "k_mean: keys of this model can't be centered: ");
+        }
+    }
+
+    // one layer is enough, and the environment is read anew for each context
+    calibration_file file("one");
+    file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
+    file.write();
+    check("one layer is enough", session(with(f32_setup(), file)).ctx != nullptr);
+    check_log_has("... and the log counts it", "K of 0 centered, K of 0 scaled, V of 1 scaled");
+    const session plain = session::make(f32_setup());
+    check("no calibration without the variable", !log_has("llama_turbo_cache: calibration"));
+}
+
+//
+// main
+//
+
+int main(int argc, char ** argv) {
+    const test_program program{
+        "test-turbo-calibration",
+        {
+          { "equal", test_equal },
+          { "stored", test_stored },
+          { "types", test_types },
+          { "shift", test_shift },
+          { "sequences", test_sequences },
+          { "state", test_state },
+          { "refusals", test_refusals },
+          },
+        /*needs_turbo =*/
+        false,
+    };
+
+    return program.main(argc, argv);
+}

@@ -1,0 +1,56 @@
+"""``turbo-gguf calibrate``: measure what Q, K and V of a model look like, and write how to store them with less error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from turbo_gguf import calibration, models, observation, weight_moments
+from turbo_gguf.build import ensure_build
+from turbo_gguf.cli import options
+from turbo_gguf.presets import PRESETS
+
+
+@click.command(name="calibrate")
+@click.argument("model_spec", metavar="MODEL")
+@click.argument("texts", metavar="[TEXT]...", nargs=-1, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: MODEL.calibration.gguf, here]")
+@click.option("--ctx", default=512, show_default=True, type=click.IntRange(min=16), help="Tokens of a chunk of the text.")
+@click.option("--chunks", default=-1, show_default=True, type=click.IntRange(min=-1), help="At most so many chunks; -1: the whole text.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for.")
+@click.option(
+    "--upstream", metavar="SOURCE", help="llama.cpp snapshot, see `turbo-gguf upstream list`.  [default: the newest supported one]"
+)
+def command(
+    *,
+    model_spec: str,
+    texts: tuple[Path, ...],
+    out: Path | None,
+    ctx: int,
+    chunks: int,
+    threads: int | None,
+    preset: str,
+    upstream: str | None,
+) -> None:
+    """Write a calibration of MODEL (a path or a hub id) for --cache-calibration of llama.cpp's tools.
+
+    K is centered and its channels are balanced against those of Q, the channels of V against the output projection. What the model
+    computes stays the same; what a cache of few bits loses of it becomes less. The numbers come from the TEXTs (UTF-8, a few thousand
+    tokens), or, without a text, from the weights alone. A calibration fits all quantizations of the same model.
+    """
+    if chunks == 0:
+        raise click.UsageError("--chunks 0 leaves nothing to measure")
+    model = models.resolve(model_spec)
+    sources = [models.text_file(text) for text in texts]
+    build = ensure_build(preset, upstream=upstream, targets=(observation.TARGET,))
+    found = observation.observe(build, model, sources, ctx=ctx, chunks=chunks, threads=threads or options.default_threads())
+    weights = weight_moments.Weights(model.path)
+    moments = found.moments if found.tokens else weight_moments.estimate(found, weights)
+    made = calibration.compute(found, moments, weight_moments.output_sq(found, weights))
+    path = calibration.write(made, out or Path(f"{model.path.stem}.calibration.gguf"))
+    source = f"{found.tokens} tokens" if found.tokens else "the weights"
+    centered = sum(layer.k_mean is not None for layer in made.layers.values())
+    click.echo(f"{len(made.layers)} layers from {source}, K of {centered} centered", err=True)
+    click.echo(path)

@@ -7,7 +7,7 @@
 #define GGML_TYPE_COUNT GGML_TYPE_TURBO_COUNT
 
 // all turbo types, for lists of types
-#define GGML_TURBO_TYPES                                                                            \
+#define GGML_TURBO_TYPES                                                                                \
     GGML_TYPE_TURBO2_0, GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0, GGML_TYPE_TURBO2_T, GGML_TYPE_TURBO3_T, \
         GGML_TYPE_TURBO4_T
 

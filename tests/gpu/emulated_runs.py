@@ -92,7 +92,7 @@ UPSTREAM = Job(
 """Upstream's vector, tile and WMMA kernels, which are known to be right."""
 
 FAULTY = Job(
-    "FLASH_ATTN_EXT", r"hsk=64,hsv=64,nh=2,.*kv=113,nb=[13],.*type_K=turbo(\d),type_V=turbo\1", (("TURBO_EMULATOR_FAULT", "V_PERM_B32"),)
+    "FLASH_ATTN_EXT", r"hsk=64,hsv=64,nh=2,.*kv=113,nb=[13],.*type_K=turbo(\d),type_V=turbo\1,", (("TURBO_EMULATOR_FAULT", "V_PERM_B32"),)
 )
 """With an instruction that gives wrong results: these cases must fail."""
 

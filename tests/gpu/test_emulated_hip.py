@@ -85,9 +85,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return emulated_tools.tiny_model("head64", tmp_path_factory.mktemp("tiny"))
 
 
-# Relative difference of perplexities. A type of few bits turns a difference in the last bit of a value now and then into a whole step.
+# Relative difference of perplexities. A type of few bits turns a difference in the last bit of a value now and then into a whole step, and
+# a trellis type into another path of nearly the same cost: measured .014 to .035, where the type itself changes this random model's
+# perplexity by .06 to .1. Operations are compared strictly above, and bits of blocks by test_lanes_trellis.py.
 @pytest.mark.parametrize(
-    ("cache_type", "bound"), [("f16", 1e-3), ("q8_0", 5e-3), ("turbo4", 2e-2), ("turbo3", 2e-2), ("turbo2", 4e-2), ("turbo3t", 2e-2)]
+    ("cache_type", "bound"), [("f16", 1e-3), ("q8_0", 5e-3), ("turbo4", 2e-2), ("turbo3", 2e-2), ("turbo2", 4e-2), ("turbo3t", 6e-2)]
 )
 def test_perplexity_equals_cpu(tiny: Path, tmp_path: Path, cache_type: str, bound: float) -> None:
     emulated, cpu = (perplexity(tiny, cache_type, tmp_path / where, on_cpu=where == "cpu") for where in ("gpu", "cpu"))

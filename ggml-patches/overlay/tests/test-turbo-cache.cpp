@@ -27,6 +27,10 @@ static type_error expected_error(ggml_type type, const std::string & map) {
     return res;
 }
 
+static bool has_trellis(const setup & s) {
+    return ggml_turbo_is_trellis(s.type_k) || ggml_turbo_is_trellis(s.type_v);
+}
+
 // Error of the turbo pair against f32 within what its types explain.
 static void check_quantized(const char * what, const setup & turbo, double value) {
     const type_error k = expected_error(turbo.type_k, turbo.layers_k);
@@ -149,7 +153,9 @@ static void test_rotation(const setup & turbo) {
     setup no_rotation              = turbo;
     no_rotation.rotate_off         = true;
     const double error_no_rotation = nmse(expected, prompt_and_generate(session::make(no_rotation)));
-    check_at_least("quantized without rotation is worse", error_no_rotation, 1.1 * error);
+    // two codebooks to choose from make up for a part of it: measured 1.15 times for turbo2t
+    const double at_least          = has_trellis(turbo) ? 1.1 : 1.2;
+    check_at_least("quantized without rotation is worse", error_no_rotation, at_least * error);
 
     check_flash_attn_off(turbo);
 }
@@ -270,8 +276,9 @@ static void test_batch(setup s, bool unified) {
         decode(inputs);
     }
 
+    const double bound = has_trellis(s) ? NMSE_BATCH_TRELLIS : NMSE_BATCH;
     for (int seq = 0; seq < n_seq; ++seq) {
-        check_at_most("three sequences in one batch as each alone", nmse(alone[seq], together[seq]), NMSE_BATCH);
+        check_at_most("three sequences in one batch as each alone", nmse(alone[seq], together[seq]), bound);
     }
     check_at_least("control: two of these texts",
                    nmse(logits_t(alone[1].begin(), alone[1].begin() + alone[0].size()), alone[0]), NMSE_MISTAKE);

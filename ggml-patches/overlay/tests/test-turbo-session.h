@@ -94,14 +94,15 @@ inline void check_log_has(const std::string & what, const std::string & part) {
 }
 
 // Float error only: measured 1e-13 to 4e-13, and 3e-9 where the model rounds to f16 elsewhere (GELU).
-constexpr double NMSE_FLOAT   = 3e-8;
+constexpr double NMSE_FLOAT         = 3e-8;
 // As above with one side of the cache in f16, or flash attention, which reads f32 as f16: measured up to 2e-6.
-constexpr double NMSE_HALF    = 1e-5;
+constexpr double NMSE_HALF          = 1e-5;
 // The same values in another batch: float error may move some across a decision level of the quantizer, or choose another path of a
-// trellis, for all values of a block: measured up to 1e-3.
-constexpr double NMSE_BATCH   = 4e-3;
+// trellis, for all values of a block: measured up to 1e-3 for the latter.
+constexpr double NMSE_BATCH         = 1e-3;
+constexpr double NMSE_BATCH_TRELLIS = 4e-3;
 // What a mistake in the rotation or in the positions gives at least: measured .1 to 1.4.
-constexpr double NMSE_MISTAKE = 3e-2;
+constexpr double NMSE_MISTAKE       = 3e-2;
 
 // Error of the logits when only K or only V is of a type: the range over the models of tests/native, as measured.
 struct type_error {

@@ -1,9 +1,9 @@
 // Reference encoder and decoder of the trellis types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
 //
 // For each scale to try, Viterbi's algorithm finds the path with the smallest sum of squared errors, as integers that are cut so that SIMD
-// can do with 16 bits. In each segment it goes through both codebooks from the same states, and every state keeps the cheaper one. A closed path has to end in the state that it starts from: the
-// exact way is one run for each state to start from. Most of them are not needed: a run from all states at once tells for each last state
-// what no closed path through it can fall below.
+// can do with 16 bits. In each segment it goes through both codebooks from the same states, and every state keeps the cheaper one. A closed
+// path has to end in the state that it starts from: the exact way is one run for each state to start from. Most of them are not needed: a
+// run from all states at once tells for each last state what no closed path through it can fall below.
 
 #include "ggml-turbo-trellis-impl.h"
 

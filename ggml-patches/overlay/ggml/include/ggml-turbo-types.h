@@ -26,3 +26,16 @@ GGML_API bool ggml_turbo_decays(enum ggml_type type);
 // type that decays. It is a GGML_OP_MAP_CUSTOM1, so that backends which do not know it say no.
 GGML_API struct ggml_tensor * ggml_turbo_decay(struct ggml_context * ctx, struct ggml_tensor * a);
 GGML_API bool                 ggml_turbo_is_decay(const struct ggml_tensor * op);
+
+// Gives a GGML_OP_FLASH_ATTN_EXT a second segment of keys and values: it attends those of both in one softmax, as if the rows of k, v and
+// mask stood behind its own. Types and numbers of rows are independent of the first segment's; sinks count once.
+//   k:    [n_embd_head_k, n_rows, n_head_kv, n_seq]
+//   v:    [n_embd_head_v, n_rows, n_head_kv, n_seq]
+//   mask: [n_rows, n_queries, 1, n_seq or 1], f16; the op must have a mask of its own
+// They are src[5], src[6] and src[7]. The CPU backend and the CUDA/HIP backend know them; others would leave them out without a word, so who
+// builds such a graph must ask for the device first.
+GGML_API void ggml_turbo_flash_attn_add_segment(struct ggml_tensor * a,
+                                                struct ggml_tensor * k,
+                                                struct ggml_tensor * v,
+                                                struct ggml_tensor * mask);
+GGML_API bool ggml_turbo_flash_attn_has_segment(const struct ggml_tensor * op);

@@ -1,6 +1,7 @@
 // Runs attention ops that come in through standard input, on the implementation that this program was linked with.
 //
-//     request  a line of the numbers of struct request, then the bytes of Q, K, V, mask and sinks
+//     request  a line of the numbers of struct request, then the bytes of Q, K, V, mask and sinks, and K, V and mask
+//              of the second segment
 //     answer   a line "ISA OURS ALLOCATIONS WORK_SIZE INTACT", then the bytes of the result
 //
 // OURS: threads for which ggml_turbo_cpu_flash_attn took the op. ALLOCATIONS: those it made. WORK_SIZE: what ggml_graph_plan wants.
@@ -91,6 +92,7 @@ struct request {
     int64_t     n_seqs;
     int64_t     mask_heads;  // 0: no mask
     int64_t     mask_seqs;
+    int64_t     n_second;    // keys of the second segment, f16
     int         has_sinks;
     int         n_threads;
     int         use_ref;  // of the plan
@@ -100,7 +102,8 @@ struct request {
     bool read(const std::string & line) {
         std::istringstream s(line);
         s >> type_k >> type_v >> dk >> dv >> heads_kv >> gqa >> n_queries >> n_keys >> n_cells >> n_seqs >>
-            mask_heads >> mask_seqs >> has_sinks >> n_threads >> use_ref >> compute >> scale >> max_bias >> softcap;
+            mask_heads >> mask_seqs >> n_second >> has_sinks >> n_threads >> use_ref >> compute >> scale >> max_bias >>
+            softcap;
         return !s.fail();
     }
 };
@@ -132,7 +135,7 @@ static void answer(const request & r) {
     ggml_tensor * mask  = nullptr;
     ggml_tensor * sinks = nullptr;
 
-    memory memories[7];
+    memory memories[10];
     if (r.compute) {
         memories[0] = fill(q);
         memories[1] = fill(k);
@@ -151,6 +154,18 @@ static void answer(const request & r) {
     if (sinks) {
         ggml_flash_attn_ext_add_sinks(out, sinks);
     }
+    if (r.n_second) {
+        ggml_tensor * second_k = tensor(GGML_TYPE_F16, r.dk, r.heads_kv, r.n_second, r.n_seqs);
+        ggml_tensor * second_v = tensor(GGML_TYPE_F16, r.dv, r.heads_kv, r.n_second, r.n_seqs);
+        ggml_tensor * second_m = tensor(GGML_TYPE_F16, r.n_second, r.n_queries, 1, r.mask_seqs);
+        if (r.compute) {
+            memories[7] = fill(second_k);
+            memories[8] = fill(second_v);
+            memories[9] = fill(second_m);
+        }
+        ggml_turbo_flash_attn_add_segment(out, cache_view(ctx, second_k, r.n_second),
+                                          cache_view(ctx, second_v, r.n_second), second_m);
+    }
     ggml_cgraph * graph = ggml_new_graph(ctx);
     ggml_build_forward_expand(graph, out);
 
@@ -166,7 +181,8 @@ static void answer(const request & r) {
             fail("ggml_graph_compute");
         }
     }
-    const bool intact = std::all_of(memories, memories + 7, [](const memory & m) { return !m || m->intact(); });
+    const bool intact =
+        std::all_of(std::begin(memories), std::end(memories), [](const memory & m) { return !m || m->intact(); });
     std::cout << ggml_turbo_cpu_fattn_isa() << ' ' << taken << ' ' << allocations << ' ' << plan.work_size << ' '
               << intact << '\n';
     if (r.compute) {

@@ -48,6 +48,8 @@ class Case:
     peak: float = 1.0  # standard deviation of scores
     hidden: int = 0  # last keys that no query sees, all NaN
     more_cells: int = 0  # of the cache, behind the last key, all NaN
+    second: int = 0  # keys of a second segment, f16; a random part of them is visible
+    first_hidden: bool = False  # every key of the first segment, with a second one
     use_ref: bool = False
     setting: str = "1"
 
@@ -72,6 +74,7 @@ class Inputs:
     v: npt.NDArray[np.float32]
     mask: npt.NDArray[np.float16] | None
     sinks: npt.NDArray[np.float32] | None
+    second: tuple[npt.NDArray[np.float16], npt.NDArray[np.float16], npt.NDArray[np.float16]] | None = None  # K, V, mask
 
 
 @dataclass
@@ -137,7 +140,16 @@ def inputs(case: Case) -> Inputs:
     for values in (k, v):
         values[:, case.n_k - case.hidden :] = 0
     sinks = np.linspace(-1, 3, case.heads, dtype=np.float32) if case.sinks else None
-    return Inputs(q, k_bytes, k, v_bytes, v, _mask(case, rng), sinks)
+    x = Inputs(q, k_bytes, k, v_bytes, v, _mask(case, rng), sinks)
+    if case.second:
+        second_k, second_v = (
+            rng.standard_normal((case.seqs, case.second, case.heads_kv, d)).astype(np.float16) for d in (case.dk, case.dv)
+        )
+        visible = rng.random((case.seqs, 1, case.n_q, case.second)) < 0.7
+        x.second = second_k, second_v, np.where(visible, -rng.random(visible.shape), -np.inf).astype(np.float16)
+    if case.first_hidden and x.mask is not None:
+        x.mask[:] = -np.inf
+    return x
 
 
 def _mask(case: Case, rng: np.random.Generator) -> npt.NDArray[np.float16] | None:
@@ -176,18 +188,31 @@ def quantized_query(q: npt.NDArray[np.float32]) -> Array:
     return left
 
 
+def raw_scores(case: Case, q: Array, k: npt.NDArray[np.floating]) -> Array:
+    """Products of all queries and keys, [seq, head, query, key]."""
+    q = q.reshape(case.seqs, case.n_q, case.heads_kv, case.gqa, case.dk).transpose(0, 2, 1, 3, 4)
+    keys = k.astype(np.float64).transpose(0, 2, 3, 1)
+    scores = q.reshape(case.seqs, case.heads_kv, -1, case.dk) @ keys * (case.scale or case.dk**-0.5)
+    scores = scores.reshape(case.seqs, case.heads_kv, case.n_q, case.gqa, -1)
+    each: Array = scores.transpose(0, 1, 3, 2, 4).reshape(case.seqs, case.heads, case.n_q, -1)
+    return each
+
+
 def attend(case: Case, x: Inputs, *, int8: bool) -> Array:
     """The op in binary64. ``int8``: with Q as the implementations see it, where keys are multiplied as integers."""
     q = quantized_query(x.q) if int8 and case.k in INTEGER_KEYS else x.q.astype(np.float64)
-    q = q.reshape(case.seqs, case.n_q, case.heads_kv, case.gqa, case.dk).transpose(0, 2, 1, 3, 4)
-    k, v = (values.astype(np.float64).transpose(0, 2, 1, 3) for values in (x.k, x.v))
-    scores = q.reshape(case.seqs, case.heads_kv, -1, case.dk) @ k.transpose(0, 1, 3, 2) * (case.scale or case.dk**-0.5)
-    scores = scores.reshape(case.seqs, case.heads_kv, case.n_q, case.gqa, case.n_k)
-    scores = scores.transpose(0, 1, 3, 2, 4).reshape(case.seqs, case.heads, case.n_q, case.n_k)
+    scores, v, every_mask = raw_scores(case, q, x.k), x.v, x.mask
+    if x.second:
+        second_k, second_v, second_mask = x.second
+        scores = np.concatenate((scores, raw_scores(case, x.q.astype(np.float64), second_k)), -1)
+        v = np.concatenate((v, second_v.astype(np.float32)), 1)
+        assert x.mask is not None
+        every_mask = np.concatenate((x.mask, np.broadcast_to(second_mask, (*x.mask.shape[:-1], case.second))), -1)
+    values = v.astype(np.float64).transpose(0, 2, 1, 3)
     if case.softcap:
         scores = case.softcap * np.tanh(scores / case.softcap)
-    if x.mask is not None:
-        mask = np.tile(x.mask.astype(np.float64), (1, case.heads // case.mask_heads, 1, 1))  # head h has mask h % mask_heads
+    if every_mask is not None:
+        mask = np.tile(every_mask.astype(np.float64), (1, case.heads // case.mask_heads, 1, 1))  # head h has mask h % mask_heads
         hidden = np.isinf(mask)
         scores = np.where(hidden, -np.inf, scores + slopes(case)[:, None, None] * np.where(hidden, 0, mask))
     sinks = np.full(case.heads, -np.inf) if x.sinks is None else x.sinks.astype(np.float64)
@@ -196,7 +221,7 @@ def attend(case: Case, x: Inputs, *, int8: bool) -> Array:
     weights = np.exp(scores - top)
     total = weights.sum(-1, keepdims=True) + np.exp(sinks[:, None, None] - top)
     weights = weights / np.where(total == 0, 1, total)
-    out = weights.reshape(case.seqs, case.heads_kv, -1, case.n_k) @ v
+    out = weights.reshape(case.seqs, case.heads_kv, -1, values.shape[2]) @ values
     return out.reshape(case.seqs, case.heads, case.n_q, case.dv).transpose(0, 2, 1, 3)
 
 
@@ -208,11 +233,12 @@ def expected(case: Case, *, int8: bool) -> Array:
 def run(variant: Variant, case: Case, x: Inputs | None) -> Answer:
     """Compute on an implementation; without inputs, only plan."""
     numbers = [case.dk, case.dv, case.heads_kv, case.gqa, case.n_q, case.n_k, case.n_k + case.more_cells, case.seqs]
-    numbers += [case.mask_heads if case.mask != "none" else 0, case.seqs, int(case.sinks), case.threads]
+    numbers += [case.mask_heads if case.mask != "none" else 0, case.seqs, case.second]
+    numbers += [int(case.sinks), case.threads]
     line = " ".join(map(str, [case.k, case.v, *numbers, int(case.use_ref), int(x is not None)]))
     line += f" {case.scale or case.dk**-0.5!r} {case.max_bias!r} {case.softcap!r}"
     shape = (case.seqs, case.n_q, case.heads, case.dv)
-    parts: list[npt.NDArray[np.generic] | None] = [] if x is None else [x.q, x.k_bytes, x.v_bytes, x.mask, x.sinks]
+    parts: list[npt.NDArray[np.generic] | None] = [] if x is None else [x.q, x.k_bytes, x.v_bytes, x.mask, x.sinks, *(x.second or ())]
     data = [part.tobytes() for part in parts if part is not None]
     words, result = runner("fattn", variant, case.setting).ask(line, data, 4 * int(np.prod(shape)) if data else 0)
     out = np.frombuffer(result, np.float32).reshape(shape) if data else np.zeros(0, np.float32)

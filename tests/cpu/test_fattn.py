@@ -34,6 +34,7 @@ pytestmark = pytest.mark.native
 
 KV = [(k, v) for k in ("turbo2", "turbo3", "turbo4", "q8_0", "q4_0", "f16") for v in ("turbo2", "turbo3", "turbo4", "q8_0", "q4_0", "f16")]
 SLOW_TYPES = ("f32", "bf16", "q4_1", "q5_0", "q5_1")
+CACHE_TYPES = (*TURBO, *TRELLIS, "q8_0", "q4_0", "f16", *SLOW_TYPES)
 
 CASES = {
     **{f"{k}-{v}": Case(k, v) for k, v in KV if k in TURBO or v in TURBO},
@@ -79,6 +80,20 @@ CASES = {
     "peaked": Case("turbo4", "turbo4", n_k=1500, peak=8.0, threads=3),
     "peaked prefill": Case("turbo4", "turbo4", n_k=700, n_q=40, peak=8.0),
     "whole units": Case("turbo4", "turbo3", 64, 64, 8, 4, 17, 200, threads=1, hidden=20),
+    **{f"two segments, {t}": Case(t, t, n_k=200, second=90) for t in CACHE_TYPES},
+    "two segments, prefill": Case("turbo3", "turbo4", n_q=70, n_k=300, second=130, threads=3),
+    "two segments, whole units": Case("turbo4t", "turbo3t", 64, 64, 8, 4, 17, 200, second=150, threads=1),
+    "two segments, alibi, soft cap, sinks, sequences": Case(
+        "turbo3", "turbo4", 128, 128, 2, 3, 7, 200, seqs=3, second=100, max_bias=8.0, softcap=10.0, sinks=True, threads=5
+    ),
+    "two segments, masks of heads": Case("q8_0", "turbo4", seqs=2, n_q=3, mask="random", mask_heads=4, second=70),
+    "two segments, the first hidden": Case("turbo3t", "turbo3t", n_q=3, second=100, first_hidden=True, threads=3),
+    "two segments, the second of one key": Case("turbo4", "turbo4", n_q=3, second=1, threads=3),
+    "two segments, few keys": Case("turbo4", "turbo4", n_k=60, second=60),
+    "two segments, head 576, 512": Case("turbo4", "turbo3", 576, 512, 1, 20, 5, 200, second=70, threads=1),
+    "two segments, head 80 of f16": Case("f16", "f16", 80, 80, second=70, threads=3),
+    "two segments, reference wanted": Case("q5_0", "q5_0", second=70, use_ref=True),
+    "two segments, switched off": Case("turbo3", "turbo3", second=70, setting="0"),
     "several passes": Case("turbo4", "turbo3", 128, 128, 8, 4, 16, 200, threads=3),
 }
 each_case = pytest.mark.parametrize("name", CASES)

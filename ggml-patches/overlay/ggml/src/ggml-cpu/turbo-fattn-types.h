@@ -26,17 +26,24 @@ struct row_states {
     float *   max;     // [rows] largest score
     float *   sum;     // [rows] sum of weights
     float *   slope;   // [rows] ALiBi
-    float *   qf;      // [rows][dk] Q times the scale of scores, where keys become floats; elsewhere
+    float *   qf;      // [rows][dk] Q times the scale of scores, if some keys become floats; and if some don't,
     int8_t *  qs;      // [rows][dk] Q, and per block
     float *   qd;      // [rows][dk / BLOCK] its scale times the scale of scores
     int32_t * bias;    // [rows][dk / BLOCK] what LEVEL_BIAS adds to a dot product, negated
 
     row_states from(int64_t row) const {
         const int64_t blocks = dk / BLOCK;
-        return qf ? row_states{ dk,      dv,      o + row * dv, max + row, sum + row, slope + row, qf + row * dk,
-                                nullptr, nullptr, nullptr } :
-                    row_states{ dk,          dv,      o + row * dv,  max + row,         sum + row,
-                                slope + row, nullptr, qs + row * dk, qd + row * blocks, bias + row * blocks };
+
+        row_states st = { dk, dv, o + row * dv, max + row, sum + row, slope + row, nullptr, nullptr, nullptr, nullptr };
+        if (qf) {
+            st.qf = qf + row * dk;
+        }
+        if (qs) {
+            st.qs   = qs + row * dk;
+            st.qd   = qd + row * blocks;
+            st.bias = bias + row * blocks;
+        }
+        return st;
     }
 };
 
@@ -455,6 +462,7 @@ kernels kernels_of(ggml_type type) {
         case GGML_TYPE_Q4_1:
         case GGML_TYPE_Q5_0:
         case GGML_TYPE_Q5_1:
+        case GGML_TYPE_IQ4_NL:
             return float_kernels<decode_any>();
         default:
             return {};

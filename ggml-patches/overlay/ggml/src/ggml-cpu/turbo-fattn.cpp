@@ -11,6 +11,8 @@
 //
 // With few units the keys are split: thread i takes tiles i, i + n, .. of all units and the partial sums are merged at the end. With
 // many units each thread takes whole units. Either way the memory needed does not depend on the number of keys.
+//
+// The tiles of a second segment of keys (ggml_turbo_flash_attn_add_segment) follow those of the first.
 
 #include "turbo-fattn.h"
 
@@ -37,36 +39,62 @@ struct unit {
     int     rows;
 };
 
-struct attention {
-    const ggml_tensor * q;
+struct segment {
     const ggml_tensor * k;
     const ggml_tensor * v;
     const ggml_tensor * mask;
+
+    kernels kernels_k, kernels_v;
+
+    int64_t n_keys() const { return k->ne[1]; }
+
+    int64_t n_tiles() const { return (n_keys() + TILE - 1) / TILE; }
+};
+
+struct tile {
+    const segment * of;
+    int64_t         key;  // the first
+    int             n_keys;
+};
+
+struct attention {
+    const ggml_tensor * q;
     const ggml_tensor * sinks;
     ggml_tensor *       dst;
 
+    segment segments[2];
+    int     n_segments;
+
     int64_t dk, dv, dv_padded;
-    int64_t n_keys, n_queries, n_heads, gqa;
+    int64_t n_queries, n_heads, n_heads_kv, gqa;
     float   scale, max_bias, softcap;
     float
         negligible;  // weight, relative to that of the largest score, below which all keys together change no f16 digit
 
-    kernels kernels_k, kernels_v;
+    // what keys are multiplied with
+    bool needs_int8_q, needs_float_q;
 
     int64_t rows_of_group() const { return gqa * n_queries; }
 
     int64_t units_of_group() const { return (rows_of_group() + TILE - 1) / TILE; }
 
-    int64_t n_tiles() const { return (n_keys + TILE - 1) / TILE; }
+    int64_t n_tiles() const { return segments[0].n_tiles() + (n_segments > 1 ? segments[1].n_tiles() : 0); }
 
-    int64_t n_units() const { return k->ne[2] * q->ne[3] * units_of_group(); }
+    tile tile_at(int64_t i) const {
+        const int64_t   n   = segments[0].n_tiles();
+        const segment & s   = segments[i < n ? 0 : 1];
+        const int64_t   key = (i < n ? i : i - n) * TILE;
+        return { &s, key, (int) std::min<int64_t>(TILE, s.n_keys() - key) };
+    }
+
+    int64_t n_units() const { return n_heads_kv * q->ne[3] * units_of_group(); }
 
     unit unit_at(int64_t i) const {
         const int64_t per_group = units_of_group();
         const int64_t part      = i % per_group;
         const int64_t first     = rows_of_group() * part / per_group;
         const int64_t end       = rows_of_group() * (part + 1) / per_group;
-        return { i / per_group / k->ne[2], i / per_group % k->ne[2], first, (int) (end - first) };
+        return { i / per_group / n_heads_kv, i / per_group % n_heads_kv, first, (int) (end - first) };
     }
 
     int64_t query_of(const unit & u, int row) const { return (u.first + row) / gqa; }
@@ -77,7 +105,7 @@ struct attention {
         return (const char *) t->data + u.head_kv * t->nb[2] + u.seq / (q->ne[3] / t->ne[3]) * t->nb[3];
     }
 
-    const ggml_half * mask_of(const unit & u, int row) const {
+    const ggml_half * mask_of(const ggml_tensor * mask, const unit & u, int row) const {
         return (const ggml_half *) ((const char *) mask->data + query_of(u, row) * mask->nb[1] +
                                     head_of(u, row) % mask->ne[2] * mask->nb[2] + u.seq % mask->ne[3] * mask->nb[3]);
     }
@@ -91,34 +119,52 @@ struct attention {
     }
 };
 
+segment segment_of(const ggml_tensor * k, const ggml_tensor * v, const ggml_tensor * mask) {
+    return { k, v, mask, kernels_of(k->type), kernels_of(v->type) };
+}
+
+bool is_known(const segment & s) {
+    return s.kernels_k.decode && s.kernels_v.decode && s.k->nb[0] == ggml_type_size(s.k->type) &&
+           s.v->nb[0] == ggml_type_size(s.v->type) && s.k->ne[2] == s.v->ne[2] && s.k->ne[3] == s.v->ne[3];
+}
+
 bool init(attention & a, ggml_tensor * dst) {
     a.q     = dst->src[0];
-    a.k     = dst->src[1];
-    a.v     = dst->src[2];
-    a.mask  = dst->src[3];
     a.sinks = dst->src[4];
     a.dst   = dst;
 
-    a.dk        = a.k->ne[0];
-    a.dv        = a.v->ne[0];
-    a.dv_padded = GGML_PAD(a.dv, BLOCK);
-    a.n_keys    = a.k->ne[1];
-    a.n_queries = a.q->ne[1];
-    a.n_heads   = a.q->ne[2];
-    a.gqa       = a.n_heads / a.k->ne[2];
+    a.segments[0] = segment_of(dst->src[1], dst->src[2], dst->src[3]);
+    a.n_segments  = 1;
+    if (ggml_turbo_flash_attn_has_segment(dst)) {
+        a.segments[1] = segment_of(dst->src[5], dst->src[6], dst->src[7]);
+        a.n_segments  = 2;
+    }
+
+    a.dk         = dst->src[1]->ne[0];
+    a.dv         = dst->src[2]->ne[0];
+    a.dv_padded  = GGML_PAD(a.dv, BLOCK);
+    a.n_queries  = a.q->ne[1];
+    a.n_heads    = a.q->ne[2];
+    a.n_heads_kv = dst->src[1]->ne[2];
+    a.gqa        = a.n_heads / a.n_heads_kv;
 
     memcpy(&a.scale, (const float *) dst->op_params + 0, sizeof(float));
     memcpy(&a.max_bias, (const float *) dst->op_params + 1, sizeof(float));
     memcpy(&a.softcap, (const float *) dst->op_params + 2, sizeof(float));
-    a.negligible = std::ldexp(1.0f, -13) / a.n_keys;
 
-    a.kernels_k = kernels_of(a.k->type);
-    a.kernels_v = kernels_of(a.v->type);
+    int64_t n_keys  = 0;
+    bool    known   = true;
+    a.needs_int8_q  = false;
+    a.needs_float_q = false;
+    for (int i = 0; i < a.n_segments; ++i) {
+        const segment & s = a.segments[i];
+        n_keys += s.n_keys();
+        known                                                  = known && is_known(s);
+        (s.kernels_k.score ? a.needs_int8_q : a.needs_float_q) = true;
+    }
+    a.negligible = std::ldexp(1.0f, -13) / n_keys;
 
-    const bool contiguous_rows = a.q->nb[0] == sizeof(float) && a.k->nb[0] == ggml_type_size(a.k->type) &&
-                                 a.v->nb[0] == ggml_type_size(a.v->type) && dst->nb[0] == sizeof(float);
-    const bool known_types = a.q->type == GGML_TYPE_F32 && a.kernels_k.decode && a.kernels_v.decode;
-    return known_types && contiguous_rows && a.k->ne[2] == a.v->ne[2] && a.k->ne[3] == a.v->ne[3] &&
+    return known && a.q->type == GGML_TYPE_F32 && a.q->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float) &&
            a.dv <= TILE * TILE;
 }
 
@@ -159,10 +205,11 @@ void start_rows(const attention & a, const unit & u, const row_states & st) {
         st.max[r]          = -INF;
         st.sum[r]          = 0.0f;
         st.slope[r]        = a.slope_of(head);
-        if (a.kernels_k.score) {
+        if (a.needs_int8_q) {
             const row_states row = st.from(r);
             quantize_query(x, scale, a.dk, row.qs, row.qd, row.bias);
-        } else {
+        }
+        if (a.needs_float_q) {
             std::transform(x, x + a.dk, st.qf + r * a.dk, [=](float y) { return scale * y; });
         }
     }
@@ -201,11 +248,10 @@ bool all_masked(const ggml_half * m, int n) {
 
 // Rows of one head are small pieces far apart, which the hardware does not foresee. A tile ahead is far enough for main memory:
 // 6.0 -> 4.7 ms for 16,384 keys of turbo4.
-void prefetch_tile(const attention & a, const ggml_tensor * t, const unit & u, int64_t tile) {
-    const size_t  size = ggml_row_size(t->type, t->ne[0]);
-    const int64_t end  = std::min((tile + 1) * TILE, a.n_keys);
-    for (int64_t key = tile * TILE; key < end; ++key) {
-        const char * row = a.rows_of(t, u) + key * t->nb[1];
+void prefetch_rows(const attention & a, const ggml_tensor * t, const unit & u, const tile & next) {
+    const size_t size = ggml_row_size(t->type, t->ne[0]);
+    for (int i = 0; i < next.n_keys; ++i) {
+        const char * row = a.rows_of(t, u) + (next.key + i) * t->nb[1];
         for (size_t i = 0; i < size; i += 64) {
             prefetch_l2(row + i);
         }
@@ -221,7 +267,13 @@ bool tile_is_masked(const ggml_half * const * mask, int rows, int n) {
     return true;
 }
 
-void score_floats(const attention & a, const row_states & st, int rows, const char * k, int n_keys, const scratch & w) {
+void score_floats(const attention &  a,
+                  const segment &    s,
+                  const row_states & st,
+                  int                rows,
+                  const char *       k,
+                  int                n_keys,
+                  const scratch &    w) {
     int keys[TILE];
     for (int i = 0; i < TILE; ++i) {
         keys[i] = std::min(i, n_keys - 1);
@@ -230,7 +282,7 @@ void score_floats(const attention & a, const row_states & st, int rows, const ch
     std::fill(ones, ones + TILE, 1.0f);
     std::fill(w.s, w.s + rows * TILE, 0.0f);
     for (int64_t column = 0; column < a.dk; column += BLOCK) {
-        a.kernels_k.decode({ a.k, k, keys, TILE, column }, w.block);
+        s.kernels_k.decode({ s.k, k, keys, TILE, column }, w.block);
         for (int i = 0; i < TILE; i += LANES) {
             for (int j = 0; j < BLOCK; j += 4) {
                 vi four[4];
@@ -245,26 +297,22 @@ void score_floats(const attention & a, const row_states & st, int rows, const ch
     }
 }
 
-void score_tile(const attention &  a,
-                const unit &       u,
-                const row_states & st,
-                int64_t            key,
-                int                n_keys,
-                const scratch &    w) {
-    const char * k      = a.rows_of(a.k, u) + key * a.k->nb[1];
-    size_t       stride = a.k->nb[1];
-    if (!a.kernels_k.score) {
-        score_floats(a, st, u.rows, k, n_keys, w);
+void score_tile(const attention & a, const unit & u, const row_states & st, const tile & t, const scratch & w) {
+    const segment & s      = *t.of;
+    const char *    k      = a.rows_of(s.k, u) + t.key * s.k->nb[1];
+    size_t          stride = s.k->nb[1];
+    if (!s.kernels_k.score) {
+        score_floats(a, s, st, u.rows, k, t.n_keys, w);
     } else {
-        if (n_keys < TILE) {
-            const size_t size = ggml_row_size(a.k->type, a.dk);
+        if (t.n_keys < TILE) {
+            const size_t size = ggml_row_size(s.k->type, a.dk);
             for (int i = 0; i < TILE; ++i) {
-                memcpy(w.tail + i * size, k + std::min(i, n_keys - 1) * stride, size);
+                memcpy(w.tail + i * size, k + std::min(i, t.n_keys - 1) * stride, size);
             }
             k      = w.tail;
             stride = size;
         }
-        a.kernels_k.score(st, u.rows, k, stride, n_keys, w);
+        s.kernels_k.score(st, u.rows, k, stride, t.n_keys, w);
     }
 }
 
@@ -355,34 +403,38 @@ float weights_to_int16(float * s, int n, float sum) {
     return sum / INT16_MAX;
 }
 
-// next: the tile that this thread will see next
+// index, next: of this tile, and of the one that this thread will see next
 void attend_tile(const attention &  a,
                  const unit &       u,
                  const row_states & st,
-                 int64_t            tile,
+                 int64_t            index,
                  int64_t            next,
                  const scratch &    w) {
-    const int64_t     key    = tile * TILE;
-    const int         n_keys = std::min<int64_t>(TILE, a.n_keys - key);
+    const tile        t      = a.tile_at(index);
+    const segment &   s      = *t.of;
+    const int         n_keys = t.n_keys;
     const ggml_half * mask[TILE];
-    if (a.mask) {
+    if (s.mask) {
         for (int r = 0; r < u.rows; ++r) {
-            mask[r] = a.mask_of(u, r) + key;
+            mask[r] = a.mask_of(s.mask, u, r) + t.key;
         }
         if (tile_is_masked(mask, u.rows, n_keys)) {
             return;
         }
     }
 
-    const char * v = a.rows_of(a.v, u) + key * a.v->nb[1];
-    prefetch_tile(a, a.k, u, next);
-    prefetch_tile(a, a.v, u, next);
-    score_tile(a, u, st, key, n_keys, w);
+    const char * v = a.rows_of(s.v, u) + t.key * s.v->nb[1];
+    if (next < a.n_tiles()) {
+        const tile following = a.tile_at(next);
+        prefetch_rows(a, following.of->k, u, following);
+        prefetch_rows(a, following.of->v, u, following);
+    }
+    score_tile(a, u, st, t, w);
 
     float factor[TILE];
     float tile_sum[TILE];
     for (int r = 0; r < u.rows; ++r) {
-        factor[r] = weigh_row(a, w.s + r * TILE, a.mask ? mask[r] : nullptr, n_keys, st.slope[r], st.max[r], st.sum[r],
+        factor[r] = weigh_row(a, w.s + r * TILE, s.mask ? mask[r] : nullptr, n_keys, st.slope[r], st.max[r], st.sum[r],
                               tile_sum[r]);
     }
 
@@ -397,7 +449,7 @@ void attend_tile(const attention &  a,
     }
     for (int64_t column = 0; column < a.dv; column += BLOCK) {
         const product m = { st.o + column, (size_t) st.dv, factor, w.s, TILE, n, pairs ? scale : nullptr };
-        a.kernels_v.accumulate(m, u.rows, { a.v, v, keys, n, column }, w.block);
+        s.kernels_v.accumulate(m, u.rows, { s.v, v, keys, n, column }, w.block);
     }
 }
 
@@ -418,17 +470,26 @@ scratch split_buffer(const attention & a, char * p, size_t size) {
     scratch w = {};
     w.s       = (float *) take(TILE * TILE * sizeof(float));
     w.block   = (float *) take(TILE * BLOCK * sizeof(float));
-    if (a.kernels_k.score) {
+
+    size_t per_row = a.dv_padded * sizeof(float) + 3 * sizeof(float);
+    if (a.needs_int8_q) {
+        size_t largest_row = 0;
+        for (int i = 0; i < a.n_segments; ++i) {
+            const segment & s = a.segments[i];
+            largest_row       = std::max(largest_row, s.kernels_k.score ? ggml_row_size(s.k->type, a.dk) : 0);
+        }
         w.scales = (ggml_half *) take(n_blocks * TILE * sizeof(ggml_half));
-        w.tail   = take(TILE * ggml_row_size(a.k->type, a.dk));
-    } else {
+        w.tail   = take(TILE * largest_row);
+        per_row += a.dk + n_blocks * (sizeof(float) + sizeof(int32_t));
+    }
+    if (a.needs_float_q) {
         w.block_t = (float *) take(TILE * BLOCK * sizeof(float));
+        per_row += a.dk * sizeof(float);
     }
 
-    const size_t per_q = a.kernels_k.score ? a.dk + n_blocks * (sizeof(float) + sizeof(int32_t)) : a.dk * sizeof(float);
-    const size_t per_row = a.dv_padded * sizeof(float) + 3 * sizeof(float) + per_q;
-    GGML_ASSERT(end > p + 7 * 64 && "work buffer too small");
-    w.n_states = (end - p - 7 * 64) / per_row;
+    constexpr size_t MAX_PADDING = 8 * 64;  // of the parts of the states
+    GGML_ASSERT(end > p + MAX_PADDING && "work buffer too small");
+    w.n_states = (end - p - MAX_PADDING) / per_row;
 
     w.states       = {};
     w.states.dk    = a.dk;
@@ -437,11 +498,12 @@ scratch split_buffer(const attention & a, char * p, size_t size) {
     w.states.max   = (float *) take(w.n_states * sizeof(float));
     w.states.sum   = (float *) take(w.n_states * sizeof(float));
     w.states.slope = (float *) take(w.n_states * sizeof(float));
-    if (a.kernels_k.score) {
+    if (a.needs_int8_q) {
         w.states.qs   = (int8_t *) take(w.n_states * a.dk);
         w.states.qd   = (float *) take(w.n_states * n_blocks * sizeof(float));
         w.states.bias = (int32_t *) take(w.n_states * n_blocks * sizeof(int32_t));
-    } else {
+    }
+    if (a.needs_float_q) {
         w.states.qf = (float *) take(w.n_states * a.dk * sizeof(float));
     }
     return w;
@@ -570,12 +632,20 @@ const char * ggml_turbo_cpu_fattn_isa(void) {
     return SIMD_NAME;
 }
 
+bool ggml_turbo_cpu_flash_attn_supported(const ggml_tensor * op) {
+    attention a;
+    return init(a, const_cast<ggml_tensor *>(op));
+}
+
 bool ggml_turbo_cpu_flash_attn(const ggml_compute_params * params, ggml_tensor * dst) {
     static const fattn_use use = use_from_environment();
 
     attention  a;
     const bool has_turbo = ggml_is_turbo(dst->src[1]->type) || ggml_is_turbo(dst->src[2]->type);
-    if (params->use_ref || use == USE_NEVER || (use == USE_TURBO && !has_turbo) || !init(a, dst)) {
+    const bool wanted    = !params->use_ref && use != USE_NEVER && (use == USE_ALWAYS || has_turbo);
+    if (ggml_turbo_flash_attn_has_segment(dst)) {
+        GGML_ASSERT(init(a, dst));  // nobody else knows segments
+    } else if (!wanted || !init(a, dst)) {
         return false;
     }
 

@@ -66,6 +66,10 @@ static bool is_float(ggml_type type) {
 }
 
 bool ggml_turbo_cpu_supports_op(const ggml_tensor * op) {
+    if (ggml_turbo_flash_attn_has_segment(op)) {
+        return ggml_turbo_cpu_flash_attn_supported(op);
+    }
+
     bool has_turbo = ggml_is_turbo(op->type);
     for (const ggml_tensor * src : op->src) {
         has_turbo = has_turbo || (src && ggml_is_turbo(src->type));

@@ -6,9 +6,11 @@
 #include "llama-kv-cache.h"
 #include "llama-model.h"
 #include "llama-turbo-cache.h"
+#include "llama-turbo.h"
 
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 //
 // tensors
@@ -125,13 +127,24 @@ static ggml_tensor * scale_query_heads(ggml_context * ctx, ggml_tensor * cur, gg
     return ggml_reshape_3d(ctx, ggml_mul(ctx, groups, scale), cur->ne[0], n_head, cur->ne[2]);
 }
 
-static const llama_turbo_calibrated_layer * find(const llm_graph_input_attn_kv * inp, int il) {
-    return llama_turbo_cache::calibrated_layer(*inp->mctx, il);
+// What upstream's inputs of attention hold for a layer.
+struct layer_inputs {
+    const llama_kv_cache_context & mctx;
+
+    ggml_tensor *  kq_mask;
+    ggml_tensor *& k_rot;
+    ggml_tensor *& v_rot;
+};
+
+static layer_inputs inputs_of(llm_graph_input_attn_kv * inp, int) {
+    return { *inp->mctx, inp->self_kq_mask, inp->self_k_rot, inp->self_v_rot };
 }
 
-static const llama_turbo_calibrated_layer * find(const llm_graph_input_attn_kv_iswa * inp, int il) {
-    return llama_turbo_cache::calibrated_layer(inp->hparams.is_swa(il) ? *inp->mctx->get_swa() : *inp->mctx->get_base(),
-                                               il);
+static layer_inputs inputs_of(llm_graph_input_attn_kv_iswa * inp, int il) {
+    if (inp->hparams.is_swa(il)) {
+        return { *inp->mctx->get_swa(), inp->self_kq_mask_swa, inp->self_k_rot_swa, inp->self_v_rot_swa };
+    }
+    return { *inp->mctx->get_base(), inp->self_kq_mask, inp->self_k_rot, inp->self_v_rot };
 }
 
 // ggml_prec_set_acc() was ggml_mul_mat_set_prec() in older upstreams
@@ -161,11 +174,161 @@ static ggml_tensor * project(const llm_graph_context & graph,
     return wo_b ? ggml_add(graph.ctx0, cur, wo_b) : cur;
 }
 
+//
+// exact sink and tail
+//
+
+namespace {
+
+class exact_input : public llm_graph_input_i {
+  public:
+    exact_input(ggml_context * ctx, const llama_kv_cache_context & mctx, uint32_t n_rows, ggml_tensor * kq_mask) :
+        kq_mask(kq_mask),
+        rows(ggml_new_tensor_1d(ctx, GGML_TYPE_I64, kq_mask->ne[1] * kq_mask->ne[3])),
+        mask(ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_rows, kq_mask->ne[1], 1, kq_mask->ne[3])),
+        kv(llama_turbo_cache::cache_of(mctx)),
+        mctx(&mctx) {
+        if (kq_mask->type != GGML_TYPE_F16) {
+            throw std::runtime_error("an exact sink and tail need flash attention: use -fa on");
+        }
+        ggml_set_input(rows);
+        ggml_set_input(mask);
+    }
+
+    void set_input(const llama_ubatch * ubatch) override {
+        llama_turbo_cache::set_exact_input(*mctx, *ubatch, rows, kq_mask, mask);
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        mctx = llama_turbo_cache::find_context(params.mctx, kv);
+        return mctx && rows->ne[0] == params.ubatch.n_tokens;
+    }
+
+    ggml_tensor * const kq_mask;  // of upstream: [n_kv, n_tokens/n_stream, 1, n_stream]
+    ggml_tensor * const rows;     // I64 [n_tokens]
+    ggml_tensor * const mask;     // F16 [n_rows, n_tokens/n_stream, 1, n_stream]
+
+  private:
+    const llama_kv_cache &         kv;
+    const llama_kv_cache_context * mctx;
+};
+
+}  // namespace
+
+static const exact_input & exact_input_of(const llm_graph_context & graph, const layer_inputs & in, uint32_t n_rows) {
+    for (const auto & input : graph.res->inputs) {
+        const auto * found = dynamic_cast<const exact_input *>(input.get());
+        if (found && found->kq_mask == in.kq_mask) {
+            return *found;
+        }
+    }
+    auto input = std::make_unique<exact_input>(graph.ctx0, in.mctx, n_rows, in.kq_mask);
+
+    return *static_cast<exact_input *>(graph.res->add_input(std::move(input)));
+}
+
+// copies: [n_embd_gqa, n_rows, n_stream]; cur: [n_embd_head, n_head_kv, n_tokens]
+static void store(const llm_graph_context & graph, ggml_tensor * copies, ggml_tensor * cur, ggml_tensor * rows) {
+    GGML_ASSERT(cur->nb[1] == ggml_row_size(cur->type, cur->ne[0]));
+
+    cur    = ggml_view_2d(graph.ctx0, cur, copies->ne[0], cur->ne[2], cur->nb[2], 0);
+    copies = ggml_reshape_2d(graph.ctx0, copies, copies->ne[0], copies->ne[1] * copies->ne[2]);
+    ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, copies, cur, rows));
+}
+
+// Views of copies as flash attention takes them: [n_embd_head, n_rows, n_head_kv, n_stream]
+static ggml_tensor * as_keys(const llm_graph_context & graph, ggml_tensor * view) {
+    view = ggml_permute(graph.ctx0, view, 0, 2, 1, 3);
+    ggml_build_forward_expand(graph.gf, view);
+
+    return view;
+}
+
+static ggml_tensor * find_flash_attn(ggml_tensor * cur) {
+    while (cur->op == GGML_OP_RESHAPE || cur->op == GGML_OP_VIEW || cur->op == GGML_OP_CONT) {
+        cur = cur->src[0];
+    }
+    if (cur->op != GGML_OP_FLASH_ATTN_EXT) {
+        throw std::runtime_error(
+            "an exact sink and tail need flash attention in every layer: leave out --cache-sink and --cache-tail");
+    }
+
+    return cur;
+}
+
+//
+// attention
+//
+
 // in llama_turbo_build_attn(), which calls build_attn() again
 static thread_local bool is_nested = false;
 
-template <typename input> bool llama_turbo_is_calibrated(const input * inp, int il) {
-    return !is_nested && find(inp, il);
+struct nested_scope {
+    nested_scope() { is_nested = true; }
+
+    ~nested_scope() { is_nested = false; }
+};
+
+template <typename input> bool llama_turbo_attends(input * inp, int il) {
+    if (is_nested) {
+        return false;
+    }
+    const layer_inputs in = inputs_of(inp, il);
+
+    return llama_turbo_cache::calibrated_layer(in.mctx, il) || llama_turbo_cache::exact_layer(in.mctx, il);
+}
+
+// build_attn() without the output projection, and with K and V that have copies.
+template <typename input>
+static ggml_tensor * attend(const llm_graph_context & graph,
+                            input *                   inp,
+                            ggml_tensor *             q,
+                            ggml_tensor *             k,
+                            ggml_tensor *             v,
+                            ggml_tensor *             kq_b,
+                            ggml_tensor *             sinks,
+                            ggml_tensor *             v_mla,
+                            float                     kq_scale,
+                            int                       il) {
+    const auto build = [&] {
+        const nested_scope scope;
+        return graph.build_attn(inp, nullptr, nullptr, nullptr, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
+    };
+
+    const layer_inputs in = inputs_of(inp, il);
+
+    const llama_turbo_exact::layer * layer = llama_turbo_cache::exact_layer(in.mctx, il);
+    if (!layer || graph.cparams.training) {
+        return build();
+    }
+
+    // copies are rotated like the cache, since Q is; upstream's own rotation is left out
+    ggml_tensor * k_rot = std::exchange(in.k_rot, nullptr);
+    ggml_tensor * v_rot = std::exchange(in.v_rot, nullptr);
+
+    q = k_rot ? llama_turbo_rotate(graph.ctx0, q, k_rot) : q;
+    k = k && k_rot ? llama_turbo_rotate(graph.ctx0, k, k_rot) : k;
+    v = v && v_rot ? llama_turbo_rotate(graph.ctx0, v, v_rot) : v;
+
+    const exact_input & exact = exact_input_of(graph, in, layer->k->ne[1]);
+    if (k) {
+        store(graph, layer->k, k, exact.rows);
+    }
+    if (v) {
+        store(graph, layer->v, v, exact.rows);
+    }
+    const auto [view_k, view_v] = llama_turbo_cache::exact_views(graph.ctx0, in.mctx, il);
+
+    ggml_tensor * keys   = as_keys(graph, view_k);
+    ggml_tensor * values = as_keys(graph, view_v);
+    ggml_tensor * cur    = build();
+    ggml_turbo_flash_attn_add_segment(find_flash_attn(cur), keys, values, exact.mask);
+
+    in.k_rot        = k_rot;
+    in.v_rot        = v_rot;
+    layer->is_built = true;
+
+    return v_rot ? llama_turbo_rotate(graph.ctx0, cur, v_rot) : cur;
 }
 
 template <typename input>
@@ -182,7 +345,10 @@ ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
                                      ggml_tensor *             v_mla,
                                      float                     kq_scale,
                                      int                       il) {
-    const llama_turbo_calibrated_layer & layer = *find(inp, il);
+    static const llama_turbo_calibrated_layer none;
+
+    const llama_turbo_calibrated_layer * found = llama_turbo_cache::calibrated_layer(inputs_of(inp, il).mctx, il);
+    const llama_turbo_calibrated_layer & layer = found ? *found : none;
 
     ggml_context * ctx = graph.ctx0;
 
@@ -191,9 +357,7 @@ ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
     k = k ? layer.store_k(ctx, k) : k;
     v = v && layer.v_scale ? ggml_mul(ctx, v, layer.v_scale) : v;
 
-    is_nested         = true;
-    ggml_tensor * cur = graph.build_attn(inp, nullptr, nullptr, nullptr, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
-    is_nested         = false;
+    ggml_tensor * cur = attend(graph, inp, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
 
     if (layer.out_scale) {
         const int64_t n_embd_head = layer.out_scale->ne[0];
@@ -202,13 +366,15 @@ ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
         heads               = scale_query_heads(ctx, heads, layer.out_scale);
         cur                 = ggml_reshape_2d(ctx, heads, cur->ne[0], cur->ne[1]);
     }
-    layer.is_built = true;
+    if (found) {
+        found->is_built = true;
+    }
 
     return project(graph, wo, wo_b, wo_s, cur);
 }
 
 #define INSTANTIATE(input)                                                                                          \
-    template bool          llama_turbo_is_calibrated(const input *, int);                                           \
+    template bool          llama_turbo_attends(input *, int);                                                       \
     template ggml_tensor * llama_turbo_build_attn(const llm_graph_context &, input *, ggml_tensor *, ggml_tensor *, \
                                                   ggml_tensor *, ggml_tensor *, ggml_tensor *, ggml_tensor *,       \
                                                   ggml_tensor *, ggml_tensor *, ggml_tensor *, float, int)

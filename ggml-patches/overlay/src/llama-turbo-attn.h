@@ -13,7 +13,8 @@ struct llm_graph_context;
 class llm_graph_input_attn_kv;
 class llm_graph_input_attn_kv_iswa;
 
-// Attention of layers that have a calibration (llama-turbo-calibration.h), built around upstream's.
+// Attention of layers that have a calibration (llama-turbo-calibration.h) or an exact sink and tail (llama-turbo-exact.h), built around
+// upstream's.
 
 // Calibration of one layer, in memory of its device. f32; nullptr: nothing to do.
 struct llama_turbo_calibrated_layer {
@@ -52,9 +53,9 @@ class llama_turbo_calibrated {
                   ggml_backend_buffer_type_t      buft);
 };
 
-// Called first in llm_graph_context::build_attn(): whether the layer is calibrated, and its attention then. It calls build_attn() again, for
-// which the first answer is no.
-template <typename input> bool llama_turbo_is_calibrated(const input * inp, int il);
+// Called first in llm_graph_context::build_attn(): whether the layer has one of these, and its attention then. It calls build_attn() again,
+// for which the first answer is no.
+template <typename input> bool llama_turbo_attends(input * inp, int il);
 
 template <typename input>
 ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,

@@ -4,14 +4,19 @@
 #include "ggml-cpp.h"
 #include "llama-arch.h"
 #include "llama-context.h"
+#include "llama-graph.h"
 #include "llama-impl.h"
 #include "llama-io.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <cinttypes>
 #include <cstdlib>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -22,6 +27,19 @@
 static std::string env_text(const char * name) {
     const char * value = getenv(name);
     return value ? value : "";
+}
+
+static uint32_t env_tokens(const char * name, const char * option) {
+    static constexpr uint32_t MAX_TOKENS = 1 << 24;
+
+    const std::string text = env_text(name);
+    if (text.size() > 8 || text.find_first_not_of("0123456789") != std::string::npos ||
+        (!text.empty() && std::stoul(text) > MAX_TOKENS)) {
+        throw std::invalid_argument(std::string(option) + " " + text + ": not a number of tokens from 0 to " +
+                                    std::to_string(MAX_TOKENS));
+    }
+
+    return text.empty() ? 0 : std::stoul(text);
 }
 
 // Recurrent layers of hybrid models have no KV cache. In Falcon-H1 every layer is both, and in Nemotron-H some are neither.
@@ -65,7 +83,11 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
         mode      = llama_turbo_parse_mode(env_text("TURBO_LAYER_ADAPTIVE"));
         res.decay = llama_turbo_parse_decay(env_text("TURBO_DECAY"));
         file      = env_text("TURBO_CALIBRATION");
+
+        res.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink");
+        res.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail");
     }
+    res.n_ubatch = params.n_ubatch == 0 ? params.n_batch : std::min(params.n_batch, params.n_ubatch);
     if (mode) {
         if (!map_k.empty() || !map_v.empty()) {
             throw std::invalid_argument("a layer-adaptive mode and cache types by layer can't be used together");
@@ -100,7 +122,8 @@ std::pair<ggml_type, ggml_type> llama_turbo_cache::layer_types(std::shared_ptr<l
                                                                uint32_t                             il,
                                                                ggml_type                            type_k,
                                                                ggml_type                            type_v) {
-    if (!turbo && (settings_in_use.by_layer || settings_in_use.decay.cold > 0 || settings_in_use.calibration)) {
+    if (!turbo && (settings_in_use.by_layer || settings_in_use.decay.cold > 0 || settings_in_use.calibration ||
+                   settings_in_use.exact)) {
         turbo = std::make_shared<llama_turbo_cache>(settings_in_use);
     }
     if (!turbo || !turbo->settings.by_layer) {
@@ -135,6 +158,9 @@ void llama_turbo_cache::init(llama_kv_cache & kv) {
     if (kv.other && kv.other->turbo && kv.other->turbo->calibrated) {
         kv.turbo = kv.turbo ? kv.turbo : std::make_shared<llama_turbo_cache>(llama_turbo_settings{});
         kv.turbo->share_calibration(kv, *kv.other);
+    }
+    if (kv.turbo && kv.turbo->settings.exact) {
+        kv.turbo->init_exact(kv);
     }
     if (kv.turbo && kv.turbo->settings.decay.cold > 0) {
         kv.turbo->init_decay(kv);
@@ -240,17 +266,10 @@ ggml_tensor * llama_turbo_cache::build_shift(const llama_kv_cache &             
 // In place of a number that is 0 or 1, followed by the calibration's digest.
 static constexpr uint32_t CALIBRATED_STATE = 0x4C414354;  // "TCAL"
 
-void llama_turbo_cache::write_state(const llama_kv_cache & kv, llama_io_write_i & io) {
-    if (kv.turbo && kv.turbo->calibrated) {
-        io.write(&CALIBRATED_STATE, sizeof(CALIBRATED_STATE));
-        io.write(&kv.turbo->calibrated->digest, sizeof(kv.turbo->calibrated->digest));
-    }
-}
-
-bool llama_turbo_cache::read_state(const llama_kv_cache & kv,
-                                   llama_io_read_i &      io,
-                                   uint32_t &             v_trans,
-                                   uint32_t &             n_layer) {
+bool llama_turbo_cache::read_calibration(const llama_kv_cache & kv,
+                                         llama_io_read_i &      io,
+                                         uint32_t &             v_trans,
+                                         uint32_t &             n_layer) {
     const bool is_state_calibrated = v_trans == CALIBRATED_STATE;
     const bool is_cache_calibrated = kv.turbo && kv.turbo->calibrated;
     if (!is_state_calibrated && !is_cache_calibrated) {
@@ -275,6 +294,266 @@ bool llama_turbo_cache::read_state(const llama_kv_cache & kv,
     }
     io.read(&v_trans, sizeof(v_trans));
     io.read(&n_layer, sizeof(n_layer));
+
+    return true;
+}
+
+//
+// exact sink and tail
+//
+
+void llama_turbo_cache::init_exact(llama_kv_cache & kv) {
+    const uint64_t n_seq   = kv.n_seq_max / kv.n_stream;  // of a stream
+    const uint64_t n_rows  = n_seq * (settings.exact.sink + settings.exact.tail) + settings.n_ubatch;
+    const uint32_t n_cells = kv.get_size();
+
+    exact = std::make_unique<llama_turbo_exact>(settings.exact, std::min<uint64_t>(GGML_PAD(n_rows, 256), n_cells),
+                                                n_cells, kv.n_stream);
+
+    std::set<ggml_backend_buffer_type_t> bufts;
+    for (const auto & layer : kv.layers) {
+        bufts.insert(ggml_backend_buffer_get_type(layer.k->buffer));
+    }
+
+    size_t n_bytes = 0;
+    for (ggml_backend_buffer_type_t buft : bufts) {
+        const ggml_init_params params = {
+            /*.mem_size   =*/2 * kv.layers.size() * ggml_tensor_overhead(),
+            /*.mem_buffer =*/nullptr,
+            /*.no_alloc   =*/true,
+        };
+        ggml_context_ptr ctx{ ggml_init(params) };
+
+        std::vector<ggml_tensor *> tensors;
+
+        const auto add = [&](const char * name, uint32_t il, int64_t n_embd) {
+            ggml_tensor * tensor = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, n_embd, exact->n_rows, kv.n_stream);
+            ggml_format_name(tensor, "cache_exact_%s_l%u", name, il);
+            tensors.push_back(tensor);
+            n_bytes += ggml_nbytes(tensor);
+            return tensor;
+        };
+        for (const auto & layer : kv.layers) {
+            if (ggml_backend_buffer_get_type(layer.k->buffer) == buft) {
+                exact->layers[layer.il].k = add("k", layer.il, layer.k->ne[0]);
+                exact->layers[layer.il].v = add("v", layer.il, layer.v->ne[0]);
+            }
+        }
+
+        ggml_backend_buffer_t buffer = nullptr;
+        if (kv.model.hparams.no_alloc) {
+            buffer = ggml_backend_buft_alloc_buffer(buft, /*size =*/0);
+            for (ggml_tensor * tensor : tensors) {
+                tensor->buffer = buffer;  // so that the scheduler does not allocate it
+            }
+        } else {
+            buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
+        }
+        if (!buffer) {
+            throw std::runtime_error("failed to allocate the exact sink and tail of the KV cache");
+        }
+        ggml_backend_buffer_clear(buffer, 0);
+        kv.ctxs_bufs.emplace_back(std::move(ctx), buffer);
+    }
+    LLAMA_LOG_INFO(
+        "llama_turbo_cache: exact: first %u and last %u tokens of each sequence in f16, %u rows in each of %u streams, "
+        "%.2f MiB\n",
+        exact->sizes.sink, exact->sizes.tail, exact->n_rows, kv.n_stream, n_bytes / 1024.0 / 1024.0);
+}
+
+const llama_turbo_exact::layer * llama_turbo_cache::exact_layer(const llama_kv_cache_context & mctx, int32_t il) {
+    const llama_kv_cache & kv = *mctx.kv;
+    if (!kv.turbo || !kv.turbo->exact) {
+        return nullptr;
+    }
+
+    return &kv.turbo->exact->layers.at(kv.layers[kv.map_layer_ids.at(il)].il);
+}
+
+std::pair<ggml_tensor *, ggml_tensor *> llama_turbo_cache::exact_views(ggml_context *                 ctx,
+                                                                       const llama_kv_cache_context & mctx,
+                                                                       int32_t                        il) {
+    const llama_turbo_exact::layer & layer = *exact_layer(mctx, il);
+
+    const auto &  sinfo    = mctx.sinfos[mctx.i_cur];
+    const int64_t n_stream = sinfo.s1 - sinfo.s0 + 1;
+
+    const auto view = [&](ggml_tensor * copies, int64_t n_embd_head, int64_t n_head_kv) {
+        return ggml_view_4d(ctx, copies, n_embd_head, n_head_kv, copies->ne[1], n_stream,
+                            ggml_row_size(copies->type, n_embd_head), copies->nb[1], copies->nb[2],
+                            copies->nb[2] * sinfo.s0);
+    };
+    const llama_hparams & hparams = mctx.kv->hparams;
+
+    return { view(layer.k, hparams.n_embd_head_k(il), hparams.n_head_kv(il)),
+             view(layer.v, hparams.n_embd_head_v(il), hparams.n_head_kv(il)) };
+}
+
+void llama_turbo_cache::set_exact_input(const llama_kv_cache_context & mctx,
+                                        const llama_ubatch &           ubatch,
+                                        ggml_tensor *                  rows,
+                                        ggml_tensor *                  mask,
+                                        ggml_tensor *                  exact_mask) {
+    llama_turbo_exact & exact = *mctx.kv->turbo->exact;
+    const auto &        sinfo = mctx.sinfos[mctx.i_cur];
+
+    for (ggml_tensor * tensor : { rows, mask, exact_mask }) {
+        GGML_ASSERT(ggml_backend_buffer_is_host(tensor->buffer));
+    }
+    int64_t *  row        = (int64_t *) rows->data;
+    uint16_t * packed_row = (uint16_t *) mask->data;
+    uint16_t * exact_row  = (uint16_t *) exact_mask->data;
+    uint32_t   i          = 0;
+    for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
+        const uint32_t         stream = sinfo.strm[s];
+        const llama_kv_cells & cells  = mctx.kv->v_cells[stream];
+        for (uint32_t placed : exact.place(stream, cells, sinfo.idxs[s])) {
+            *row++ = (int64_t) stream * exact.n_rows + placed;
+            exact.split_mask(stream, cells, ubatch.pos[i++], packed_row, mask->ne[0], exact_row);
+            packed_row += mask->ne[0];
+            exact_row += exact.n_rows;
+        }
+    }
+}
+
+const llama_kv_cache & llama_turbo_cache::cache_of(const llama_kv_cache_context & mctx) {
+    return *mctx.kv;
+}
+
+const llama_kv_cache_context * llama_turbo_cache::find_context(const llama_memory_context_i * mctx,
+                                                               const llama_kv_cache &         kv) {
+    if (const auto * cache = dynamic_cast<const llama_kv_cache_context *>(mctx)) {
+        return cache->kv == &kv ? cache : nullptr;
+    }
+    if (const auto * iswa = dynamic_cast<const llama_kv_cache_iswa_context *>(mctx)) {
+        const llama_kv_cache_context * base = find_context(iswa->get_base(), kv);
+        return base ? base : find_context(iswa->get_swa(), kv);
+    }
+    if (const auto * hybrid = dynamic_cast<const llama_memory_hybrid_context *>(mctx)) {
+        return find_context(hybrid->get_attn(), kv);
+    }
+    if (const auto * hybrid = dynamic_cast<const llama_memory_hybrid_iswa_context *>(mctx)) {
+        return find_context(hybrid->get_attn(), kv);
+    }
+
+    return nullptr;
+}
+
+namespace {
+
+class exact_shift_input : public llm_graph_input_i {
+  public:
+    exact_shift_input(const llama_turbo_exact &           exact,
+                      const std::vector<llama_kv_cells> & cells,
+                      ggml_tensor *                       shifts) :
+        shifts(shifts),
+        exact(exact),
+        cells(cells) {}
+
+    void set_input(const llama_ubatch *) override {
+        GGML_ASSERT(ggml_backend_buffer_is_host(shifts->buffer));
+        for (size_t s = 0; s < cells.size(); ++s) {
+            exact.get_shifts(s, cells[s], (int32_t *) shifts->data + s * exact.n_rows);
+        }
+    }
+
+    ggml_tensor * const shifts;  // I32 [n_rows * n_stream]
+
+  private:
+    const llama_turbo_exact &           exact;
+    const std::vector<llama_kv_cells> & cells;
+};
+
+}  // namespace
+
+void llama_turbo_cache::shift_exact(const llama_kv_cache &                                    kv,
+                                    llm_graph_result &                                        res,
+                                    uint32_t                                                  il,
+                                    const std::function<void(ggml_tensor *, ggml_tensor *)> & shift) {
+    if (!kv.turbo || !kv.turbo->exact) {
+        return;
+    }
+    const llama_turbo_exact & exact = *kv.turbo->exact;
+
+    ggml_tensor * shifts = nullptr;
+    for (const auto & input : res.inputs) {
+        if (const auto * found = dynamic_cast<const exact_shift_input *>(input.get())) {
+            shifts = found->shifts;
+        }
+    }
+    if (!shifts) {
+        shifts = ggml_new_tensor_1d(res.get_ctx(), GGML_TYPE_I32, (int64_t) exact.n_rows * kv.n_stream);
+        ggml_set_input(shifts);
+        res.add_input(std::make_unique<exact_shift_input>(exact, kv.v_cells, shifts));
+    }
+
+    ggml_tensor * k = exact.layers.at(il).k;
+    shift(ggml_view_3d(res.get_ctx(), k, kv.hparams.n_rot(il), kv.hparams.n_head_kv(il), k->ne[1] * k->ne[2],
+                       ggml_row_size(k->type, kv.hparams.n_embd_head_k(il)), k->nb[1], 0),
+          shifts);
+}
+
+void llama_turbo_cache::copy_stream(llama_kv_cache & kv, llama_context * lctx, uint32_t from, uint32_t to) {
+    if (kv.turbo && kv.turbo->exact) {
+        llama_synchronize(lctx);
+        kv.turbo->exact->copy_stream(from, to);
+    }
+}
+
+//
+// state
+//
+
+static constexpr uint32_t EXACT_STATE = 0x43455854;  // "TXEC", followed by the number of copies
+
+static std::vector<uint32_t> cells_in(const std::vector<std::pair<uint32_t, uint32_t>> & ranges) {
+    std::vector<uint32_t> cells;
+    for (const auto & [begin, end] : ranges) {
+        for (uint32_t cell = begin; cell < end; ++cell) {
+            cells.push_back(cell);
+        }
+    }
+
+    return cells;
+}
+
+void llama_turbo_cache::write_state(const llama_kv_cache &                             kv,
+                                    llama_io_write_i &                                 io,
+                                    uint32_t                                           stream,
+                                    const std::vector<std::pair<uint32_t, uint32_t>> & ranges) {
+    if (kv.turbo && kv.turbo->calibrated) {
+        io.write(&CALIBRATED_STATE, sizeof(CALIBRATED_STATE));
+        io.write(&kv.turbo->calibrated->digest, sizeof(kv.turbo->calibrated->digest));
+    }
+    if (kv.turbo && kv.turbo->exact) {
+        io.write(&EXACT_STATE, sizeof(EXACT_STATE));
+        kv.turbo->exact->write(io, stream, cells_in(ranges));
+    }
+}
+
+bool llama_turbo_cache::read_state(const llama_kv_cache &        kv,
+                                   llama_io_read_i &             io,
+                                   uint32_t                      stream,
+                                   const std::vector<uint32_t> & cells,
+                                   uint32_t &                    v_trans,
+                                   uint32_t &                    n_layer) {
+    if (!read_calibration(kv, io, v_trans, n_layer)) {
+        return false;
+    }
+
+    llama_turbo_exact * exact = kv.turbo ? kv.turbo->exact.get() : nullptr;
+    if (exact) {
+        exact->forget(stream, cells);
+    }
+    if (v_trans == EXACT_STATE) {
+        if (!exact) {
+            llama_turbo_exact::skip(io, n_layer);
+        } else if (!exact->read(io, n_layer, stream, kv.v_cells[stream], cells)) {
+            return false;
+        }
+        io.read(&v_trans, sizeof(v_trans));
+        io.read(&n_layer, sizeof(n_layer));
+    }
 
     return true;
 }
@@ -508,11 +787,16 @@ bool llama_turbo_cache::apply(llama_kv_cache & kv) {
     if (!kv.turbo) {
         return true;
     }
+    const char * what = "%s: layer %u of this model attends in a way that can't be %s: leave out %s\n";
     for (const auto & [il, layer] : kv.turbo->calibrated_layers) {
         if (!layer->is_built) {
-            LLAMA_LOG_ERROR(
-                "%s: layer %u of this model attends in a way that can't be calibrated: leave out its calibration\n",
-                __func__, il);
+            LLAMA_LOG_ERROR(what, __func__, il, "calibrated", "its calibration");
+            return false;
+        }
+    }
+    for (uint32_t il : kv.turbo->settings.layers) {
+        if (kv.turbo->exact && kv.turbo->exact->layers.count(il) > 0 && !kv.turbo->exact->layers.at(il).is_built) {
+            LLAMA_LOG_ERROR(what, __func__, il, "exact for some tokens", "--cache-sink and --cache-tail");
             return false;
         }
     }

@@ -2,6 +2,7 @@
 
 #include "llama-turbo-attn.h"
 #include "llama-turbo-calibration.h"
+#include "llama-turbo-exact.h"
 #include "llama-turbo-layers.h"
 #include "llama-turbo.h"
 #include "llama.h"
@@ -13,20 +14,23 @@
 #include <utility>
 #include <vector>
 
+struct llama_memory_context_i;
 struct llama_model;
+struct llama_ubatch;
 class llama_io_read_i;
 class llama_io_write_i;
 class llama_kv_cache;
 class llama_kv_cache_context;
-class llama_kv_cells;
+class llm_graph_result;
 
-// What is added to a KV cache of upstream: types by layer, temporal decay, and calibration.
+// What is added to a KV cache of upstream: types by layer, temporal decay, calibration, and an exact sink and tail.
 //
 // The settings come from the environment (the options of the tools set these variables), and are read once when a context is made:
 //   TURBO_CACHE_TYPE_K_LAYERS, TURBO_CACHE_TYPE_V_LAYERS   maps, see llama-turbo-layers.h
 //   TURBO_LAYER_ADAPTIVE                                   a mode instead of maps
 //   TURBO_DECAY                                            shares of temporal decay
 //   TURBO_CALIBRATION                                      file, see llama-turbo-calibration.h
+//   TURBO_CACHE_SINK, TURBO_CACHE_TAIL                     numbers of tokens, see llama-turbo-exact.h
 // A context that belongs to another one (draft, MTP) has none of them. Where it attends layers of the other's cache, it does so as the other.
 
 struct llama_turbo_settings {
@@ -38,6 +42,9 @@ struct llama_turbo_settings {
     llama_turbo_decay_shares decay;
 
     std::shared_ptr<const llama_turbo_calibration> calibration;  // nullptr: none
+
+    llama_turbo_exact_sizes exact;
+    uint32_t                n_ubatch = 0;  // tokens that are computed at once, at most
 };
 
 // Throws std::invalid_argument.
@@ -71,10 +78,16 @@ struct llama_turbo_cache {
     // When the tensors are there: rotation, log.
     static void init(llama_kv_cache & kv);
 
-    // Before a batch: pending shifts are about to be applied.
-    static void update(llama_kv_cache & kv, llama_context * lctx);
+    // Before a batch: pending shifts and copies of streams (llama_kv_cache::stream_copy_info) are about to be applied.
+    template <typename stream_copies>
+    static void update(llama_kv_cache & kv, llama_context * lctx, const stream_copies & copies) {
+        for (size_t i = 0; i < copies.ssrc.size(); ++i) {
+            copy_stream(kv, lctx, copies.ssrc[i], copies.sdst[i]);
+        }
+        update(kv, lctx);
+    }
 
-    // Before the tokens of a ubatch are stored. False: computing failed, or the graph does not attend a calibrated layer as it must.
+    // Before the tokens of a ubatch are stored. False: computing failed, or the graph does not attend a layer as it must.
     static bool apply(llama_kv_cache & kv);
 
     // K-shift: whether it is ours, and its graph; see llama-turbo.h. il: layer of the cache.
@@ -89,10 +102,47 @@ struct llama_turbo_cache {
     // Calibration of what a layer of the model attends, nullptr if it has none.
     static const llama_turbo_calibrated_layer * calibrated_layer(const llama_kv_cache_context & mctx, int32_t il);
 
-    // Before and after the two numbers that a state has in front of K and V. A calibrated cache writes two others before them, so that its
-    // state and one of another calibration, or of none, exclude each other. False: refused, with the reason in the log.
-    static void write_state(const llama_kv_cache & kv, llama_io_write_i & io);
-    static bool read_state(const llama_kv_cache & kv, llama_io_read_i & io, uint32_t & v_trans, uint32_t & n_layer);
+    // Copies of what a layer of the model attends, nullptr if it has none; and those of the streams of a ubatch as attention takes them,
+    // K [n_embd_head_k, n_head_kv, n_rows, n_stream] and V.
+    static const llama_turbo_exact::layer *        exact_layer(const llama_kv_cache_context & mctx, int32_t il);
+    static std::pair<ggml_tensor *, ggml_tensor *> exact_views(ggml_context *                 ctx,
+                                                               const llama_kv_cache_context & mctx,
+                                                               int32_t                        il);
+
+    // Places the tokens of a ubatch and splits its mask. rows: I64 [n_tokens], mask: that of upstream, exact_mask: [n_rows, ..] like it.
+    static void set_exact_input(const llama_kv_cache_context & mctx,
+                                const llama_ubatch &           ubatch,
+                                ggml_tensor *                  rows,
+                                ggml_tensor *                  mask,
+                                ggml_tensor *                  exact_mask);
+
+    static const llama_kv_cache & cache_of(const llama_kv_cache_context & mctx);
+
+    // What a cache is to another batch, nullptr: not found.
+    static const llama_kv_cache_context * find_context(const llama_memory_context_i * mctx, const llama_kv_cache & kv);
+
+    // K-shift of the copies of a layer. shift: does it for a view of them [n_rot, n_head_kv, n_rows * n_stream] and shifts of each row.
+    static void shift_exact(const llama_kv_cache &                                    kv,
+                            llm_graph_result &                                        res,
+                            uint32_t                                                  il,
+                            const std::function<void(ggml_tensor *, ggml_tensor *)> & shift);
+
+    // Before and after the two numbers that a state has in front of K and V. Two others may come before them: those of a calibration, and
+    // then those of an exact sink and tail, with its copies behind.
+    //
+    // States of another calibration, or of none, are refused, with the reason in the log: false. Copies are taken where there is room for
+    // them.
+    //   ranges: of cells, pairs of begin and end
+    static void write_state(const llama_kv_cache &                             kv,
+                            llama_io_write_i &                                 io,
+                            uint32_t                                           stream,
+                            const std::vector<std::pair<uint32_t, uint32_t>> & ranges);
+    static bool read_state(const llama_kv_cache &        kv,
+                           llama_io_read_i &             io,
+                           uint32_t                      stream,
+                           const std::vector<uint32_t> & cells,
+                           uint32_t &                    v_trans,
+                           uint32_t &                    n_layer);
 
   private:
     const llama_turbo_settings settings;
@@ -100,6 +150,8 @@ struct llama_turbo_cache {
     // of this cache, or of the one whose layers it shares
     std::shared_ptr<const llama_turbo_calibrated>            calibrated;
     std::map<uint32_t, const llama_turbo_calibrated_layer *> calibrated_layers;  // by number of the layer of this cache
+
+    std::unique_ptr<llama_turbo_exact> exact;                                    // nullptr: none
 
     llama_context * lctx = nullptr;                                              // of the last update
 
@@ -112,9 +164,17 @@ struct llama_turbo_cache {
     uint64_t n_cells_k = 0;
     uint64_t n_cells_v = 0;
 
+    static void update(llama_kv_cache & kv, llama_context * lctx);
+    static void copy_stream(llama_kv_cache & kv, llama_context * lctx, uint32_t from, uint32_t to);
+    static bool read_calibration(const llama_kv_cache & kv,
+                                 llama_io_read_i &      io,
+                                 uint32_t &             v_trans,
+                                 uint32_t &             n_layer);
+
     void log_layers(const llama_kv_cache & kv) const;
     void init_calibration(const llama_kv_cache & kv);
     void share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other);
+    void init_exact(llama_kv_cache & kv);
     void init_decay(const llama_kv_cache & kv);
     bool decay(llama_kv_cache & kv);
     bool decay_stream(const llama_kv_cells & cells, uint32_t stream, std::vector<uint8_t> & decayed);

@@ -70,39 +70,58 @@ struct layer_ops {
         return ggml_turbo_decay(ctx.get(), ggml_new_tensor_2d(ctx.get(), type, n_embd, 256));
     }
 
-    ggml_tensor * attend(const llama_hparams & hparams, uint32_t il, ggml_type type_k, ggml_type type_v) const {
+    ggml_tensor * attend(const llama_hparams & hparams,
+                         uint32_t              il,
+                         ggml_type             type_k,
+                         ggml_type             type_v,
+                         bool                  exact) const {
         const int64_t n_head_kv = hparams.n_head_kv(il);
+
+        const auto rows = [&](ggml_type type, int64_t n_embd_head) {
+            return ggml_new_tensor_3d(ctx.get(), type, n_embd_head, 256, n_head_kv);
+        };
+        const auto mask = [&] {
+            return ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 256, 64);
+        };
 
         ggml_tensor * q =
             ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, hparams.n_embd_head_k(il), 1, hparams.n_head(il));
-        ggml_tensor * k    = ggml_new_tensor_3d(ctx.get(), type_k, hparams.n_embd_head_k(il), 256, n_head_kv);
-        ggml_tensor * v    = ggml_new_tensor_3d(ctx.get(), type_v, hparams.n_embd_head_v(il), 256, n_head_kv);
-        ggml_tensor * mask = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 256, 64);
+
+        const int64_t n_embd_head_k = hparams.n_embd_head_k(il);
+        const int64_t n_embd_head_v = hparams.n_embd_head_v(il);
 
         const float softcap = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
-        return ggml_flash_attn_ext(ctx.get(), q, k, v, mask, 1.0f, hparams.f_max_alibi_bias, softcap);
+
+        ggml_tensor * op = ggml_flash_attn_ext(ctx.get(), q, rows(type_k, n_embd_head_k), rows(type_v, n_embd_head_v),
+                                               mask(), 1.0f, hparams.f_max_alibi_bias, softcap);
+        if (exact) {
+            ggml_turbo_flash_attn_add_segment(op, rows(GGML_TYPE_F16, n_embd_head_k),
+                                              rows(GGML_TYPE_F16, n_embd_head_v), mask());
+        }
+        return op;
     }
 };
 
-// Decay is a custom operation. Backends that forward operations, such as RPC, say yes to any, but can't call a function of this process; so
-// those that do know it are named.
-static bool can_decay(ggml_backend_dev_t dev, const ggml_tensor * op) {
+// Decay is a custom operation, and a second segment of keys an extension of one that all know. Backends that forward operations, such as
+// RPC, say yes to the first, and those that don't look to the second; so the ones that know both are named.
+static bool knows_our_ops(ggml_backend_dev_t dev) {
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
     if (!reg) {
         return false;  // the meta device of -sm tensor
     }
     const std::string name = ggml_backend_reg_name(reg);
 
-    return (name == "CPU" || name == "CUDA" || name == "ROCm") && ggml_backend_dev_supports_op(dev, op);
+    return name == "CPU" || name == "CUDA" || name == "ROCm";
 }
 
-// flash_attn, decays: whether the layer needs it
+// flash_attn, decays, exact: whether the layer needs it
 static bool check_device(const llama_model & model,
                          uint32_t            il,
                          ggml_type           type_k,
                          ggml_type           type_v,
                          bool                flash_attn,
-                         bool                decays) {
+                         bool                decays,
+                         bool                exact) {
     const llama_hparams & hparams = model.hparams;
     const layer_ops       ops;
 
@@ -120,7 +139,8 @@ static bool check_device(const llama_model & model,
                 __func__, ggml_backend_dev_name(dev), ggml_type_name(type), il);
             return false;
         }
-        if (decays && ggml_turbo_decays(type) && !can_decay(dev, ops.decay(type, n_embd))) {
+        if (decays && ggml_turbo_decays(type) &&
+            !(knows_our_ops(dev) && ggml_backend_dev_supports_op(dev, ops.decay(type, n_embd)))) {
             LLAMA_LOG_ERROR(
                 "%s: device %s can't do temporal decay of cache type %s in layer %u: leave TURBO_DECAY and "
                 "--cache-decay out, keep the cache in host memory with -nkvo, or use -ngl 0\n",
@@ -129,7 +149,15 @@ static bool check_device(const llama_model & model,
         }
     }
 
-    if (flash_attn && !ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v))) {
+    if (exact && !(knows_our_ops(dev) &&
+                   ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v, /*exact =*/true)))) {
+        LLAMA_LOG_ERROR(
+            "%s: device %s can't attend an exact sink and tail beside K in %s and V in %s in layer %u: leave out "
+            "--cache-sink and --cache-tail, keep the cache in host memory with -nkvo, or use -ngl 0\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v), il);
+        return false;
+    }
+    if (flash_attn && !ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v, /*exact =*/false))) {
         LLAMA_LOG_ERROR(
             "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep "
             "the cache in host memory with -nkvo, use -ngl 0, or other cache types\n",
@@ -144,7 +172,8 @@ static bool check_device(const llama_model & model,
 static bool check_devices(const llama_model & model, const llama_turbo_settings & settings, bool flash_attn) {
     for (size_t i = 0; i < settings.layers.size(); ++i) {
         const bool decays = settings.decay.cold > 0 && !model.hparams.is_swa(settings.layers[i]);
-        if (!check_device(model, settings.layers[i], settings.types_k[i], settings.types_v[i], flash_attn, decays)) {
+        if (!check_device(model, settings.layers[i], settings.types_k[i], settings.types_v[i], flash_attn, decays,
+                          (bool) settings.exact)) {
             return false;
         }
     }
@@ -152,44 +181,44 @@ static bool check_devices(const llama_model & model, const llama_turbo_settings 
     return true;
 }
 
-// The first type of the context that needs flash attention: turbo types, and V in any quantized type. GGML_TYPE_COUNT: none.
-static ggml_type type_with_flash_attn(const llama_turbo_settings & settings, const llama_context_params & params) {
+// What needs flash attention: turbo types, V in any quantized type, an exact sink and tail. "": nothing.
+static std::string what_needs_flash_attn(const llama_turbo_settings & settings, const llama_context_params & params) {
+    const auto cache_type = [](ggml_type type) {
+        return std::string("cache type ") + ggml_type_name(type);
+    };
     for (ggml_type type : { params.type_k, params.type_v }) {
         if (ggml_is_turbo(type)) {
-            return type;
+            return cache_type(type);
         }
     }
     for (size_t i = 0; i < settings.layers.size(); ++i) {
         if (ggml_is_turbo(settings.types_k[i])) {
-            return settings.types_k[i];
+            return cache_type(settings.types_k[i]);
         }
         if (ggml_is_quantized(settings.types_v[i])) {
-            return settings.types_v[i];
+            return cache_type(settings.types_v[i]);
         }
     }
 
-    return GGML_TYPE_COUNT;
+    return settings.exact ? "an exact sink and tail (--cache-sink, --cache-tail)" : "";
 }
 
-static bool check_flash_attn(const llama_model & model, ggml_type type, llama_context_params & params) {
-    const char * name = ggml_type_name(type);
-
+static bool check_flash_attn(const llama_model & model, const std::string & what, llama_context_params & params) {
     if (model.arch == LLM_ARCH_GROK) {
         LLAMA_LOG_ERROR(
-            "%s: cache type %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv "
-            "f16\n",
-            __func__, name);
+            "%s: %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv f16 alone\n",
+            __func__, what.c_str());
         return false;
     }
 
     if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
-        LLAMA_LOG_ERROR("%s: cache type %s needs flash attention, which was switched off: use -fa auto or -fa on\n",
-                        __func__, name);
+        LLAMA_LOG_ERROR("%s: %s needs flash attention, which was switched off: use -fa auto or -fa on\n", __func__,
+                        what.c_str());
         return false;
     }
 
     if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_AUTO) {
-        LLAMA_LOG_INFO("%s: enabling flash_attn since it is required for cache type %s\n", __func__, name);
+        LLAMA_LOG_INFO("%s: enabling flash_attn since it is required for %s\n", __func__, what.c_str());
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     }
 
@@ -200,23 +229,23 @@ static bool check_settings(const llama_model &          model,
                            const llama_turbo_settings & settings,
                            llama_context_params &       params) {
     const bool turbo = ggml_is_turbo(params.type_k) || ggml_is_turbo(params.type_v);
-    if (!turbo && !settings.by_layer) {
+    if (!turbo && !settings.by_layer && !settings.exact) {
         return true;  // upstream's own checks
     }
 
     // by name: not all supported upstreams have an enumerator for DeepSeek-V4
     if (model.hparams.is_mla() || std::string(llm_arch_name(model.arch)) == "deepseek4") {
         LLAMA_LOG_ERROR(
-            "%s: turbo cache types and cache types by layer do not support models with multi-head latent attention "
-            "yet: use -ctk f16 or q8_0\n",
+            "%s: turbo cache types, cache types by layer, and an exact sink and tail do not support models with "
+            "multi-head latent attention yet: use -ctk f16 or q8_0 alone\n",
             __func__);
         return false;
     }
 
-    const ggml_type type       = type_with_flash_attn(settings, params);
-    const bool      flash_attn = type != GGML_TYPE_COUNT;
+    const std::string what       = what_needs_flash_attn(settings, params);
+    const bool        flash_attn = !what.empty();
 
-    return (!flash_attn || check_flash_attn(model, type, params)) && check_head_sizes(model.hparams, settings) &&
+    return (!flash_attn || check_flash_attn(model, what, params)) && check_head_sizes(model.hparams, settings) &&
            (!params.offload_kqv || check_devices(model, settings, flash_attn));
 }
 
@@ -326,11 +355,14 @@ static int64_t n_embd_head_of(const ggml_tensor * cur) {
     return cur->nb[1] / ggml_type_size(cur->type) * ggml_blck_size(cur->type);
 }
 
-// Multiplies each group of rot->ne[0] values by the matrix. llama-impl.h has the same since 0.3.34 only.
-static ggml_tensor * rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * rot) {
+// llama-impl.h has the same since 0.3.34 only
+ggml_tensor * llama_turbo_rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * rot) {
     const int64_t n = rot->ne[0];
 
-    ggml_tensor * res = ggml_mul_mat(ctx, rot, ggml_reshape_2d(ctx, cur, n, ggml_nelements(cur) / n));
+    ggml_tensor * groups = ggml_is_contiguous(cur) ? ggml_reshape_2d(ctx, cur, n, ggml_nelements(cur) / n) :
+                                                     ggml_cont_2d(ctx, cur, n, ggml_nelements(cur) / n);
+
+    ggml_tensor * res = ggml_mul_mat(ctx, rot, groups);
     ggml_mul_mat_set_hint(res, GGML_HINT_SRC0_IS_HADAMARD);
 
     return ggml_reshape_3d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2]);
@@ -361,11 +393,11 @@ ggml_tensor * llama_turbo_build_shift(ggml_context *                            
 
     ggml_tensor * res = ggml_cast(ctx, k, GGML_TYPE_F32);
     if (rot) {
-        res = rotate(ctx, res, rot);
+        res = llama_turbo_rotate(ctx, res, rot);
     }
     res = rope(res);
     if (rot) {
-        res = rotate(ctx, res, rot);
+        res = llama_turbo_rotate(ctx, res, rot);
     }
 
     return ggml_cpy(ctx, res, k);

@@ -47,6 +47,9 @@ void llama_turbo_init_rotation(ggml_type                                        
 // Graph input [n, n] for the rotation of head sizes that upstream does not rotate; nullptr: leave it to upstream.
 ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, const char * name);
 
+// Multiplies each group of rot->ne[0] values by the matrix.
+ggml_tensor * llama_turbo_rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * rot);
+
 // Whether K-shift of this view of the cache [n_rot, n_head_kv, n_cells] is ours: turbo types, and the types that may stand beside a
 // turbo V where upstream's own path fails (quantized without a rotation: null pointer, or with RoPE on a part of the head: abort; bf16:
 // no RoPE for it on the CPU).

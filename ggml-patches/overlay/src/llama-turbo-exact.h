@@ -1,0 +1,109 @@
+#pragma once
+
+#include "llama-kv-cells.h"
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+struct ggml_tensor;
+class llama_io_read_i;
+class llama_io_write_i;
+
+// Exact sink and tail of a KV cache: the first and the last tokens of each sequence are attended in f16, whatever the type of the cache.
+//
+//   a query at position p attends the copy of a key    where its position is < sink, or > p - tail
+//
+// The cache holds every token in its own type, and copies of some in f16, as they were before quantization. Attention takes both as two
+// segments of keys in one softmax (ggml_turbo_flash_attn_add_segment), and each key from one of them: its mask says from which. So what a
+// query sees does not depend on how its batch was cut, and dropping a copy loses precision, never a token.
+//
+// Each stream of the cache has room for the copies that the sequences in it need while a ubatch is computed: sink + tail of each, and the
+// ubatch. A copy stays until its row is needed for another token. What a removal of the last tokens uncovers has been overwritten after that,
+// and comes from the cache.
+
+// Number of tokens; both 0: none.
+struct llama_turbo_exact_sizes {
+    uint32_t sink = 0;
+    uint32_t tail = 0;
+
+    explicit operator bool() const { return sink > 0 || tail > 0; }
+};
+
+class llama_turbo_exact {
+  public:
+    // Copies of a layer, f16 [n_embd_gqa, n_rows, n_stream].
+    struct layer {
+        ggml_tensor * k = nullptr;
+        ggml_tensor * v = nullptr;
+
+        mutable bool is_built = false;  // into a graph of attention
+    };
+
+    // n_cells: of each stream
+    llama_turbo_exact(llama_turbo_exact_sizes sizes, uint32_t n_rows, uint32_t n_cells, uint32_t n_stream);
+
+    const llama_turbo_exact_sizes sizes;
+    const uint32_t                n_rows;  // of each stream
+
+    std::map<uint32_t, layer> layers;      // by number in the model
+
+    // Rows for the copies of tokens that are about to be stored in these cells, which the cells know already.
+    std::vector<uint32_t> place(uint32_t stream, const llama_kv_cells & cells, const std::vector<uint32_t> & new_cells);
+
+    // For a query at pos: takes what it attends in f16 out of the mask of the cache [n_kv] and puts it into that of the copies [n_rows].
+    void split_mask(uint32_t               stream,
+                    const llama_kv_cells & cells,
+                    llama_pos              pos,
+                    uint16_t *             mask,
+                    int64_t                n_kv,
+                    uint16_t *             exact_mask) const;
+
+    // By how much the positions of the copies have moved, [n_rows].
+    void get_shifts(uint32_t stream, const llama_kv_cells & cells, int32_t * shifts) const;
+
+    // All rows of a stream become those of another.
+    void copy_stream(uint32_t from, uint32_t to);
+
+    // Copies of the given cells: their number, the bytes of one, which cells they are of (as indices of the list), K and V of each layer.
+    void write(llama_io_write_i & io, uint32_t stream, const std::vector<uint32_t> & state_cells) const;
+
+    // What write() wrote behind the number of copies, into the copies of these cells; without: what was there of these cells is gone.
+    // False: the state is of another model.
+    bool read(llama_io_read_i &             io,
+              uint32_t                      n_copies,
+              uint32_t                      stream,
+              const llama_kv_cells &        cells,
+              const std::vector<uint32_t> & state_cells);
+    void forget(uint32_t stream, const std::vector<uint32_t> & state_cells);
+
+    // For a cache without copies.
+    static void skip(llama_io_read_i & io, uint32_t n_copies);
+
+  private:
+    static constexpr int32_t NONE = -1;
+
+    // Of a stream. Cells that have been emptied since may still have a row.
+    struct rows {
+        std::vector<int32_t> cell_of;  // [n_rows]
+        std::vector<int32_t> row_of;   // [n_cells]
+    };
+
+    std::vector<rows> streams;
+
+    struct sequence {
+        llama_seq_id id;
+        llama_pos    next;  // position of the first query to come
+    };
+
+    static std::vector<sequence> sequences_of(const llama_kv_cells & cells, const std::vector<uint32_t> & query_cells);
+
+    bool is_needed(const llama_kv_cells & cells, uint32_t cell, const std::vector<sequence> & sequences) const;
+
+    std::vector<uint32_t> assign(uint32_t                      stream,
+                                 const llama_kv_cells &        cells,
+                                 const std::vector<uint32_t> & new_cells,
+                                 const std::vector<sequence> & sequences);
+
+    uint64_t n_bytes_of_copy() const;
+};

@@ -37,6 +37,7 @@ TARGETS = (
     "test-turbo-layers",
     "test-turbo-decay",
     "test-turbo-calibration",
+    "test-turbo-exact",
     "llama-turbo-observe",
     "llama-quantize",
 )

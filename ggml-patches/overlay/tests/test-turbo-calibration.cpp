@@ -140,6 +140,10 @@ static void test_equal(const setup & types) {
     half.type_k = GGML_TYPE_F16;
     half.type_v = GGML_TYPE_F16;
 
+    setup exact = half;
+    exact.sink  = "4";
+    exact.tail  = "8";
+
     const struct {
         const char * what;
         setup        s;
@@ -149,6 +153,7 @@ static void test_equal(const setup & types) {
         { "f32, rotated",         rotated(f32_setup()), nmse_equal() },
         { "f32, flash attention", flash,                NMSE_HALF    },
         { "f16",                  half,                 NMSE_HALF    },
+        { "f16, exact",           exact,                NMSE_HALF    },
     };
 
     const std::pair<const char *, int> files[] = {

@@ -140,6 +140,8 @@ constexpr double ERROR_HEADROOM = 1.6;
 // sessions: a context and its logits
 //
 
+constexpr uint32_t N_UBATCH = 64;  // so that a prompt takes several graphs
+
 struct setup {
     ggml_type type_k;
     ggml_type type_v;
@@ -151,10 +153,14 @@ struct setup {
 
     std::string calibration = "";  // file
 
-    bool rotate_f32 = false;       // f32 takes the path of turbo
-    bool rotate_off = false;       // upstream's switch
+    std::string sink = "";         // exact tokens, see src/llama-turbo-exact.h
+    std::string tail = "";
 
-    uint32_t n_ctx     = 256;      // per sequence, if not unified
+    bool rotate_f32 = false;  // f32 takes the path of turbo
+    bool rotate_off = false;  // upstream's switch
+
+    uint32_t n_ubatch  = N_UBATCH;
+    uint32_t n_ctx     = 256;  // per sequence, if not unified
     uint32_t n_seq     = 1;
     bool     unified   = false;
     bool     swa_full  = true;
@@ -168,8 +174,6 @@ struct setup {
 inline llama_model * model = nullptr;
 inline std::string   model_path;
 inline int32_t       n_threads = 1;
-
-constexpr uint32_t N_UBATCH = 64;  // so that a prompt takes several graphs
 
 // The reference. Without flash attention, which makes an f16 copy of an f32 cache.
 inline setup f32_setup() {
@@ -215,11 +219,13 @@ struct session {
         set_env("TURBO_LAYER_ADAPTIVE", s.layer_mode);
         set_env("TURBO_DECAY", s.decay);
         set_env("TURBO_CALIBRATION", s.calibration);
+        set_env("TURBO_CACHE_SINK", s.sink);
+        set_env("TURBO_CACHE_TAIL", s.tail);
 
         llama_context_params params = llama_context_default_params();
         params.n_ctx                = s.unified ? s.n_ctx : s.n_ctx * s.n_seq;
-        params.n_batch              = 512;
-        params.n_ubatch             = N_UBATCH;
+        params.n_batch              = 1024;
+        params.n_ubatch             = s.n_ubatch;
         params.n_seq_max            = s.n_seq;
         params.n_threads            = n_threads;
         params.n_threads_batch      = n_threads;

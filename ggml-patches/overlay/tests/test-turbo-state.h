@@ -13,6 +13,7 @@
 #include <set>
 
 constexpr uint32_t CALIBRATED_STATE = 0x4C414354;  // src/llama-turbo-cache.cpp
+constexpr uint32_t EXACT_STATE      = 0x43455854;
 
 // Rows of K or V of one layer and stream, one for each cell.
 struct saved_tensor {
@@ -29,6 +30,10 @@ struct saved_cell {
 struct saved_stream {
     std::vector<saved_cell>   cells;
     std::vector<saved_tensor> k, v;  // by layer of this cache
+
+    // Copies of an exact sink and tail: the cell that each is of, and K and V of each layer (of one size) with rows for these.
+    std::vector<uint32_t>     copied_cells;
+    std::vector<saved_tensor> copies;
 };
 
 struct saved_state {
@@ -108,8 +113,24 @@ class state_reader {
             read<uint32_t>();  // its digest
             v_trans = read<uint32_t>();
         }
+        size_t first_copy = 0;
+        size_t n_bytes    = 0;  // of a copy of a cell in all layers
+        if (v_trans == EXACT_STATE) {
+            const uint32_t n_copies = read<uint32_t>();
+            n_bytes                 = read<uint64_t>();
+            for (uint32_t i = 0; i < n_copies; ++i) {
+                res.copied_cells.push_back(read<uint32_t>());
+            }
+            first_copy = pos;
+            pos += n_copies * n_bytes;
+            v_trans = read<uint32_t>();
+        }
         require(v_trans == 0, "V is not transposed");
         const uint32_t n_layer = read<uint32_t>();
+        for (uint32_t i = 0; n_bytes > 0 && i < 2 * n_layer; ++i) {
+            const size_t row_size = n_bytes / (2 * n_layer);
+            res.copies.push_back({ GGML_TYPE_F16, row_size, first_copy + i * row_size * res.copied_cells.size() });
+        }
         for (std::vector<saved_tensor> * side : { &res.k, &res.v }) {
             for (uint32_t i = 0; i < n_layer; ++i) {
                 side->push_back(read_tensor(n_cells));

@@ -4,6 +4,7 @@ llama_build(test-turbo-cache.cpp)
 llama_build(test-turbo-layers.cpp)
 llama_build(test-turbo-decay.cpp)
 llama_build(test-turbo-calibration.cpp)
+llama_build(test-turbo-exact.cpp)
 
 # Times of single ops, run by scripts/bench_gpu.py and scripts/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)

@@ -149,6 +149,8 @@ def options(types: CacheTypes) -> Iterator[str]:
         "--cache-layer-adaptive": str(types.adaptive or ""),
         "--cache-decay": types.decay,
         "--cache-calibration": types.calibration.partition("#")[0],
+        "--cache-sink": str(types.sink or ""),
+        "--cache-tail": str(types.tail or ""),
     }
     for option, value in settings.items():
         if value:

@@ -185,7 +185,7 @@ def _check_noise_floor(result: Result, peers: Sequence[Result]) -> None:
     """A lossy type that is no worse than f16 at another batch size did not run."""
     types = result.case.types
     bits = result.bits.nominal if types.by_layer else min(cache_type(types.k).bits, cache_type(types.v).bits)
-    if bits >= CERTAINLY_LOSSY_BITS:
+    if bits >= CERTAINLY_LOSSY_BITS or types.sink + types.tail >= result.case.ctx:
         return
     for floor in peers:
         if floor.case.is_noise_floor and result.stats.mean.value <= floor.stats.mean.value:

@@ -17,7 +17,10 @@ from turbo_gguf.records import Bits, CacheDecay, CacheTypes, KvCache, LogFacts, 
 
 _HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
 
-_CACHE_SETTINGS = ("TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE", "TURBO_DECAY", "TURBO_CALIBRATION")
+_CACHE_SETTINGS = (
+    *("TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE"),
+    *("TURBO_DECAY", "TURBO_CALIBRATION", "TURBO_CACHE_SINK", "TURBO_CACHE_TAIL"),
+)
 """What the options of a case set. From outside, they would change all cases, the f16 base included."""
 
 BITS_ROUNDING = 0.0005 + 1e-6
@@ -81,6 +84,7 @@ def check(facts: LogFacts, types: CacheTypes, *, backend: str, model: ModelFile,
         _check_rotation(where, "V", types.v, names_v, head=model.head_v, rotated=cache.rot_v)
     _check_decay(facts, types, model)
     _check_calibration(facts, types)
+    _check_exact(facts, types)
     if facts.flash_attn != "enabled":
         raise SilentFallback(f"flash attention is {facts.flash_attn or 'not in the log'}; asked for was enabled")
     if backend == "CPU":
@@ -180,6 +184,18 @@ def _check_calibration(facts: LogFacts, types: CacheTypes) -> None:
     for where, cache in _named(facts):
         if cache.calibration != asked:
             raise SilentFallback(f"{where} has {cache.calibration or 'no'} calibration; asked for was {asked or 'none'}")
+
+
+# --- exact sink and tail --------------------------------------------------------------------------------------------------
+
+
+def _check_exact(facts: LogFacts, types: CacheTypes) -> None:
+    """Every cache has the sink and tail asked for, or none has any."""
+    asked = (types.sink, types.tail)
+    for where, cache in _named(facts):
+        found = (cache.exact.sink, cache.exact.tail) if cache.exact else (0, 0)
+        if found != asked:
+            raise SilentFallback(f"{where} has an exact sink of {found[0]} and tail of {found[1]} tokens; asked for was {types}")
 
 
 # --- decay ----------------------------------------------------------------------------------------------------------------

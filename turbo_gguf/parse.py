@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import NormalDist
 
@@ -23,7 +23,19 @@ import msgspec
 from turbo_gguf import layer_map
 from turbo_gguf.cache_types import cache_type, layer_types
 from turbo_gguf.errors import LogNotUnderstood, UsageError
-from turbo_gguf.records import Bits, CacheDecay, CacheTypes, DecayCount, DecayShares, KldStats, KvCache, LogFacts, Metric, ModelFile
+from turbo_gguf.records import (
+    Bits,
+    CacheDecay,
+    CacheExact,
+    CacheTypes,
+    DecayCount,
+    DecayShares,
+    KldStats,
+    KvCache,
+    LogFacts,
+    Metric,
+    ModelFile,
+)
 
 MIB_ROUNDING = 0.005 + 1e-6
 """Half of the last digit of the sizes in the log, and a little more: 1.125 MiB is printed as 1.12, on the very edge."""
@@ -200,14 +212,9 @@ _CACHE = re.compile(
     r"K \((?P<k>[^)]+)\):\s*(?P<mk>[\d.]+) MiB, V \((?P<v>[^)]+)\):\s*(?P<mv>[\d.]+) MiB"
 )
 
-_DECAY = re.compile(
-    r"llama_turbo_cache: decay: the oldest \d+ % of each sequence lose one bit "
-    r"\(hot (?P<hot>\d+) %, warm (?P<warm>\d+) %, cold (?P<cold>\d+) %\), K of (?P<k>\d+) layers, V of (?P<v>\d+) layers"
-)
-
 
 def log_facts(err: str) -> LogFacts:
-    """Read what really ran from the log: caches, rotation, types by layer, decay, flash attention, devices.
+    """Read what really ran from the log: caches and their settings, rotation, flash attention, devices.
 
     Raises:
         LogNotUnderstood: there is no line about a KV cache (the tool ran without ``-lv 4``, or upstream changed its log).
@@ -273,20 +280,40 @@ def _cache(match: re.Match[str], buffers: tuple[str, ...]) -> KvCache:
     )
 
 
+def _decay(match: re.Match[str]) -> CacheDecay:
+    shares = DecayShares(hot=int(match["hot"]), warm=int(match["warm"]), cold=int(match["cold"]))
+    return CacheDecay(shares, layers_k=int(match["k"]), layers_v=int(match["v"]))
+
+
+def _exact(match: re.Match[str]) -> CacheExact:
+    return CacheExact(sink=int(match["sink"]), tail=int(match["tail"]), rows=int(match["rows"]), mib=float(match["mib"]))
+
+
+_OF_CACHE: tuple[tuple[str, Callable[[re.Match[str]], dict[str, object]]], ...] = (
+    (r"llama_kv_cache: attn_rot_([kv]) = (\d)", lambda m: {f"rot_{m[1]}": m[2] == "1"}),
+    (
+        r"llama_turbo_cache: ([KV]) by layer: (\S+) \(([\d.]+) bits per value\)",
+        lambda m: {f"layers_{m[1].lower()}": m[2], f"bits_{m[1].lower()}": float(m[3])},
+    ),
+    (
+        r"llama_turbo_cache: decay: the oldest \d+ % of each sequence lose one bit "
+        r"\(hot (?P<hot>\d+) %, warm (?P<warm>\d+) %, cold (?P<cold>\d+) %\), K of (?P<k>\d+) layers, V of (?P<v>\d+) layers",
+        lambda m: {"decay": _decay(m)},
+    ),
+    (r"llama_turbo_cache: decay: (?:none, )?(sliding window|no layer)", lambda m: {"no_decay": m[1]}),
+    (r"llama_turbo_cache: calibration ([0-9a-f]{8}): ", lambda m: {"calibration": m[1]}),
+    (
+        r"llama_turbo_cache: exact: first (?P<sink>\d+) and last (?P<tail>\d+) tokens of each sequence in f16, "
+        r"(?P<rows>\d+) rows in each of \d+ streams, (?P<mib>[\d.]+) MiB",
+        lambda m: {"exact": _exact(m)},
+    ),
+)
+"""Lines of the log about the cache that it last told of, and the fields of :class:`KvCache` that they give."""
+
+
 def _of_cache(line: str) -> dict[str, object]:
     """Fields of the cache that the log last told of; none when the line says nothing about it."""
-    if m := re.match(r"llama_kv_cache: attn_rot_([kv]) = (\d)", line):
-        return {f"rot_{m[1]}": m[2] == "1"}
-    if m := re.match(r"llama_turbo_cache: ([KV]) by layer: (\S+) \(([\d.]+) bits per value\)", line):
-        return {f"layers_{m[1].lower()}": m[2], f"bits_{m[1].lower()}": float(m[3])}
-    if m := _DECAY.match(line):
-        shares = DecayShares(hot=int(m["hot"]), warm=int(m["warm"]), cold=int(m["cold"]))
-        return {"decay": CacheDecay(shares, layers_k=int(m["k"]), layers_v=int(m["v"]))}
-    if m := re.match(r"llama_turbo_cache: calibration ([0-9a-f]{8}): ", line):
-        return {"calibration": m[1]}
-    if m := re.match(r"llama_turbo_cache: decay: (?:none, )?(sliding window|no layer)", line):
-        return {"no_decay": m[1]}
-    return {}
+    return next((fields(match) for pattern, fields in _OF_CACHE if (match := re.match(pattern, line))), {})
 
 
 def decayed_cells(facts: LogFacts) -> tuple[int, int]:
@@ -315,7 +342,8 @@ def bits_per_value(facts: LogFacts, types: CacheTypes, model: ModelFile) -> Bits
     mib = sum(c.mib_k + c.mib_v for c in facts.caches)
     slack = 2 * MIB_ROUNDING * len(facts.caches)
     scale = 8 * 1024 * 1024 / (values_k + values_v)
-    return Bits(nominal=nominal, low=max(0.0, mib - slack) * scale, high=(mib + slack) * scale)
+    exact = sum(c.exact.mib for c in facts.caches if c.exact)
+    return Bits(nominal=nominal, low=max(0.0, mib - slack) * scale, high=(mib + slack) * scale, exact=exact * scale)
 
 
 def nominal_bits(caches: Sequence[KvCache], types: CacheTypes, model: ModelFile) -> tuple[float, float]:

@@ -101,7 +101,7 @@ def _marker(types: CacheTypes) -> tuple[str, str]:
 
 def _point(ax: Any, result: Result) -> None:
     marker, color = _marker(result.case.types)
-    x, stats = result.bits.nominal, result.stats
+    x, stats = result.bits.total, result.stats
     ax.plot([x, x], [stats.mean.value, stats.p99.value], color=color, linewidth=0.8, alpha=0.45, zorder=2)
     ax.plot([x], [stats.p99.value], "_", color=color, markersize=7, alpha=0.6, zorder=2)
     ax.errorbar(
@@ -126,7 +126,7 @@ _PLACES = (
 def _labels(ax: Any, points: Sequence[Result], labels: Mapping[CacheTypes, str]) -> None:
     """Name the points, each at the first place where its text covers no marker and no other text (limits must be final)."""
     scale = 72 / ax.figure.dpi
-    centers = [tuple(ax.transData.transform((r.bits.nominal, r.stats.mean.value)) * scale) for r in points]
+    centers = [tuple(ax.transData.transform((r.bits.total, r.stats.mean.value)) * scale) for r in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centers]
     for r, (x, y) in zip(points, centers, strict=True):
         name = labels[r.case.types]
@@ -135,7 +135,7 @@ def _labels(ax: Any, points: Sequence[Result], labels: Mapping[CacheTypes, str])
         best = free[0] if free else 0
         side, dx, dy = _PLACES[best]
         taken.append(boxes[best])
-        point = (r.bits.nominal, r.stats.mean.value)
+        point = (r.bits.total, r.stats.mean.value)
         ax.annotate(name, point, xytext=(dx, dy), va="center", **_text(side, _marker(r.case.types)[1]))
 
 
@@ -168,7 +168,7 @@ def _legend(ax: Any, types: Sequence[CacheTypes]) -> None:
     entries = [
         _key("o", _OURS, "turbo, K = V"),
         _key("D", _OURS, "turbo, K/V pair"),
-        *([_key("^", _OURS, "turbo, by layer or age")] if any(t.has_settings for t in types) else []),
+        *([_key("^", _OURS, "turbo, with settings")] if any(t.has_settings for t in types) else []),
         _key("s", _THEIRS, "upstream"),
         _key("_", _FLOOR, "99 % quantile"),
     ]

@@ -60,6 +60,7 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
         turbo3 adaptive=7
         turbo4/turbo3 decay=balanced
         q4_0 cal=model.calibration.gguf
+        turbo3t sink=128 tail=512
 
     What is not set is not encoded: the key of a case without settings does not depend on which settings there are.
     """
@@ -71,13 +72,15 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
     adaptive: int = 0  # layer-adaptive mode instead of maps; 0: none
     decay: str = ""  # preset or HOT,WARM,COLD in percent, see turbo_gguf.decay; "": none
     calibration: str = ""  # FILE#DIGEST, see turbo_gguf.calibration; "": none
+    sink: int = 0  # first and last tokens of each sequence that are attended in f16
+    tail: int = 0
 
     @classmethod
     def parse(cls, text: str) -> CacheTypes:
         """Read the notation. Names and values are taken as they are; :func:`turbo_gguf.cache_types.parse_types` checks them.
 
         Raises:
-            UsageError: a word is no setting, is there twice or has no value, or the mode is no number.
+            UsageError: a word is no setting, is there twice or has no value, or what must be a number is none.
         """
         names, *words = re.sub(r"\s*/\s*", "/", text).split() or [""]
         k, pair, v = names.partition("/")
@@ -89,23 +92,28 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
             if name in found:
                 raise UsageError(f"cache type {text!r}: {name} is set twice", _SETTINGS_HINT)
             found[name] = value
-        mode = found.get("adaptive", "0")
-        if not mode.isdecimal():
-            raise UsageError(f"cache type {text!r}: adaptive={mode} is no number", _SETTINGS_HINT)
+        numbers = {}
+        for name in ("adaptive", "sink", "tail"):
+            value = found.get(name, "0")
+            if not (value.isascii() and value.isdecimal()):
+                raise UsageError(f"cache type {text!r}: {name}={value} is no number", _SETTINGS_HINT)
+            numbers[name] = int(value)
         return cls(
             k=k,
             v=v if pair else k,
             layers_k=found.get("k", ""),
             layers_v=found.get("v", ""),
-            adaptive=int(mode),
+            adaptive=numbers["adaptive"],
             decay=found.get("decay", ""),
             calibration=found.get("cal", ""),
+            sink=numbers["sink"],
+            tail=numbers["tail"],
         )
 
     def __str__(self) -> str:
         """The notation, in its shortest form: ``turbo3`` when K and V are equal, settings in the order of :meth:`parse`."""
         names = self.k if self.k == self.v else f"{self.k}/{self.v}"
-        values = (self.layers_k, self.layers_v, self.adaptive, self.decay, self.calibration)
+        values = (self.layers_k, self.layers_v, self.adaptive, self.decay, self.calibration, self.sink, self.tail)
         return " ".join([names, *(f"{name}={value}" for name, value in zip(_SETTINGS, values, strict=True) if value)])
 
     @property
@@ -116,11 +124,19 @@ class CacheTypes(msgspec.Struct, frozen=True, order=True, omit_defaults=True):
     @property
     def has_settings(self) -> bool:
         """Whether there is more to it than two names."""
-        return self.by_layer or bool(self.decay or self.calibration)
+        return self.by_layer or self.exact or bool(self.decay or self.calibration)
+
+    @property
+    def exact(self) -> bool:
+        """Whether some tokens are attended in f16, whatever the types."""
+        return bool(self.sink or self.tail)
 
 
-_SETTINGS = ("k", "v", "adaptive", "decay", "cal")
-_SETTINGS_HINT = "settings are k=MAP, v=MAP, adaptive=MODE, decay=SHARES and cal=FILE, each once, spaces between: turbo3 decay=balanced"
+_SETTINGS = ("k", "v", "adaptive", "decay", "cal", "sink", "tail")
+_SETTINGS_HINT = (
+    "settings are k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE, sink=TOKENS and tail=TOKENS, each once, spaces between: "
+    "turbo3 decay=balanced"
+)
 
 
 class ModelFile(msgspec.Struct, frozen=True):
@@ -211,6 +227,15 @@ class DecayCount(msgspec.Struct, frozen=True):
     cells_v: int
 
 
+class CacheExact(msgspec.Struct, frozen=True):
+    """Exact sink and tail of one ``llama_kv_cache``, as the log announces them."""
+
+    sink: int  # tokens of each sequence
+    tail: int
+    rows: int  # f16 copies that there is room for, per stream
+    mib: float  # of K and V of all layers and streams, rounded to 0.01 by the tool
+
+
 class KvCache(msgspec.Struct, frozen=True):
     """One ``llama_kv_cache`` of the log. A model with sliding-window attention has two."""
 
@@ -231,6 +256,7 @@ class KvCache(msgspec.Struct, frozen=True):
     decay: CacheDecay | None = None
     no_decay: str = ""  # why nothing decays here although decay is set: "sliding window" or "no layer"
     calibration: str = ""  # digest of the calibration of this cache; "": none
+    exact: CacheExact | None = None
 
 
 class LogFacts(msgspec.Struct, frozen=True):
@@ -271,6 +297,12 @@ class Bits(msgspec.Struct, frozen=True):
     nominal: float  # of the types' block layouts
     low: float | None = None  # least and greatest value that the sizes in the log allow; None: not derivable
     high: float | None = None
+    exact: float = 0.0  # what the f16 copies of an exact sink and tail add, spread over all values of the cache
+
+    @property
+    def total(self) -> float:
+        """What each value of the cache costs, copies included."""
+        return self.nominal + self.exact
 
     @property
     def agrees(self) -> bool:

@@ -62,7 +62,7 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
             rows.append(
                 [
                     name_of(r),
-                    short(r.bits.nominal),
+                    short(r.bits.total),
                     plus_minus(s.mean, 6),
                     plus_minus(s.median, 6),
                     plus_minus(s.p99, 5),

@@ -340,6 +340,52 @@ def test_the_log_tells_the_same_calibration(calibrated: CacheTypes) -> None:
             _check(logged(*lines), types)
 
 
+# --- exact sink and tail --------------------------------------------------------------------------------------------------
+
+
+def _exact(sink: int, tail: int, mib: float = 2.0) -> str:
+    return (
+        f"0.00.039.692 I llama_turbo_cache: exact: first {sink} and last {tail} tokens of each sequence in f16, "
+        f"1280 rows in each of 1 streams, {mib:.2f} MiB"
+    )
+
+
+def test_exact_tokens_are_part_of_the_types() -> None:
+    types = parse_types("turbo3t sink=128 tail=512")
+    assert (types.sink, types.tail, types.has_settings) == (128, 512, True)
+    assert parse_types(str(types)) == types and str(types) == "turbo3t sink=128 tail=512"
+    assert list(cache_types.options(types))[-4:] == ["--cache-sink", "128", "--cache-tail", "512"]
+    assert not any("--cache-sink" in option for option in cache_types.options(parse_types("q4_0 tail=8")))
+    for wrong in ("turbo3 sink=x", "turbo3 tail=-1", "turbo3 tail=1.5", "turbo3 tail=", "turbo3 sink=1 sink=2", "turbo3 tail=\u0661"):
+        with pytest.raises(UsageError):
+            parse_types(wrong)
+
+
+def test_the_log_tells_the_same_exact_tokens() -> None:
+    def logged(*lines: str) -> LogFacts:
+        return _facts(_cache("turbo3", *lines, k=3.5, v=3.5))
+
+    _check(logged(_exact(128, 512)), "turbo3 sink=128 tail=512")
+    _check(logged(_exact(0, 512)), "turbo3 tail=512")
+    for lines, types, words in (
+        ((), "turbo3 tail=512", "sink of 0 and tail of 0 tokens; asked for was turbo3 tail=512"),
+        ((_exact(128, 512),), "turbo3 tail=512", "sink of 128 and tail of 512 tokens; asked for was turbo3 tail=512"),
+        ((_exact(128, 512),), "turbo3", "sink of 128 and tail of 512 tokens; asked for was turbo3"),
+    ):
+        with pytest.raises(SilentFallback, match=words):
+            _check(logged(*lines), types)
+
+
+def test_copies_are_counted_as_bits() -> None:
+    plain = parse.bits_per_value(_facts(_cache("turbo3", k=3.5, v=3.5)), parse_types("turbo3"), MODEL)
+    facts = _facts(_cache("turbo3", _exact(0, 512, mib=plain.nominal), k=3.5, v=3.5))
+    bits = parse.bits_per_value(facts, parse_types("turbo3 tail=512"), MODEL)
+    assert bits.agrees and bits.nominal == 3.5
+    mib_of_cache = sum(cache.mib_k + cache.mib_v for cache in facts.caches)
+    assert bits.exact == pytest.approx(plain.nominal * 3.5 / mib_of_cache, rel=0.02)
+    assert bits.total == bits.nominal + bits.exact > plain.total == plain.nominal
+
+
 # --------------------------------------------------------------------------------------------------------------------------
 
 

@@ -298,7 +298,7 @@ static ggml_tensor * attend(const llm_graph_context & graph,
     const layer_inputs in = inputs_of(inp, il);
 
     const llama_turbo_exact::layer * layer = llama_turbo_cache::exact_layer(in.mctx, il);
-    if (!layer || graph.cparams.training) {
+    if (!layer) {
         return build();
     }
 

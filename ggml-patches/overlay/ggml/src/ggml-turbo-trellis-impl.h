@@ -61,42 +61,24 @@ static inline uint32_t turbo_bits_of(float x) {
     return bits;
 }
 
-// Writes the values in the order of stations, infinities as +-FLT_MAX, and the smallest scale to try.
-static inline enum turbo_block_kind turbo_prepare_block(const turbo_trellis * t,
-                                                        const float *         x,
-                                                        float *               stations,
-                                                        int *                 first_scale) {
-    const uint32_t max_finite = 0x7f7fffff;
-    const uint32_t infinity   = 0x7f800000;
+#define TURBO_MAX_FINITE 0x7f7fffffu  // bits of FLT_MAX
 
-    uint32_t max = 0;
-    for (int n = 0; n < QK_TRELLIS; ++n) {
-        const uint32_t bits      = turbo_bits_of(x[turbo_value_at(n)]);
-        const uint32_t magnitude = bits & 0x7fffffff;
-        max                      = magnitude > max ? magnitude : max;
-        stations[n] = turbo_float_of((magnitude < max_finite ? magnitude : max_finite) | (bits & 0x80000000));
-    }
-    if (max > infinity) {
-        return TURBO_BLOCK_NAN;
-    }
-    const float amax = turbo_float_of(max < max_finite ? max : max_finite);
-    if (amax < TURBO_T_AMAX_MIN) {
-        return TURBO_BLOCK_ZERO;
-    }
+// max: bits of the largest magnitude
+static inline enum turbo_block_kind turbo_kind_of_block(uint32_t max) {
+    const uint32_t infinity = 0x7f800000;
+    return max > infinity                         ? TURBO_BLOCK_NAN :
+           turbo_float_of(max) < TURBO_T_AMAX_MIN ? TURBO_BLOCK_ZERO :
+                                                    TURBO_BLOCK_ORDINARY;
+}
 
-    const float to_rms = (float) TURBO_T_RMS_MAX / amax;
-    int32_t     sum    = 0;
-    for (int n = 0; n < QK_TRELLIS; ++n) {
-        const int32_t i = (int32_t) rintf(fabsf(stations[n]) * to_rms);
-        sum += i * i;
-    }
+// The smallest scale to try. amax: largest magnitude, finite; sum: of the squares of all values * TURBO_T_RMS_MAX / amax, which are rounded
+static inline int turbo_first_scale(const turbo_trellis * t, float amax, int32_t sum) {
     const float rms  = sqrtf((float) sum / (float) QK_TRELLIS) * (amax / (float) TURBO_T_RMS_MAX);
     const float part = amax / (float) TURBO_T_AMAX_PART;
     const float low  = (rms > part ? rms : part) * t->reach;
     const int   code = (int) (turbo_bits_of(low) >> 20) - (112 << 3);  // to the upper bits of fp16, towards zero
     const int   last = TURBO_T_SCALE_MAX - TURBO_T_N_SCALES + 1;
-    *first_scale     = code < TURBO_T_SCALE_MIN ? TURBO_T_SCALE_MIN : code > last ? last : code;
-    return TURBO_BLOCK_ORDINARY;
+    return code < TURBO_T_SCALE_MIN ? TURBO_T_SCALE_MIN : code > last ? last : code;
 }
 
 // The bytes of a segment: of coded, low (two) and high

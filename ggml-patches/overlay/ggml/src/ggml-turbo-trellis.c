@@ -58,6 +58,32 @@ typedef struct {
     uint8_t selector[TURBO_T_N_SEGMENTS][N_STATES];
 } decisions;
 
+// Writes the values in the order of stations, infinities as +-FLT_MAX, and the smallest scale to try.
+static enum turbo_block_kind prepare_block(const turbo_trellis * t,
+                                           const float *         x,
+                                           float *               values,
+                                           int *                 first_scale) {
+    uint32_t max = 0;
+    for (int n = 0; n < QK_TRELLIS; ++n) {
+        const uint32_t bits      = turbo_bits_of(x[turbo_value_at(n)]);
+        const uint32_t magnitude = bits & 0x7fffffff;
+        max                      = magnitude > max ? magnitude : max;
+        values[n] = turbo_float_of((magnitude < TURBO_MAX_FINITE ? magnitude : TURBO_MAX_FINITE) | (bits & 0x80000000));
+    }
+    const enum turbo_block_kind kind = turbo_kind_of_block(max);
+    if (kind == TURBO_BLOCK_ORDINARY) {
+        const float amax   = turbo_float_of(max < TURBO_MAX_FINITE ? max : TURBO_MAX_FINITE);
+        const float to_rms = (float) TURBO_T_RMS_MAX / amax;
+        int32_t     sum    = 0;
+        for (int n = 0; n < QK_TRELLIS; ++n) {
+            const int32_t i = (int32_t) rintf(fabsf(values[n]) * to_rms);
+            sum += i * i;
+        }
+        *first_scale = turbo_first_scale(t, amax, sum);
+    }
+    return kind;
+}
+
 static int nearest_level(const turbo_trellis * t, int book, int subset, int32_t x, int32_t * distance) {
     int best  = subset;
     *distance = INT32_MAX;
@@ -166,8 +192,8 @@ static turbo_path trace_back(const turbo_trellis * t, const stations * s, const 
 static void encode_block(const turbo_trellis * t, const float * x, void * block) {
     uint8_t * bytes = (uint8_t *) block;
     float     values[QK_TRELLIS];
-    int       first_scale;
-    switch (turbo_prepare_block(t, x, values, &first_scale)) {
+    int       first_scale = 0;
+    switch (prepare_block(t, x, values, &first_scale)) {
         case TURBO_BLOCK_NAN:
             memset(bytes, 0, (size_t) (2 + QK_TRELLIS * t->bits / 8));
             bytes[0] = TURBO_T_SCALE_NAN;

@@ -110,8 +110,28 @@ inline vi load_u16(const uint16_t * p) {
     return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p));
 }
 
+inline vi add_i32(vi a, vi b) {
+    return _mm256_add_epi32(a, b);
+}
+
+inline vi sub_i32(vi a, vi b) {
+    return _mm256_sub_epi32(a, b);
+}
+
+inline vi min_u32(vi a, vi b) {
+    return _mm256_min_epu32(a, b);
+}
+
 inline vi splat_i32(int32_t x) {
     return _mm256_set1_epi32(x);
+}
+
+inline vi load_i32(const int32_t * p) {
+    return _mm256_loadu_si256((const __m256i *) p);
+}
+
+inline void store_i32(int32_t * p, vi x) {
+    _mm256_storeu_si256((__m256i *) p, x);
 }
 
 inline vi splat_i8(int8_t x) {
@@ -201,29 +221,15 @@ template <int N> inline vi shift_right(vi x) {
     }
 }
 
-using lanes = __m256i;
-
-template <class F> inline lanes make_lanes(F f) {
-    int32_t index[LANES];
-    for (int i = 0; i < LANES; ++i) {
-        index[i] = f(i);
-    }
-    return _mm256_loadu_si256((const __m256i *) index);
-}
-
-inline vf permute(vf x, lanes from) {
-    return _mm256_permutevar8x32_ps(x, from);
-}
-
 //
-// words: 2 * LANES int16, for what is done twice
+// words: 2 * LANES int16, lane i has words 2i and 2i + 1
 //
 
 inline vi load_words16(const int16_t * p) {
     return _mm256_loadu_si256((const __m256i *) p);
 }
 
-inline void store_words16(uint16_t * p, vi x) {
+inline void store_words16(int16_t * p, vi x) {
     _mm256_storeu_si256((__m256i *) p, x);
 }
 
@@ -231,25 +237,21 @@ inline vi splat_i16(int16_t x) {
     return _mm256_set1_epi16(x);
 }
 
-inline vi to_words(vf x) {
-    const vi i = _mm256_cvtps_epi32(x);
-    return _mm256_permute4x64_epi64(_mm256_packs_epi32(i, i), 0xd8);
+inline vi swap_words(vi x) {
+    const __m128i other = _mm_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(other));
 }
 
-inline vf first_half_to_float(vi x) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x)));
-}
-
-inline vi swap_halves(vi x) {
-    return _mm256_permute4x64_epi64(x, 0x4e);
-}
-
-inline vi add_u16(vi a, vi b) {
-    return _mm256_adds_epu16(a, b);
+inline vi add_i16(vi a, vi b) {
+    return _mm256_add_epi16(a, b);
 }
 
 inline vi sub_i16(vi a, vi b) {
     return _mm256_sub_epi16(a, b);
+}
+
+inline vi sub_u16(vi a, vi b) {
+    return _mm256_subs_epu16(a, b);
 }
 
 inline vi min_u16(vi a, vi b) {
@@ -260,16 +262,32 @@ inline vi abs_i16(vi x) {
     return _mm256_abs_epi16(x);
 }
 
-inline vi mul_u16(vi a, vi b) {
-    return _mm256_mullo_epi16(a, b);
+template <int N> inline vi shift_left_i16(vi x) {
+    return _mm256_slli_epi16(x, N);
 }
 
-inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
-    return _mm256_blendv_epi8(y, x, _mm256_cmpgt_epi16(a, b));
+inline vi select_eq_i16(vi a, vi b, vi x, vi y) {
+    return _mm256_blendv_epi8(y, x, _mm256_cmpeq_epi16(a, b));
 }
 
-inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
-    return _mm256_or_si256(flags, _mm256_andnot_si256(_mm256_cmpeq_epi16(a, b), splat_i16(bit)));
+inline vi count_gt_i16(vi n, vi a, vi b) {
+    return _mm256_sub_epi16(n, _mm256_cmpgt_epi16(a, b));
+}
+
+inline vi lookup_words(const int16_t * table, vi index) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) table)), index);
+}
+
+inline vi spread_bits(uint32_t bits, vi x) {
+    const vi bit = _mm256_setr_epi16(1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 9, 1 << 10,
+                                     1 << 11, 1 << 12, 1 << 13, 1 << 14, (int16_t) (1 << 15));
+    return _mm256_and_si256(_mm256_cmpeq_epi16(_mm256_and_si256(splat_i16((int16_t) bits), bit), bit), x);
+}
+
+inline uint32_t gather_bits(vi x, int bit) {
+    const vi      signs = _mm256_sll_epi16(x, _mm_cvtsi32_si128(15 - bit));
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(signs), _mm256_extracti128_si256(signs, 1));
+    return (uint32_t) _mm_movemask_epi8(bytes);
 }
 
 template <int N> struct wide_table {
@@ -327,15 +345,14 @@ template <int N> inline __m128i load_row(const char * p) {
 }
 
 // Lane l of the i-th vector of rows is row 4l + i, so that transposing within lanes leaves the rows in order.
-template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+template <int N, class F> TURBO_INLINE void gather_words(vi * w, F row) {
     if constexpr (N > 4) {
-        load_words<4>(w, p, stride);
-        load_words<N - 4>(w + 4, p + 16, stride);
+        gather_words<4>(w, row);
+        gather_words<N - 4>(w + 4, [&](int i) { return row(i) + 16; });
     } else {
         vi r[4];
         for (int i = 0; i < 4; ++i) {
-            r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(load_row<N>(p + i * stride)),
-                                           load_row<N>(p + (4 + i) * stride), 1);
+            r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(load_row<N>(row(i))), load_row<N>(row(4 + i)), 1);
         }
         const vi lo01 = _mm256_unpacklo_epi32(r[0], r[1]);
         const vi lo23 = _mm256_unpacklo_epi32(r[2], r[3]);
@@ -350,6 +367,10 @@ template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
             }
         }
     }
+}
+
+template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+    gather_words<N>(w, [=](int i) { return p + i * stride; });
 }
 
 //

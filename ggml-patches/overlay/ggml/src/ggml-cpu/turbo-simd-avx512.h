@@ -115,6 +115,14 @@ inline vi splat_i32(int32_t x) {
     return _mm512_set1_epi32(x);
 }
 
+inline vi load_i32(const int32_t * p) {
+    return _mm512_loadu_si512(p);
+}
+
+inline void store_i32(int32_t * p, vi x) {
+    _mm512_storeu_si512(p, x);
+}
+
 inline vi splat_i8(int8_t x) {
     return _mm512_set1_epi8(x);
 }
@@ -170,76 +178,6 @@ template <int N> inline vi shift_right(vi x) {
     } else {
         return _mm512_slli_epi32(x, -N);
     }
-}
-
-using lanes = __m512i;
-
-template <class F> inline lanes make_lanes(F f) {
-    int32_t index[LANES];
-    for (int i = 0; i < LANES; ++i) {
-        index[i] = f(i);
-    }
-    return _mm512_loadu_si512(index);
-}
-
-inline vf permute(vf x, lanes from) {
-    return _mm512_permutexvar_ps(from, x);
-}
-
-//
-// words: 2 * LANES int16, for what is done twice
-//
-
-inline vi load_words16(const int16_t * p) {
-    return _mm512_loadu_si512(p);
-}
-
-inline void store_words16(uint16_t * p, vi x) {
-    _mm512_storeu_si512(p, x);
-}
-
-inline vi splat_i16(int16_t x) {
-    return _mm512_set1_epi16(x);
-}
-
-inline vi to_words(vf x) {
-    return _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
-}
-
-inline vf first_half_to_float(vi x) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)));
-}
-
-inline vi swap_halves(vi x) {
-    return _mm512_shuffle_i64x2(x, x, 0x4e);
-}
-
-inline vi add_u16(vi a, vi b) {
-    return _mm512_adds_epu16(a, b);
-}
-
-inline vi sub_i16(vi a, vi b) {
-    return _mm512_sub_epi16(a, b);
-}
-
-inline vi min_u16(vi a, vi b) {
-    return _mm512_min_epu16(a, b);
-}
-
-inline vi abs_i16(vi x) {
-    return _mm512_abs_epi16(x);
-}
-
-inline vi mul_u16(vi a, vi b) {
-    return _mm512_mullo_epi16(a, b);
-}
-
-inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
-    return _mm512_mask_blend_epi16(_mm512_cmpgt_epi16_mask(a, b), y, x);
-}
-
-inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
-    return _mm512_mask_add_epi16(flags, _mm512_cmpneq_epi16_mask(a, b), flags, splat_i16(bit));
 }
 
 #if defined(__AVX512VBMI__)
@@ -318,22 +256,18 @@ template <int N> inline __m128i load_row(const char * p) {
     }
 }
 
-template <int N> inline vi load_rows(const char * p, size_t stride) {
-    __m512i x = _mm512_castsi128_si512(load_row<N>(p));
-    x         = _mm512_inserti32x4(x, load_row<N>(p + 4 * stride), 1);
-    x         = _mm512_inserti32x4(x, load_row<N>(p + 8 * stride), 2);
-    return _mm512_inserti32x4(x, load_row<N>(p + 12 * stride), 3);
-}
-
 // Lane l of the i-th vector of rows is row 4l + i, so that transposing within lanes leaves the rows in order.
-template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+template <int N, class F> TURBO_INLINE void gather_words(vi * w, F row) {
     if constexpr (N > 4) {
-        load_words<4>(w, p, stride);
-        load_words<N - 4>(w + 4, p + 16, stride);
+        gather_words<4>(w, row);
+        gather_words<N - 4>(w + 4, [&](int i) { return row(i) + 16; });
     } else {
         vi r[4];
         for (int i = 0; i < 4; ++i) {
-            r[i] = load_rows<N>(p + i * stride, stride);
+            r[i] = _mm512_castsi128_si512(load_row<N>(row(i)));
+            r[i] = _mm512_inserti32x4(r[i], load_row<N>(row(4 + i)), 1);
+            r[i] = _mm512_inserti32x4(r[i], load_row<N>(row(8 + i)), 2);
+            r[i] = _mm512_inserti32x4(r[i], load_row<N>(row(12 + i)), 3);
         }
         const vi lo01 = _mm512_unpacklo_epi32(r[0], r[1]);
         const vi lo23 = _mm512_unpacklo_epi32(r[2], r[3]);
@@ -348,6 +282,10 @@ template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
             }
         }
     }
+}
+
+template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+    gather_words<N>(w, [=](int i) { return p + i * stride; });
 }
 
 //

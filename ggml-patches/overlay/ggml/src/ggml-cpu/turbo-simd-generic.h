@@ -138,6 +138,14 @@ inline vi splat_i32(int32_t x) {
     return make<vi>([=](int) { return x; });
 }
 
+inline vi load_i32(const int32_t * p) {
+    return make<vi>([=](int i) { return p[i]; });
+}
+
+inline void store_i32(int32_t * p, vi v) {
+    memcpy(p, v.x, sizeof(v.x));
+}
+
 inline vi splat_i8(int8_t x) {
     return make_bytes([=](int) { return x; });
 }
@@ -160,6 +168,18 @@ inline vi as_int(vf f) {
 
 inline vi max_i32(vi a, vi b) {
     return make<vi>([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+}
+
+inline vi add_i32(vi a, vi b) {
+    return make<vi>([&](int i) { return (int32_t) ((uint32_t) a.x[i] + (uint32_t) b.x[i]); });
+}
+
+inline vi sub_i32(vi a, vi b) {
+    return make<vi>([&](int i) { return (int32_t) ((uint32_t) a.x[i] - (uint32_t) b.x[i]); });
+}
+
+inline vi min_u32(vi a, vi b) {
+    return make<vi>([&](int i) { return (uint32_t) a.x[i] < (uint32_t) b.x[i] ? a.x[i] : b.x[i]; });
 }
 
 inline vi load_u16(const uint16_t * p) {
@@ -228,18 +248,8 @@ inline vi lookup(const vtable & table, vi index) {
     return make_bytes([&](int i) { return table.x[b[i]]; });
 }
 
-using lanes = vi;
-
-template <class F> inline lanes make_lanes(F f) {
-    return make<vi>(f);
-}
-
-inline vf permute(vf x, lanes from) {
-    return make<vf>([&](int i) { return x.x[from.x[i]]; });
-}
-
 //
-// words: 2 * LANES int16, for what is done twice
+// words: 2 * LANES int16, lane i has words 2i and 2i + 1
 //
 
 template <class F> inline vi make_words(F f) {
@@ -264,7 +274,7 @@ inline vi load_words16(const int16_t * p) {
     return make_words([=](int i) { return p[i]; });
 }
 
-inline void store_words16(uint16_t * p, vi x) {
+inline void store_words16(int16_t * p, vi x) {
     memcpy(p, x.x, sizeof(x.x));
 }
 
@@ -272,29 +282,24 @@ inline vi splat_i16(int16_t x) {
     return make_words([=](int) { return x; });
 }
 
-inline vi to_words(vf x) {
-    const vf r = round(x);
-    return make_words([&](int i) { return (int) r.x[i % LANES]; });
-}
-
-inline vf first_half_to_float(vi x) {
+inline vi swap_words(vi x) {
     const words16 w(x);
-    return make<vf>([&](int i) { return (float) w[i]; });
+    return make_words([&](int i) { return w[i ^ 1]; });
 }
 
-inline vi swap_halves(vi x) {
-    const words16 w(x);
-    return make_words([&](int i) { return w[(i + LANES) % (2 * LANES)]; });
-}
-
-inline vi add_u16(vi a, vi b) {
+inline vi add_i16(vi a, vi b) {
     const words16 x(a), y(b);
-    return make_words([&](int i) { return x[i] + y[i] < UINT16_MAX ? x[i] + y[i] : UINT16_MAX; });
+    return make_words([&](int i) { return x[i] + y[i]; });
 }
 
 inline vi sub_i16(vi a, vi b) {
     const words16 x(a), y(b);
     return make_words([&](int i) { return x[i] - y[i]; });
+}
+
+inline vi sub_u16(vi a, vi b) {
+    const words16 x(a), y(b);
+    return make_words([&](int i) { return x[i] > y[i] ? x[i] - y[i] : 0; });
 }
 
 inline vi min_u16(vi a, vi b) {
@@ -307,19 +312,38 @@ inline vi abs_i16(vi a) {
     return make_words([&](int i) { return (int16_t) x[i] < 0 ? -x[i] : x[i]; });
 }
 
-inline vi mul_u16(vi a, vi b) {
-    const words16 x(a), y(b);
-    return make_words([&](int i) { return (unsigned) x[i] * (unsigned) y[i]; });
+template <int N> inline vi shift_left_i16(vi a) {
+    const words16 x(a);
+    return make_words([&](int i) { return (unsigned) x[i] << N; });
 }
 
-inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
+inline vi select_eq_i16(vi a, vi b, vi x, vi y) {
     const words16 i(a), j(b), yes(x), no(y);
-    return make_words([&](int n) { return (int16_t) i[n] > (int16_t) j[n] ? yes[n] : no[n]; });
+    return make_words([&](int n) { return i[n] == j[n] ? yes[n] : no[n]; });
 }
 
-inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
-    const words16 f(flags), x(a), y(b);
-    return make_words([&](int i) { return f[i] | (x[i] != y[i] ? bit : 0); });
+inline vi count_gt_i16(vi n, vi a, vi b) {
+    const words16 counts(n), x(a), y(b);
+    return make_words([&](int i) { return counts[i] + ((int16_t) x[i] > (int16_t) y[i]); });
+}
+
+inline vi lookup_words(const int16_t * table, vi index) {
+    const words16 i(index);
+    return make_words([&](int n) { return table[i[n] >> 1 & 7]; });
+}
+
+inline vi spread_bits(uint32_t bits, vi x) {
+    const words16 w(x);
+    return make_words([&](int i) { return bits >> i & 1 ? w[i] : 0; });
+}
+
+inline uint32_t gather_bits(vi x, int bit) {
+    const words16 w(x);
+    uint32_t      bits = 0;
+    for (int i = 0; i < 2 * LANES; ++i) {
+        bits |= (uint32_t) (w[i] >> bit & 1) << i;
+    }
+    return bits;
 }
 
 template <int N> using wide_table = level_table;
@@ -355,12 +379,16 @@ template <int N> inline vi shift_right(vi v) {
         [&](int i) { return (int32_t) (N >= 0 ? (uint32_t) v.x[i] >> (N & 31) : (uint32_t) v.x[i] << (-N & 31)); });
 }
 
-template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+template <int N, class F> inline void gather_words(vi * w, F row) {
     for (int i = 0; i < LANES; ++i) {
         for (int j = 0; j < N; ++j) {
-            memcpy(&w[j].x[i], p + i * stride + 4 * j, sizeof(int32_t));
+            memcpy(&w[j].x[i], row(i) + 4 * j, sizeof(int32_t));
         }
     }
+}
+
+template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+    gather_words<N>(w, [=](int i) { return p + i * stride; });
 }
 
 //

@@ -108,12 +108,32 @@ inline vi max_i32(vi a, vi b) {
     return vmaxq_s32(a, b);
 }
 
+inline vi add_i32(vi a, vi b) {
+    return vaddq_s32(a, b);
+}
+
+inline vi sub_i32(vi a, vi b) {
+    return vsubq_s32(a, b);
+}
+
+inline vi min_u32(vi a, vi b) {
+    return vreinterpretq_s32_u32(vminq_u32(vreinterpretq_u32_s32(a), vreinterpretq_u32_s32(b)));
+}
+
 inline vi load_u16(const uint16_t * p) {
     return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p)));
 }
 
 inline vi splat_i32(int32_t x) {
     return vdupq_n_s32(x);
+}
+
+inline vi load_i32(const int32_t * p) {
+    return vld1q_s32(p);
+}
+
+inline void store_i32(int32_t * p, vi x) {
+    vst1q_s32(p, x);
 }
 
 inline vi splat_i8(int8_t x) {
@@ -169,22 +189,8 @@ template <int N> inline vi shift_right(vi x) {
     }
 }
 
-using lanes = uint8x16_t;
-
-template <class F> inline lanes make_lanes(F f) {
-    uint8_t bytes[4 * LANES];
-    for (int i = 0; i < 4 * LANES; ++i) {
-        bytes[i] = (uint8_t) (4 * f(i / 4) + i % 4);
-    }
-    return vld1q_u8(bytes);
-}
-
-inline vf permute(vf x, lanes from) {
-    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(x), from));
-}
-
 //
-// words: 2 * LANES int16, for what is done twice
+// words: 2 * LANES int16, lane i has words 2i and 2i + 1
 //
 
 inline int16x8_t as_i16(vi x) {
@@ -199,33 +205,28 @@ inline vi load_words16(const int16_t * p) {
     return vreinterpretq_s32_s16(vld1q_s16(p));
 }
 
-inline void store_words16(uint16_t * p, vi x) {
-    vst1q_u16(p, as_u16(x));
+inline void store_words16(int16_t * p, vi x) {
+    vst1q_s16(p, as_i16(x));
 }
 
 inline vi splat_i16(int16_t x) {
     return vreinterpretq_s32_s16(vdupq_n_s16(x));
 }
 
-inline vi to_words(vf x) {
-    const int16x4_t half = vmovn_s32(vcvtnq_s32_f32(x));
-    return vreinterpretq_s32_s16(vcombine_s16(half, half));
+inline vi swap_words(vi x) {
+    return vreinterpretq_s32_s16(vrev32q_s16(as_i16(x)));
 }
 
-inline vf first_half_to_float(vi x) {
-    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(as_u16(x))));
-}
-
-inline vi swap_halves(vi x) {
-    return vextq_s32(x, x, 2);
-}
-
-inline vi add_u16(vi a, vi b) {
-    return vreinterpretq_s32_u16(vqaddq_u16(as_u16(a), as_u16(b)));
+inline vi add_i16(vi a, vi b) {
+    return vreinterpretq_s32_s16(vaddq_s16(as_i16(a), as_i16(b)));
 }
 
 inline vi sub_i16(vi a, vi b) {
     return vreinterpretq_s32_s16(vsubq_s16(as_i16(a), as_i16(b)));
+}
+
+inline vi sub_u16(vi a, vi b) {
+    return vreinterpretq_s32_u16(vqsubq_u16(as_u16(a), as_u16(b)));
 }
 
 inline vi min_u16(vi a, vi b) {
@@ -236,17 +237,33 @@ inline vi abs_i16(vi x) {
     return vreinterpretq_s32_s16(vabsq_s16(as_i16(x)));
 }
 
-inline vi mul_u16(vi a, vi b) {
-    return vreinterpretq_s32_u16(vmulq_u16(as_u16(a), as_u16(b)));
+template <int N> inline vi shift_left_i16(vi x) {
+    return vreinterpretq_s32_s16(vshlq_n_s16(as_i16(x), N));
 }
 
-inline vi select_gt_i16(vi a, vi b, vi x, vi y) {
-    return vreinterpretq_s32_s16(vbslq_s16(vcgtq_s16(as_i16(a), as_i16(b)), as_i16(x), as_i16(y)));
+inline vi select_eq_i16(vi a, vi b, vi x, vi y) {
+    return vreinterpretq_s32_s16(vbslq_s16(vceqq_s16(as_i16(a), as_i16(b)), as_i16(x), as_i16(y)));
 }
 
-inline vi flag_different(vi flags, vi a, vi b, int16_t bit) {
-    const uint16x8_t added = vbicq_u16(vdupq_n_u16((uint16_t) bit), vceqq_s16(as_i16(a), as_i16(b)));
-    return vreinterpretq_s32_u16(vorrq_u16(as_u16(flags), added));
+inline vi count_gt_i16(vi n, vi a, vi b) {
+    return vreinterpretq_s32_u16(vsubq_u16(as_u16(n), vcgtq_s16(as_i16(a), as_i16(b))));
+}
+
+inline vi lookup_words(const int16_t * table, vi index) {
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s16(vld1q_s16(table)), vreinterpretq_u8_s32(index)));
+}
+
+inline uint16x8_t bit_of_word() {
+    static const uint16_t bits[] = { 1, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6, 1 << 7 };
+    return vld1q_u16(bits);
+}
+
+inline vi spread_bits(uint32_t bits, vi x) {
+    return vreinterpretq_s32_u16(vandq_u16(vtstq_u16(vdupq_n_u16((uint16_t) bits), bit_of_word()), as_u16(x)));
+}
+
+inline uint32_t gather_bits(vi x, int bit) {
+    return vaddvq_u16(vandq_u16(vtstq_u16(as_u16(x), vdupq_n_u16((uint16_t) (1 << bit))), bit_of_word()));
 }
 
 template <int N> struct wide_table {
@@ -308,14 +325,14 @@ inline int64x2_t as_pairs(vi x) {
     return vreinterpretq_s64_s32(x);
 }
 
-template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+template <int N, class F> TURBO_INLINE void gather_words(vi * w, F row) {
     if constexpr (N > 4) {
-        load_words<4>(w, p, stride);
-        load_words<N - 4>(w + 4, p + 16, stride);
+        gather_words<4>(w, row);
+        gather_words<N - 4>(w + 4, [&](int i) { return row(i) + 16; });
     } else {
         vi r[4];
         for (int i = 0; i < 4; ++i) {
-            r[i] = load_row<N>(p + i * stride);
+            r[i] = load_row<N>(row(i));
         }
         const int64x2_t even01 = as_pairs(vtrn1q_s32(r[0], r[1])), odd01 = as_pairs(vtrn2q_s32(r[0], r[1]));
         const int64x2_t even23 = as_pairs(vtrn1q_s32(r[2], r[3])), odd23 = as_pairs(vtrn2q_s32(r[2], r[3]));
@@ -328,6 +345,10 @@ template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
             w[3] = vreinterpretq_s32_s64(vtrn2q_s64(odd01, odd23));
         }
     }
+}
+
+template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
+    gather_words<N>(w, [=](int i) { return p + i * stride; });
 }
 
 //

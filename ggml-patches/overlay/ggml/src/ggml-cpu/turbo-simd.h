@@ -9,17 +9,20 @@
 //
 //     dot(acc, k, q)              per lane: acc + four levels times four bytes of q
 //     lookup_wide<N>(table, index)  bytes of a wide_table of N: 16, 32 or 64
-//     load_words<N>(w, p, stride) dword j of the row at p + i * stride goes to lane i of w[j]
+//     gather_words<N>(w, row)     dword j of the row at row(i) goes to lane i of w[j]
+//     load_words<N>(w, p, stride) the same for rows at p + i * stride
 //     decode(x, y)                one block of 32 values as floats
 //     select_gt(a, b, x, y)       a > b ? x : y, so y where a or b is NaN
 //     butterfly<D>(x)             lane i has x[i] + x[i + D] where bit D of i is clear, else x[i - D] - x[i]
 //     pow2_scale(x, n)            x * 2^n for n that are whole and not below -126
 //     dot_pairs(acc, a, b)        per lane: acc + two products of int16; HAS_DOT_PAIRS where that is faster than floats
 //     to_pairs(even, odd)         rounds: lane i has both values i
-//     permute(x, make_lanes(f))   lane i has lane f(i) of x
-//     to_words(x)                 rounds to nearest even: 2 * LANES int16, each lane twice
-//     add_u16(a, b)               saturates
-//     flag_different(f, a, b, n)  f | n where a and b differ
+//     sub_u16(a, b)               saturates
+//     select_eq_i16(a, b, x, y)   a == b ? x : y
+//     count_gt_i16(n, a, b)       a > b ? n + 1 : n
+//     lookup_words(table, index)  of 8 words; the bytes of an index are 2i and 2i + 1, as 0x0100 | i * 0x0202
+//     spread_bits(bits, x)        words of x where bits are set, else 0
+//     gather_bits(x, bit)         a bit of each word
 //
 // Everything is in an anonymous namespace: a build with several CPU variants compiles this once for each.
 
@@ -94,10 +97,11 @@ template <int BITS, int BIAS> constexpr level_table TRELLIS_LEVELS = make_level_
 
 }  // namespace
 
+// TURBO_SIMD_256: no wider vectors
 #if defined(TURBO_SIMD_GENERIC)
 #    include "turbo-simd-generic.h"
-#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && \
-    defined(__AVX512VNNI__)
+#elif !defined(TURBO_SIMD_256) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && \
+    defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #    include "turbo-simd-avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #    include "turbo-simd-avx2.h"

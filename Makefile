@@ -6,7 +6,7 @@ OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -n
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: hip-root test-hip-emulated kernel-report gpu-suite bench-cpu check-upstreams setup setup-dev clean distclean
+.PHONY: hip-root test-hip-emulated kernel-report gpu-suite bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ gpu-suite: setup ## build for the GPU here, check and measure everything on it; 
 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
 	$(PYTHON_VENV) scripts/bench_cpu.py $(ARGS)
+
+quality-matrix: setup ## all cache types on four models: plain, calibrated, with sink and tail; result in eval/results (an idle hour)
+	$(PYTHON_VENV) scripts/quality_matrix.py $(ARGS)
 
 check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results
 	$(PYTHON_VENV) scripts/check_upstreams.py

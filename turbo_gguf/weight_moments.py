@@ -58,9 +58,11 @@ class Weights:
             raise UsageError(f"{self.path}: no tensor {name}: this model cannot be calibrated from its weights", "give a text")
         return found
 
-    def rope_base(self, arch: str) -> float:
-        """Frequency base of RoPE."""
-        return float(self._fields.get(f"{arch}.rope.freq_base", _DEFAULT_BASE))
+    def rope_speeds(self, arch: str, n_rot: int) -> Array:
+        """By how many radians RoPE turns each pair per token."""
+        base = float(self._fields.get(f"{arch}.rope.freq_base", _DEFAULT_BASE))
+        factors = self.get("rope_freqs.weight")
+        return base ** (-np.arange(n_rot // 2) * 2.0 / n_rot) / (1.0 if factors is None else factors[: n_rot // 2])
 
 
 def estimate(found: Observation, weights: Weights) -> dict[int, Moments]:
@@ -103,7 +105,7 @@ def _layer(shape: LayerShape, found: Observation, weights: Weights) -> Moments:
     return Moments(
         q_sq=(q_var + np.square(q_mean)).reshape(shape.n_head_kv, -1, shape.head_k).mean(1),
         k_sq=k_var + np.square(k_mean),
-        k_mean=_turned(k_mean, found.rope, shape.n_rot, weights.rope_base(found.arch)),
+        k_mean=_turned(k_mean, found.rope, shape.n_rot, weights.rope_speeds(found.arch, shape.n_rot)),
         v_sq=v_var + np.square(v_mean),
     )
 
@@ -139,12 +141,11 @@ def _normed(variance: Array, mean: Array, weight: Array | None) -> tuple[Array, 
     return variance / level * np.square(gain), mean / np.sqrt(level) * gain
 
 
-def _turned(mean: Array, rope: str, n_rot: int, base: float) -> Array:
+def _turned(mean: Array, rope: str, n_rot: int, speeds: Array) -> Array:
     """What is left of a constant vector, on average over :data:`POSITIONS`, when RoPE turns its pairs."""
     if rope == "none" or n_rot == 0:
         return mean
-    speed = base ** (-np.arange(n_rot // 2) * 2.0 / n_rot)  # radians per token
-    average = np.exp(1j * np.outer(np.arange(POSITIONS), speed)).mean(0)
+    average = np.exp(1j * np.outer(np.arange(POSITIONS), speeds)).mean(0)
     first, second = (slice(0, n_rot, 2), slice(1, n_rot, 2)) if rope == "normal" else (slice(0, n_rot // 2), slice(n_rot // 2, n_rot))
     turned = (mean[:, first] + 1j * mean[:, second]) * average
     res = np.array(mean)

@@ -1,8 +1,9 @@
-"""Train the evaluation model that ships in turbo_gguf/data/model.
+"""Train the evaluation models: the one that ships in turbo_gguf/data/model, and those of eval/models.
 
 Usage, from the repository's root, with the extra ``train`` installed::
 
     python -m scripts.train_eval_model all --compile --seconds 3500 --work WORK
+    python -m scripts.train_eval_model all --model head64 --compile --seconds 2900 --work WORK64
 
 ``tokenizer``, ``train`` and ``export`` are the three steps of ``all``. Decisions, and why:
 
@@ -16,8 +17,10 @@ Tokenizer (tokens.py). 4096 pieces keep the tied embedding at a sixth of the wei
 hold punctuation and line ends: 3.7 bytes per token, so that a chunk of 1024 tokens is a hundred
 lines of code with something to look back at.
 
-Model (model.py). Four layers of width 384, four query heads on two KV heads, head size 128 (the
-size that KV-cache types are blocked for), 8.7 million weights, 9.3 MB as q8_0.
+Models (model.py). ``embedded``: four layers of width 384, four query heads on two KV heads, head
+size 128, 8.7 million weights, 9.3 MB as q8_0. ``head64``: five layers of width 256, head size 64,
+5.0 million weights, 5.3 MB: what KV-cache types cost depends on the head size (a block of 64
+values is the whole head), so one model does not settle it.
 
 Training (training.py). Wall time decides the schedule, because a CPU shared with other work has
 no known speed. Sequences grow from 512 to 4096 tokens. Muon on the matrices and AdamW on the
@@ -41,10 +44,18 @@ from pathlib import Path
 from turbo_gguf.eval_text import stdlib_dir
 
 from .export import evaluate, export
+from .model import CONFIGS
 from .tokens import prepare
 from .training import train
 
-MODEL = Path(__file__).parents[2] / "turbo_gguf" / "data" / "model" / "eval-model.gguf"
+ROOT = Path(__file__).parents[2]
+FILES = {
+    "embedded": ROOT / "turbo_gguf" / "data" / "model" / "eval-model.gguf",
+    "head64": ROOT / "eval" / "models" / "head64.gguf",
+}
+"""Where models are in the repository."""
+
+NAME = "turbo-gguf evaluation model"
 
 
 def run_tokenizer(args: argparse.Namespace) -> None:
@@ -61,14 +72,15 @@ def run_train(args: argparse.Namespace) -> None:
             for stream in (file, sys.stderr):
                 print(line, file=stream, flush=True)
 
-        train(args.work, args.seconds, args.compile, log)
+        train(args.work, CONFIGS[args.model], args.seconds, args.compile, log)
 
 
 def run_export(args: argparse.Namespace) -> None:
     """Write the checkpoint as GGUF and measure that file on the held-out text."""
-    export(args.work, args.out)
-    print(f"{args.out}: {args.out.stat().st_size} bytes")
-    for line in evaluate(args.work, args.out, (1024, 2048, 4096), args.chunks):
+    out = args.out or FILES[args.model]
+    export(args.work, out, NAME if args.model == "embedded" else f"{NAME}, {args.model}")
+    print(f"{out}: {out.stat().st_size} bytes")
+    for line in evaluate(args.work, out, (1024, 2048, 4096), args.chunks):
         print(line, flush=True)
 
 
@@ -91,13 +103,15 @@ def main() -> None:
         command = commands.add_parser(name, help=run.__doc__)
         command.set_defaults(run=run)
         command.add_argument("--work", type=Path, default=Path("build/eval-model"))
+        if name != "tokenizer":
+            command.add_argument("--model", choices=CONFIGS, default="embedded")
         if name in ("tokenizer", "all"):
             command.add_argument("--stdlib", type=Path, action="append", help="repeatable")
         if name in ("train", "all"):
             command.add_argument("--seconds", type=float, default=3600.0)
             command.add_argument("--compile", action="store_true", help="use torch.compile")
         if name in ("export", "all"):
-            command.add_argument("--out", type=Path, default=MODEL)
+            command.add_argument("--out", type=Path, help="[default: the model's place in the repository]")
             command.add_argument("--chunks", type=int, help="per length, evenly spread")
     args = parser.parse_args()
     args.run(args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -48,8 +49,8 @@ def _add_tokenizer(writer: GGUFWriter, model: bytes) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_sizes(writer: GGUFWriter, config: Config) -> None:
-    writer.add_name("turbo-gguf evaluation model")
+def _add_sizes(writer: GGUFWriter, config: Config, name: str) -> None:
+    writer.add_name(name)
     writer.add_description("Small Llama trained on the Python standard library; measures KV-cache types")
     writer.add_license("MIT")
     writer.add_context_length(config.context)
@@ -68,33 +69,53 @@ def _add_sizes(writer: GGUFWriter, config: Config) -> None:
     writer.add_quantization_version(2)
 
 
-def export(work: Path, out: Path) -> None:
-    """Write the checkpoint and the tokenizer in ``work`` to the GGUF file ``out``."""
+def export(work: Path, out: Path, name: str) -> None:
+    """Write the checkpoint and the tokenizer in ``work`` to the GGUF file ``out``, under the name ``name``."""
     blob = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(str(out), "llama")
-    _add_sizes(writer, Config(**blob["config"]))
+    _add_sizes(writer, Config(**blob["config"]), name)
     _add_tokenizer(writer, (work / "tokenizer.model").read_bytes())
-    for name, weight in blob["weights"].items():
+    for tensor, weight in blob["weights"].items():
         data = weight.float().numpy()
         if data.ndim == 2:
             kind = GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, quantize(data, kind), raw_dtype=kind)
+            writer.add_tensor(tensor, quantize(data, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(name, data)
+            writer.add_tensor(tensor, data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
+def _sizes(reader: GGUFReader) -> Config:
+    """The inverse of :func:`_add_sizes`."""
+
+    def get(name: str) -> Any:
+        field = reader.get_field(f"llama.{name}")
+        assert field is not None
+        return field.contents()
+
+    return Config(
+        vocab=get("vocab_size"),
+        width=get("embedding_length"),
+        layers=get("block_count"),
+        heads=get("attention.head_count"),
+        kv_heads=get("attention.head_count_kv"),
+        head_size=get("attention.key_length"),
+        ff=get("feed_forward_length"),
+        rope_base=get("rope.freq_base"),
+        eps=get("attention.layer_norm_rms_epsilon"),
+        context=get("context_length"),
+    )
+
+
 def load(path: Path) -> Llama:
     """Return the model in the GGUF file ``path`` with its weights dequantized, ready to run."""
     reader = GGUFReader(str(path))
     weights = {t.name: torch.from_numpy(np.array(dequantize(t.data, t.tensor_type), dtype=np.float32)) for t in reader.tensors}
-    field = reader.get_field("llama.context_length")
-    assert field is not None
-    model = Llama(Config(context=int(field.contents())))
+    model = Llama(_sizes(reader))
     model.load_state_dict(weights)
     return model.eval()
 
@@ -108,9 +129,9 @@ def unigram_nll(train: NDArray[np.uint16], held_out: NDArray[np.uint16], vocab: 
 def evaluate(work: Path, path: Path, lengths: tuple[int, ...], chunks: int | None) -> list[str]:
     """Return lines with the held-out perplexity of the GGUF ``path`` at several chunk lengths."""
     held_out = read_stream(work, "heldout")
-    base = unigram_nll(read_stream(work, "library"), held_out, Config().vocab)
-    lines = [f"unigram: {base:.4f} nats per token, perplexity {math.exp(base):.1f}"]
     model = load(path)
+    base = unigram_nll(read_stream(work, "library"), held_out, model.config.vocab)
+    lines = [f"unigram: {base:.4f} nats per token, perplexity {math.exp(base):.1f}"]
     for length in lengths:
         nll = nll_per_token(model, with_bos(held_out), length, chunks)
         lines.append(f"{length}: {nll:.4f} nats per token, perplexity {math.exp(nll):.4f}")

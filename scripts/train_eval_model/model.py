@@ -12,7 +12,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of the model. The head size is 128, the one that KV-cache types are made for."""
+    """Sizes of a model; those of the embedded one unless said otherwise."""
 
     vocab: int = 4096
     width: int = 384
@@ -24,6 +24,13 @@ class Config:
     rope_base: float = 10000.0
     eps: float = 1e-5
     context: int = 4096
+
+
+CONFIGS = {
+    "embedded": Config(),
+    "head64": Config(width=256, layers=5, head_size=64, ff=768),
+}
+"""Models by name. Head size 128 is the one that most models have; 64 is that of many small ones, with half as many values per key."""
 
 
 def rope_tables(length: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:

@@ -154,10 +154,10 @@ def save(model: Llama, state: State, path: Path) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def build(device: str, compiled: bool) -> tuple[Llama, Callable[[Tensor, Tensor], Tensor]]:
+def build(config: Config, device: str, compiled: bool) -> tuple[Llama, Callable[[Tensor, Tensor], Tensor]]:
     """Return the untrained model and its loss function, compiled if wanted."""
     torch.manual_seed(0)
-    model = Llama(Config()).to(device)
+    model = Llama(config).to(device)
     return model, (torch.compile(model.loss, dynamic=False) if compiled else model.loss)
 
 
@@ -171,7 +171,7 @@ def split_weights(model: Llama) -> tuple[list[Tensor], list[Tensor]]:
     return matrices, others
 
 
-def train(work: Path, seconds: float, compiled: bool, log: Callable[[str], None]) -> Path:
+def train(work: Path, config: Config, seconds: float, compiled: bool, log: Callable[[str], None]) -> Path:
     """Train for ``seconds`` of wall time; return the path of the last checkpoint.
 
     The clock starts after the first step of each sequence length, in which torch compiles.
@@ -179,7 +179,7 @@ def train(work: Path, seconds: float, compiled: bool, log: Callable[[str], None]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)
-    model, loss_of = build(device, compiled)
+    model, loss_of = build(config, device, compiled)
     matrices, others = split_weights(model)
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0, fused=True)

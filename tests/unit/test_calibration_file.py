@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import plant_model
 import pytest
 import tiny_gguf
 
@@ -138,15 +139,29 @@ def test_estimate_is_what_noise_gives(tmp_path: Path) -> None:
 def test_rope_turns_the_bias(rope: str) -> None:
     """Against a loop over positions with rotation matrices."""
     bias = np.random.default_rng(8).standard_normal((HEADS, HEAD))
-    n_rot, base = 4, 100.0
+    n_rot, speeds = 4, np.array([1.0, 0.1])
     expected = np.array(bias)
     if rope != "none":
         for i in range(n_rot // 2):
             a, b = (2 * i, 2 * i + 1) if rope == "normal" else (i, i + n_rot // 2)
-            angles = np.arange(weight_moments.POSITIONS) * base ** (-2 * i / n_rot)
+            angles = np.arange(weight_moments.POSITIONS) * speeds[i]
             expected[:, a] = np.mean(np.outer(bias[:, a], np.cos(angles)) - np.outer(bias[:, b], np.sin(angles)), 1)
             expected[:, b] = np.mean(np.outer(bias[:, a], np.sin(angles)) + np.outer(bias[:, b], np.cos(angles)), 1)
-    np.testing.assert_allclose(weight_moments._turned(bias, rope, n_rot, base), expected, atol=1e-12)
+    np.testing.assert_allclose(weight_moments._turned(bias, rope, n_rot, speeds), expected, atol=1e-12)
+
+
+def test_pairs_that_rope_does_not_turn_keep_their_bias(tmp_path: Path) -> None:
+    """``rope_freqs.weight`` divides frequencies: the slowest pair stands still here, as in planted models."""
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", head=64, n_head=4, n_head_kv=HEADS, n_layer=1)
+    model = plant_model.Model(path)
+    plant_model.plant_k_bias(model, 30)
+    model.write(tmp_path / "biased.gguf", "")
+    weights = weight_moments.Weights(tmp_path / "biased.gguf")
+    speeds = weights.rope_speeds("llama", 64)
+    np.testing.assert_allclose(speeds[:30], 10_000.0 ** (-np.arange(30) / 32))
+    shape = LayerShape(0, 4, HEADS, 64, 64, n_rot=64, center=True)
+    told = weight_moments.estimate(found(shape), weights)[0]
+    np.testing.assert_allclose(told.k_mean, weights.need("blk.0.attn_k.bias").reshape(HEADS, 64), rtol=1e-6)
 
 
 def test_norms_of_k_set_its_level() -> None:

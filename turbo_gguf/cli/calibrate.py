@@ -10,13 +10,21 @@ from turbo_gguf import calibration, models, observation, weight_moments
 from turbo_gguf.build import ensure_build
 from turbo_gguf.cli import options
 from turbo_gguf.presets import PRESETS
+from turbo_gguf.records import ModelFile
+
+LONGEST_CHUNK = 4096
+"""Tokens of a chunk of the text, unless the user says otherwise. Without flash attention the scores of a chunk take memory."""
 
 
 @click.command(name="calibrate")
 @click.argument("model_spec", metavar="MODEL")
 @click.argument("texts", metavar="[TEXT]...", nargs=-1, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: MODEL.calibration.gguf, here]")
-@click.option("--ctx", default=512, show_default=True, type=click.IntRange(min=16), help="Tokens of a chunk of the text.")
+@click.option(
+    "--ctx",
+    type=click.IntRange(min=16),
+    help="Tokens of a chunk of the text: about the contexts that the cache is for.  [default: those of the training, at most 4096]",
+)
 @click.option("--chunks", default=-1, show_default=True, type=click.IntRange(min=-1), help="At most so many chunks; -1: the whole text.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for.")
@@ -28,7 +36,7 @@ def command(
     model_spec: str,
     texts: tuple[Path, ...],
     out: Path | None,
-    ctx: int,
+    ctx: int | None,
     chunks: int,
     threads: int | None,
     preset: str,
@@ -45,7 +53,9 @@ def command(
     model = models.resolve(model_spec)
     sources = [models.text_file(text) for text in texts]
     build = ensure_build(preset, upstream=upstream, targets=(observation.TARGET,))
-    found = observation.observe(build, model, sources, ctx=ctx, chunks=chunks, threads=threads or options.default_threads())
+    found = observation.observe(
+        build, model, sources, ctx=ctx or _context(model), chunks=chunks, threads=threads or options.default_threads()
+    )
     weights = weight_moments.Weights(model.path)
     moments = found.moments if found.tokens else weight_moments.estimate(found, weights)
     made = calibration.compute(found, moments, weight_moments.output_sq(found, weights))
@@ -54,3 +64,8 @@ def command(
     centered = sum(layer.k_mean is not None for layer in made.layers.values())
     click.echo(f"{len(made.layers)} layers from {source}, K of {centered} centered", err=True)
     click.echo(path)
+
+
+def _context(model: ModelFile) -> int:
+    """Long chunks: RoPE turns the mean of K with the position, so the mean over short ones does not fit the later positions."""
+    return min(model.n_ctx_train or LONGEST_CHUNK, LONGEST_CHUNK)

@@ -140,9 +140,10 @@ static void test_equal(const setup & types) {
     half.type_k = GGML_TYPE_F16;
     half.type_v = GGML_TYPE_F16;
 
-    setup exact = half;
-    exact.sink  = "4";
-    exact.tail  = "8";
+    setup exact      = half;
+    exact.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    exact.sink       = "4";
+    exact.tail       = "8";
 
     const struct {
         const char * what;

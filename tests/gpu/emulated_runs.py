@@ -62,6 +62,12 @@ def attention(head_size: str, more: str, *environment: tuple[str, str]) -> Job:
     return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},{more}.*type_K=({pairs}),", environment)
 
 
+def two_segments(head_size: str, *environment: tuple[str, str]) -> Job:
+    """Cases of attention over two segments of keys, of all types."""
+    key, _, value = head_size.partition("-")
+    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},rows=", environment)
+
+
 SLICE = ("GGML_CUDA_TURBO_SLICE", "512")  # keys; otherwise the caches of these tests fit into one slice
 
 JOBS = {
@@ -74,6 +80,7 @@ JOBS = {
     "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,"),
     "attention, slices, head size 64": attention("64", "nh=2,.*kv=(1536|1700),", SLICE),
     "attention, slices, head size 128": attention("128", "nh=.,.*kv=1536,", SLICE),
+    "attention, two segments, head size 128": two_segments("128", SLICE),
 }
 """What the tests run."""
 
@@ -81,6 +88,7 @@ MORE_JOBS = {
     **{f"attention, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,") for size in ("192-128",)},
     **{f"attention, head size {size}": attention(size, "") for size in ("512", "576-512")},
     **{f"attention, slices, head size {size}": attention(size, ".*kv=(1536|1700),", SLICE) for size in ("96", "192-128", "256")},
+    **{f"attention, two segments, head size {size}": two_segments(size) for size in ("64", "96", "192-128", "256", "512", "576-512")},
 }
 """What only the report runs."""
 

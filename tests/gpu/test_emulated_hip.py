@@ -66,6 +66,16 @@ def test_our_kernels_ran_and_not_the_cpu() -> None:
     assert any("turbo_fattn_merge" in name for name in outcomes()["attention, slices, head size 128"].kernels)
 
 
+def test_two_segments_ran() -> None:
+    outcome = outcomes()["attention, two segments, head size 128"]
+    types = {case.parameters["type_K"] for case in outcome.cases}
+    assert types == {"f16", "bf16", "q8_0", "q5_1", "q4_0", *TURBO, *TRELLIS}, "iq4_nl is refused"
+    assert {(case.parameters["nb"], case.parameters["kind"]) for case in outcome.cases} >= {*(("1", kind) for kind in "0123"), ("40", "0")}
+    assert any("turbo_fattn_decode_kernelILi128ELi128EL9ggml_type1ELS0_1E" in name for name in outcome.kernels), "f16/f16"
+    for parts in ("turbo_tile_parts", "turbo_mma_parts"):
+        assert any("turbo_fattn_merge_slice" in name and parts in name for name in outcome.kernels), parts
+
+
 def test_upstream_kernels_ran() -> None:
     ran = outcomes()["upstream"].kernels
     assert any("flash_attn_ext_f16" in name for name in ran), "WMMA"

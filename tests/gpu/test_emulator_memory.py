@@ -31,6 +31,7 @@ MEMORY = {
         b[0][k] >> 16 | (b[1][k] & 0xFFFF) << 16,
         b[1][k] >> 16 | (b[2][k] & 0xFFFF) << 16,
     ),
+    STORE8 + "v_add_nc_u32 v30, -32, v30\nds_load_b32 v20, v30 offset:36": lambda b, k: (b[1][k],),
     "v_mov_b32 v31, 0\nds_store_b32 v31, v31\nds_add_u32 v31, v0\nds_load_b32 v20, v31": lambda b, k: (sum(LANE),),
     "v_mov_b32 v31, 0\nds_store_b32 v31, v31\nds_add_rtn_u32 v20, v31, v0": lambda b, k: (sum(range(k)),),
     "scratch_store_b64 off, v[10:11], off offset:8\nscratch_load_b32 v20, off, off offset:12": lambda b, k: (b[1][k],),

@@ -138,7 +138,7 @@ def bind(inst: Instruction) -> Run:
 
 
 def _address(g: Group, inst_addr: int, offset: int) -> Offsets:
-    return g.u[inst_addr].astype(I64) + offset
+    return g.u[inst_addr].astype(I64) + offset & 0xFFFFFFFF  # compilers rely on it for addresses below zero
 
 
 def _load(inst: Instruction, match: re.Match[str]) -> Run:

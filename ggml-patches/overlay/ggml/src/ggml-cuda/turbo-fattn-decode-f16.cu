@@ -1,9 +1,11 @@
-// Decode attention with K in f16 and packed V.
+// Decode attention with K in f16, and V packed, or in f16 as in an exact segment.
 
-#include "turbo-fattn-launch.cuh"
+#include "turbo-fattn-instances.cuh"
 
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_f16(const ggml_type type_v) {
     switch (type_v) {
+        case GGML_TYPE_F16:
+            return turbo_fattn_decode<GGML_TYPE_F16, GGML_TYPE_F16>;
         case GGML_TYPE_TURBO2_0:
             return turbo_fattn_decode<GGML_TYPE_F16, GGML_TYPE_TURBO2_0>;
         case GGML_TYPE_TURBO3_0:

@@ -1,9 +1,11 @@
-// Decode attention with K in q8_0 and packed V.
+// Decode attention with K in q8_0 and packed V; both in q8_0 beside an exact segment.
 
-#include "turbo-fattn-launch.cuh"
+#include "turbo-fattn-instances.cuh"
 
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_q8_0(const ggml_type type_v) {
     switch (type_v) {
+        case GGML_TYPE_Q8_0:
+            return turbo_fattn_decode<GGML_TYPE_Q8_0, GGML_TYPE_Q8_0>;
         case GGML_TYPE_TURBO2_0:
             return turbo_fattn_decode<GGML_TYPE_Q8_0, GGML_TYPE_TURBO2_0>;
         case GGML_TYPE_TURBO3_0:

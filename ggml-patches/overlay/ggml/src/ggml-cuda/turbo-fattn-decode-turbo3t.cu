@@ -1,6 +1,6 @@
 // Decode attention with K in turbo3t.
 
-#include "turbo-fattn-launch.cuh"
+#include "turbo-fattn-instances.cuh"
 
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo3t(const ggml_type type_v) {
     switch (type_v) {

@@ -8,7 +8,8 @@
 //     softmax   online, over the lanes; the maximum moves only when it is exceeded by 2^MAX_SLACK
 //     values    V is decoded to f16 in shared memory, then a lane is 8 channels of some of the keys: half2 products of a tile are
 //               summed in f16, tiles in f32
-// Warps meet at the end only. Splits of the keys over blocks are merged by turbo_fattn_merge_splits.
+// Warps meet at the end only. Each split of the keys over blocks is a part, and so are those of a second segment of keys, which another
+// instance of the kernel makes; turbo_fattn_merge_splits merges them.
 
 #include "turbo-fattn-warp.cuh"
 
@@ -109,11 +110,12 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols, bool f
         }
     }
 
-    // n_rows rows of n values, to chunks of 8 values.
+    // n_rows rows of n values, to chunks of 8 values. Where nothing is loaded ahead, there are registers for more loads at once.
     template <int n, int n_rows>
     __device__ __forceinline__ void copy_f16(const char * src, const int64_t stride, const int n_valid) {
+        [[maybe_unused]] constexpr int unroll = !full ? 1 : shape::packed_K || shape::packed_V ? 4 : 8;
         turbo_syncwarp();
-#pragma unroll full ? 4 : 1
+#pragma unroll unroll
         for (int i0 = 0; i0 < n_rows * n / 8; i0 += TURBO_WARP) {
             const int i     = i0 + threadIdx.x;
             const int row   = i / (n / 8);
@@ -193,20 +195,17 @@ static __device__ __forceinline__ void turbo_decode_load_queries(const turbo_fat
     }
 }
 
-// Merges the warps of a block (shared memory of each: [n_cols][DV] sums) and writes the result, or the partial result of a split.
+// Merges the warps of a block (shared memory of each: [n_cols][DV] sums) and writes the result, or its part of it.
 template <int DV, int n_cols, int warp_words>
-static __device__ __forceinline__ void turbo_decode_write(const turbo_fattn_args & a,
-                                                          const int                col0,
-                                                          const int                kv_head,
-                                                          const int                seq,
-                                                          const float *            warps,
+static __device__ __forceinline__ void turbo_decode_write(const turbo_fattn_args &    a,
+                                                          const turbo_decode_column * cols,
+                                                          const float *               warps,
                                                           const float2 (*meta)[n_cols]) {
     const int tid = threadIdx.y * TURBO_WARP + threadIdx.x;
     for (int i = tid; i < n_cols * DV; i += TURBO_DECODE_WARPS * TURBO_WARP) {
-        const int c = i / DV;
-        const int q = (col0 + c) / a.gqa_ratio;
-        const int h = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
-        if (q >= a.n_q) {
+        const int c   = i / DV;
+        const int row = cols[c].row;
+        if (row < 0) {
             break;
         }
 
@@ -218,7 +217,7 @@ static __device__ __forceinline__ void turbo_decode_write(const turbo_fattn_args
         float sum = 0.0f;
         float val = 0.0f;
         if (a.sinks && blockIdx.y == 0) {
-            const float sink = a.sinks[h] * TURBO_LOG2E - TURBO_MAX_SLACK;
+            const float sink = a.sinks[row % a.n_head] * TURBO_LOG2E - TURBO_MAX_SLACK;
             max              = fmaxf(max, sink);
             sum              = exp2f(sink - max);
         }
@@ -229,13 +228,13 @@ static __device__ __forceinline__ void turbo_decode_write(const turbo_fattn_args
             val += factor * warps[w * warp_words + i];
         }
 
-        const int64_t row = ((int64_t) seq * a.n_q + q) * a.n_head + h;
-        if (gridDim.y == 1) {
-            a.dst[row * DV + i % DV] = sum > 0.0f ? val / sum : 0.0f;
+        if (a.n_parts == 1) {
+            a.dst[(int64_t) row * DV + i % DV] = sum > 0.0f ? val / sum : 0.0f;
         } else {
-            a.dst[(row * gridDim.y + blockIdx.y) * DV + i % DV] = val;
+            const int64_t part        = (int64_t) row * a.n_parts + a.part0 + blockIdx.y;
+            a.dst[part * DV + i % DV] = val;
             if (i % DV == 0) {
-                a.meta[row * gridDim.y + blockIdx.y] = make_float2(max, sum);
+                a.meta[part] = make_float2(max, sum);
             }
         }
     }
@@ -267,6 +266,13 @@ static __device__ __forceinline__ void turbo_decode_tiles(turbo_decode_warp<DK, 
         const int key0 = it * TURBO_TILE;
         // the last one is loaded again in vain
         const int next = (it + step < n_tiles ? it + step : it) * TURBO_TILE;
+
+        if constexpr (!shape::packed_K) {
+            // nothing is under way yet
+            if (warp.is_masked(a, cols, key0 + threadIdx.x)) {
+                continue;
+            }
+        }
 
         warp.begin_tile();
         if constexpr (shape::packed_K) {
@@ -321,10 +327,11 @@ turbo_fattn_decode_kernel(const turbo_fattn_args a) {
 
     if (threadIdx.y == 0 && threadIdx.x < n_cols) {
         const int c = threadIdx.x;
-        const int q = min((col0 + c) / a.gqa_ratio, a.n_q - 1);
+        const int q = (col0 + c) / a.gqa_ratio;
         const int h = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
-        cols[c]     = { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) q * a.nbm1),
-                        get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1) };
+        cols[c]     = { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1),
+                        get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
+                    q < a.n_q ? (seq * a.n_q + q) * a.n_head + h : -1 };
     }
     turbo_decode_load_queries<DK, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
     __syncthreads();
@@ -353,27 +360,27 @@ turbo_fattn_decode_kernel(const turbo_fattn_args a) {
 
     warp.finish((float *) raw, meta[threadIdx.y]);
     __syncthreads();
-    turbo_decode_write<DV, n_cols, shape::warp_words>(a, col0, kv_head, seq, (const float *) shared, meta);
+    turbo_decode_write<DV, n_cols, shape::warp_words>(a, cols, (const float *) shared, meta);
 }
 
-// One block for each row of the result [DV, n_head, n_q, n_seq], a thread for each channel: merges the n_split partial results.
+// One block for each row of the result [DV, n_head, n_q, n_seq], a thread for each channel: merges the n_parts partial results.
 template <int DV>
 static __global__ void turbo_fattn_merge_splits(const float *  parts,
                                                 const float2 * meta,
                                                 float *        dst,
-                                                const int      n_split) {
+                                                const int      n_parts) {
     const int64_t row = blockIdx.x;
 
-    parts += row * n_split * DV + threadIdx.x;
-    meta += row * n_split;
+    parts += row * n_parts * DV + threadIdx.x;
+    meta += row * n_parts;
 
     float max = meta[0].x;
-    for (int i = 1; i < n_split; ++i) {
+    for (int i = 1; i < n_parts; ++i) {
         max = fmaxf(max, meta[i].x);
     }
     float sum = 0.0f;
     float val = 0.0f;
-    for (int i = 0; i < n_split; ++i) {
+    for (int i = 0; i < n_parts; ++i) {
         const float factor = exp2f(meta[i].x - max);
         sum += factor * meta[i].y;
         val += factor * parts[i * DV];

@@ -4,10 +4,17 @@
 
 #include "turbo-fattn.cuh"
 
-// Runs the decode kernel of one pair of types, for all head sizes that ggml_cuda_turbo_flash_attn_supported lets pass.
-typedef void (*turbo_fattn_decode_t)(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, turbo_fattn_args args);
+// The kernel for one head size, which takes n_cols columns in a block, and the one that merges the parts it leaves.
+struct turbo_decode_kernels {
+    void (*decode)(turbo_fattn_args args);
+    void (*merge)(const float * parts, const float2 * meta, float * dst, int n_parts);
+    int n_cols;
+};
 
-// The compiled decode kernel of a pair, or null. Defined in turbo-fattn-decode-*.cu, one per type of K.
+// The kernels of one pair of types for a head size that ggml_cuda_turbo_flash_attn_supported lets pass, and for so many columns.
+typedef turbo_decode_kernels (*turbo_fattn_decode_t)(int DK, int DV, int n_columns);
+
+// Those of a pair, or null where they are not compiled. Defined in turbo-fattn-decode-*.cu, one per type of K.
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo2(ggml_type type_v);
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo3(ggml_type type_v);
 turbo_fattn_decode_t ggml_cuda_turbo_decode_k_turbo4(ggml_type type_v);

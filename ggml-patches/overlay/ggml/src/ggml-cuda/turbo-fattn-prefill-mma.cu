@@ -107,6 +107,7 @@ static void turbo_launch_fattn(ggml_backend_cuda_context & ctx,
     const dim3 block(warp_size, nwarps);
     parts.n_parts  = turbo_fattn_n_parts(kernel, slice, warp_size * nwarps, nbytes_shared, n_tiles, nbatch_fa);
     parts.n_blocks = parts.n_parts * n_tiles;
+    GGML_ASSERT((parts.n_parts - 1) * nbatch_fa < K->ne[1]);  // a block without keys would leave nothing
     if (parts.n_parts == 1) {
         turbo_fattn_launch_upstream(kernel, slice, dim3(parts.n_blocks), block, nbytes_shared, (float *) slice.data,
                                     nullptr, ctx.stream());
@@ -141,14 +142,18 @@ static int turbo_mma_ncols2(const ggml_tensor * dst) {
     return TURBO_MMA_NCOLS2 == 1 ? 1 : 0;
 }
 
-bool ggml_cuda_turbo_prefill_mma_supported(const int device, const ggml_tensor * dst) {
+bool ggml_cuda_turbo_prefill_mma_supported(const int device, const turbo_slice & slice) {
     const int cc = ggml_cuda_info().devices[device].cc;
-    const int DK = dst->src[0]->ne[0];
-    if (DK != dst->ne[0] || (DK != 64 && DK != 128 && DK != 256)) {
+    const int DK = slice.src[0]->ne[0];
+    if (DK != slice.ne[0] || (DK != 64 && DK != 128 && DK != 256)) {
+        return false;
+    }
+    // parts need two steps over the keys, of at most so many each
+    if (slice.src[1]->ne[1] <= FATTN_KQ_STRIDE && !(slice.first && slice.last)) {
         return false;
     }
 #ifdef GGML_USE_HIP
-    return (amd_wmma_available(cc) || amd_mfma_available(cc)) && turbo_mma_ncols2(dst) != 0;
+    return (amd_wmma_available(cc) || amd_mfma_available(cc)) && turbo_mma_ncols2(&slice) != 0;
 #else
     // on Turing upstream's kernel has 32 columns at most
     return volta_mma_available(cc) ||

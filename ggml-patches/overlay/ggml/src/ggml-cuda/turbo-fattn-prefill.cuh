@@ -1,7 +1,7 @@
 #pragma once
 
-// Attention of many queries: a slice of K and V at a time is decoded to f16 and given to upstream's own kernels. Where there are
-// several slices, the kernels are launched such that they leave partial results, which are merged into the result by online softmax.
+// Attention of many queries: a slice of K and V at a time is decoded to f16 and given to upstream's own kernels; a second segment of keys
+// is in f16 already, and the last slice. Where there are several slices, the kernels are launched such that they leave partial results, which are merged into the result by online softmax.
 // So the scratch does not depend on the length of the context.
 
 #include "fattn-common.cuh"
@@ -15,7 +15,7 @@ struct turbo_slice : ggml_tensor {
 };
 
 // Whether upstream's kernel for matrix cores is compiled for a slice like this; the tile kernel works for all.
-bool ggml_cuda_turbo_prefill_mma_supported(int device, const ggml_tensor * dst);
+bool ggml_cuda_turbo_prefill_mma_supported(int device, const turbo_slice & slice);
 void ggml_cuda_turbo_prefill_mma(ggml_backend_cuda_context & ctx, turbo_slice & slice);
 void ggml_cuda_turbo_prefill_tile(ggml_backend_cuda_context & ctx, turbo_slice & slice);
 
@@ -113,7 +113,7 @@ static inline void turbo_fattn_launch_upstream(const fattn_kernel_t kernel,
 }
 
 // Blocks that share the keys of one tile of the result: enough to fill the device, and not more than there are steps of n_keys_step keys.
-// One leaves a finished result, which is right for the only slice; several leave parts.
+// One leaves a finished result, which is right for the only slice; several leave parts. So a slice of one step has a block without keys.
 static inline int turbo_fattn_n_parts(const fattn_kernel_t kernel,
                                       const turbo_slice &  slice,
                                       const int            n_threads,
@@ -126,6 +126,5 @@ static inline int turbo_fattn_n_parts(const fattn_kernel_t kernel,
     const int n_sm    = ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
     const int n_steps = (slice.src[1]->ne[1] + n_keys_step - 1) / n_keys_step;
     const int n_min   = slice.first && slice.last ? 1 : 2;
-    GGML_ASSERT(n_steps >= n_min);
     return std::max(std::min({ n_active * n_sm / n_tiles, n_steps, 8 }), n_min);
 }

@@ -68,10 +68,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static_assert(parts::n * sub_keys == TURBO_WARP && chunks % 4 == 0, "V head size");
 };
 
-// What the scores of a column need, the same for all keys.
+// What is the same for all keys of a column. In shared memory, since scalar registers are scarce.
 struct turbo_decode_column {
     const half * mask;   // row of its query
     float        slope;  // ALiBi
+    int          row;    // of the result; -1: no column
 };
 
 // Between registers and shared memory, in 16-byte steps where there are as many.
@@ -235,6 +236,22 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 turbo_sched_fence();
             }
         }
+    }
+
+    // Whether no query may see any key of a tile. key: of this lane.
+    static __device__ __forceinline__ bool is_masked(const turbo_fattn_args &    a,
+                                                     const turbo_decode_column * cols,
+                                                     const int                   key) {
+        const half * row     = nullptr;
+        bool         visible = !a.mask;
+#pragma unroll
+        for (int c = 0; c < n_cols; ++c) {
+            if (a.mask && cols[c].mask != row && key < a.n_kv) {
+                row     = cols[c].mask;
+                visible = visible || __half_as_ushort(row[key]) != 0xfc00;  // -inf
+            }
+        }
+        return !turbo_warp_any(visible);
     }
 
     // Soft cap, mask, and the step to units of log2. key: of this lane.

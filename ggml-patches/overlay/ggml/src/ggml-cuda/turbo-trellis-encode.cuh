@@ -136,7 +136,7 @@ struct turbo_trellis_start {
     bool is_zero;
 };
 
-// As turbo_prepare_block (ggml-turbo-trellis-impl.h) has it; value: without infinities
+// As prepare_block (ggml-turbo-trellis.c) has it; value: without infinities
 template <ggml_type type>
 static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[4], float value[4]) {
     const uint32_t max_finite = 0x7f7fffff;

@@ -3,7 +3,7 @@
 #include "turbo.cuh"
 
 bool ggml_cuda_turbo_is_operand(const ggml_tensor * op) {
-    bool is_operand = ggml_is_turbo(op->type);
+    bool is_operand = ggml_is_turbo(op->type) || ggml_turbo_flash_attn_has_segment(op);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
         is_operand = is_operand || (op->src[i] && ggml_is_turbo(op->src[i]->type));
     }

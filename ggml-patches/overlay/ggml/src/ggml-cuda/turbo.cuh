@@ -4,12 +4,12 @@
 
 // Turbo cache types on the GPU: what ggml-cuda.cu calls, and what our own files share.
 
-// Whether op makes or takes a turbo tensor: only then is the rest asked.
+// Whether op makes or takes a turbo tensor, or attends two segments of keys: only then is the rest asked.
 bool ggml_cuda_turbo_is_operand(const ggml_tensor * op);
 
 bool ggml_cuda_turbo_supports_op(int device, const ggml_tensor * op);
 
-// Runs op if it has a turbo operand; false: it has none.
+// Runs op if it is one of these; false: it is not.
 bool ggml_cuda_turbo_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
 // Rows ne[0], ne[1], ne[2], ne[3] of a turbo type, at strides of nb bytes, to contiguous f16 or f32.
@@ -26,6 +26,6 @@ void ggml_cuda_turbo_to_f32(ggml_type     type,
                             const size_t  nb[4],
                             cudaStream_t  stream);
 
-// Flash attention with a turbo type as K, as V, or as both (turbo-fattn.cu).
+// Flash attention with a turbo type as K, as V, or as both, or over two segments of keys (turbo-fattn.cu).
 bool ggml_cuda_turbo_flash_attn_supported(int device, const ggml_tensor * dst);
 void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst);

@@ -312,6 +312,10 @@ void llama_turbo_cache::init_exact(llama_kv_cache & kv) {
 
     std::set<ggml_backend_buffer_type_t> bufts;
     for (const auto & layer : kv.layers) {
+        if (!layer.v) {
+            throw std::runtime_error(
+                "a cache without V can't have an exact sink and tail: leave out --cache-sink and --cache-tail");
+        }
         bufts.insert(ggml_backend_buffer_get_type(layer.k->buffer));
     }
 
@@ -527,7 +531,7 @@ void llama_turbo_cache::write_state(const llama_kv_cache &                      
     }
     if (kv.turbo && kv.turbo->exact) {
         io.write(&EXACT_STATE, sizeof(EXACT_STATE));
-        kv.turbo->exact->write(io, stream, cells_in(ranges));
+        kv.turbo->exact->write(io, stream, kv.v_cells[stream], cells_in(ranges));
     }
 }
 

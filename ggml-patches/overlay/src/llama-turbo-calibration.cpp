@@ -5,6 +5,7 @@
 #include "gguf.h"
 #include "llama-arch.h"
 #include "llama-model.h"
+#include "llama-turbo.h"
 
 #include <algorithm>
 #include <array>
@@ -73,17 +74,16 @@ std::string llama_turbo_model_fingerprint(const llama_model & model) {
     return res;
 }
 
-const char * llama_turbo_cant_calibrate(const llama_model & model) {
-    // by name: not all supported upstreams have an enumerator for each
-    const std::string arch = llm_arch_name(model.arch);
+const char * llama_turbo_cant_attend(const llama_model & model) {
     if (llm_arch_is_recurrent(model.arch) || llm_arch_is_diffusion(model.arch)) {
         return "it has no KV cache";
     }
-    if (model.hparams.is_mla() || arch == "deepseek4") {
+    if (llama_turbo_has_latent_attention(model)) {
         return "it has multi-head latent attention";
     }
+    // by name: not all supported upstreams have an enumerator for each
     for (const char * own : { "dflash", "minimax-m3", "qwen4exp" }) {
-        if (arch == own) {
+        if (std::string(llm_arch_name(model.arch)) == own) {
             return "its architecture has an attention of its own";
         }
     }
@@ -203,7 +203,7 @@ class reader {
         if (arch != llm_arch_name(model.arch)) {
             fail("it was made for the architecture " + arch + ", this model is " + llm_arch_name(model.arch));
         }
-        if (const char * why = llama_turbo_cant_calibrate(model)) {
+        if (const char * why = llama_turbo_cant_attend(model)) {
             fail(std::string("this model can't be calibrated: ") + why);
         }
         if (model.hparams.no_alloc) {

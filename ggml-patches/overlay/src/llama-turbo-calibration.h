@@ -52,8 +52,8 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_load_calibration(cons
 // every quantization of a model, and differ between models and their fine-tunes. A few KiB per layer are read from the devices.
 std::string llama_turbo_model_fingerprint(const llama_model & model);
 
-// Why this model can't be calibrated at all; nullptr: it can.
-const char * llama_turbo_cant_calibrate(const llama_model & model);
+// Why attention of this model can't be built anew, with a calibration or with exact tokens; nullptr: it can.
+const char * llama_turbo_cant_attend(const llama_model & model);
 
 // Why no vector may be taken from the keys of a layer; nullptr: it may.
 const char * llama_turbo_cant_center(const llama_model & model, uint32_t il);

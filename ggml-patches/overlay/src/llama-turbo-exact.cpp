@@ -52,52 +52,73 @@ bool llama_turbo_exact::is_needed(const llama_kv_cells &        cells,
            });
 }
 
-// Rows that are free come first, then those that no query to come needs, then the oldest of the tail, then the sink.
-std::vector<uint32_t> llama_turbo_exact::assign(uint32_t                      stream,
-                                                const llama_kv_cells &        cells,
-                                                const std::vector<uint32_t> & new_cells,
-                                                const std::vector<sequence> & sequences) {
-    forget(stream, new_cells);
-
-    rows & r = streams[stream];
-
-    std::vector<std::tuple<int, llama_pos, uint32_t>> order;  // kind, position, row
-    order.reserve(n_rows);
-    for (uint32_t row = 0; row < n_rows; ++row) {
-        const int32_t cell = r.cell_of[row];
-        if (cell == NONE || cells.is_empty(cell)) {
-            order.emplace_back(0, 0, row);
-        } else {
-            const llama_pos pos  = cells.pos_get(cell);
-            const int       kind = !is_needed(cells, cell, sequences) ? 1 : pos < (int64_t) sizes.sink ? 3 : 2;
-            order.emplace_back(kind, pos, row);
-        }
-    }
-    std::partial_sort(order.begin(), order.begin() + new_cells.size(), order.end());
-
-    std::vector<uint32_t> res;
-    for (size_t i = 0; i < new_cells.size(); ++i) {
-        const uint32_t row = std::get<2>(order[i]);
-        if (r.cell_of[row] != NONE) {
-            r.row_of[r.cell_of[row]] = NONE;
-        }
-        r.cell_of[row]         = new_cells[i];
-        r.row_of[new_cells[i]] = row;
-        res.push_back(row);
+std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_after_state(const llama_kv_cells & cells) {
+    std::vector<sequence> res = sequences_of(cells, {});
+    for (sequence & sequence : res) {
+        sequence.next -= REWIND;
     }
 
     return res;
 }
 
+bool llama_turbo_exact::row_rank::operator<(const row_rank & other) const {
+    return std::tie(why, order, row) < std::tie(other.why, other.order, other.row);
+}
+
+// The oldest of the tail goes first, the first token of all last.
+std::vector<llama_turbo_exact::row_rank> llama_turbo_exact::rank_rows(uint32_t                      stream,
+                                                                      const llama_kv_cells &        cells,
+                                                                      const std::vector<sequence> & sequences) const {
+    std::vector<row_rank> res;
+    res.reserve(n_rows);
+    for (uint32_t row = 0; row < n_rows; ++row) {
+        const int32_t cell = streams[stream].cell_of[row];
+        if (cell == NONE || cells.is_empty(cell)) {
+            res.push_back({ FREE, 0, row });
+            continue;
+        }
+        const llama_pos pos = cells.pos_get(cell);
+        if (!is_needed(cells, cell, sequences)) {
+            res.push_back({ NOT_NEEDED, pos, row });
+        } else if (pos < (int64_t) sizes.sink) {
+            res.push_back({ IN_SINK, -pos, row });
+        } else {
+            res.push_back({ IN_TAIL, pos, row });
+        }
+    }
+
+    return res;
+}
+
+void llama_turbo_exact::assign(uint32_t stream, uint32_t row, uint32_t cell) {
+    rows & r = streams[stream];
+    if (r.cell_of[row] != NONE) {
+        r.row_of[r.cell_of[row]] = NONE;
+    }
+    r.cell_of[row] = cell;
+    r.row_of[cell] = row;
+}
+
 std::vector<uint32_t> llama_turbo_exact::place(uint32_t                      stream,
                                                const llama_kv_cells &        cells,
                                                const std::vector<uint32_t> & new_cells) {
-    return assign(stream, cells, new_cells, sequences_of(cells, new_cells));
+    forget(stream, new_cells);
+
+    std::vector<row_rank> ranks = rank_rows(stream, cells, sequences_of(cells, new_cells));
+    std::partial_sort(ranks.begin(), ranks.begin() + new_cells.size(), ranks.end());
+
+    std::vector<uint32_t> res;
+    for (size_t i = 0; i < new_cells.size(); ++i) {
+        assign(stream, ranks[i].row, new_cells[i]);
+        res.push_back(ranks[i].row);
+    }
+
+    return res;
 }
 
-void llama_turbo_exact::forget(uint32_t stream, const std::vector<uint32_t> & state_cells) {
+void llama_turbo_exact::forget(uint32_t stream, const std::vector<uint32_t> & forgotten) {
     rows & r = streams[stream];
-    for (uint32_t cell : state_cells) {
+    for (uint32_t cell : forgotten) {
         if (r.row_of[cell] != NONE) {
             r.cell_of[r.row_of[cell]] = NONE;
             r.row_of[cell]            = NONE;
@@ -160,23 +181,28 @@ uint64_t llama_turbo_exact::n_bytes_of_copy() const {
     return n;
 }
 
-// Calls f(row, n) for each run of n rows that lie one behind the other.
-template <typename F> static void for_runs(const std::vector<uint32_t> & rows, F f) {
+// Calls f(row, n) for each run of n rows that lie one behind the other; rows that are NONE are runs, too.
+template <typename F> static void for_runs(const std::vector<int64_t> & rows, F f) {
     for (size_t i = 0, n; i < rows.size(); i += n) {
         n = 1;
-        while (i + n < rows.size() && rows[i + n] == rows[i] + n) {
+        while (i + n < rows.size() && rows[i + n] == (rows[i] < 0 ? rows[i] : rows[i] + (int64_t) n)) {
             ++n;
         }
         f(rows[i], n);
     }
 }
 
-void llama_turbo_exact::write(llama_io_write_i & io, uint32_t stream, const std::vector<uint32_t> & state_cells) const {
-    std::vector<std::pair<uint32_t, uint32_t>> copies;  // row, index of the cell
+void llama_turbo_exact::write(llama_io_write_i &            io,
+                              uint32_t                      stream,
+                              const llama_kv_cells &        cells,
+                              const std::vector<uint32_t> & state_cells) const {
+    const std::vector<sequence> sequences = sequences_after_state(cells);
+
+    std::vector<std::pair<int64_t, uint32_t>> copies;  // row, index of the cell
     for (size_t i = 0; i < state_cells.size(); ++i) {
         const int32_t row = streams[stream].row_of[state_cells[i]];
-        if (row != NONE) {
-            copies.emplace_back(row, i);
+        if (row != NONE && is_needed(cells, state_cells[i], sequences)) {
+            copies.emplace_back((int64_t) stream * n_rows + row, i);
         }
     }
     std::sort(copies.begin(), copies.end());
@@ -186,14 +212,14 @@ void llama_turbo_exact::write(llama_io_write_i & io, uint32_t stream, const std:
     io.write(&n_copies, sizeof(n_copies));
     io.write(&n_bytes, sizeof(n_bytes));
 
-    std::vector<uint32_t> rows;
+    std::vector<int64_t> rows;
     for (const auto & [row, index] : copies) {
         io.write(&index, sizeof(index));
-        rows.push_back(stream * n_rows + row);
+        rows.push_back(row);
     }
     for (const auto & [il, layer] : layers) {
         for (ggml_tensor * tensor : { layer.k, layer.v }) {
-            for_runs(rows, [&, tensor = tensor](uint32_t row, size_t n) {
+            for_runs(rows, [&, tensor = tensor](int64_t row, size_t n) {
                 io.write_tensor(tensor, row * tensor->nb[1], n * tensor->nb[1]);
             });
         }
@@ -214,37 +240,58 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
         return false;
     }
 
-    std::vector<uint32_t> new_cells;
+    std::vector<uint32_t> copied;  // cell of each
+    std::vector<bool>     is_copied(state_cells.size(), false);
     for (uint32_t i = 0; i < n_copies; ++i) {
         uint32_t index;
         io.read(&index, sizeof(index));
-        if (index >= state_cells.size()) {
-            LLAMA_LOG_ERROR("%s: the state is damaged: cell %u of %zu\n", __func__, index, state_cells.size());
+        if (index >= state_cells.size() || is_copied[index]) {
+            LLAMA_LOG_ERROR("%s: the state is damaged: copy of cell %u of %zu\n", __func__, index, state_cells.size());
             return false;
         }
-        new_cells.push_back(state_cells[index]);
+        is_copied[index] = true;
+        copied.push_back(state_cells[index]);
     }
 
-    forget(stream, state_cells);
+    // the sink is taken first, then the newest; rows in their order, so that those of a state are runs again
+    const std::vector<sequence> sequences = sequences_after_state(cells);
 
-    // a smaller window has room for some of the copies, or for none
-    std::vector<uint32_t> rows;
-    if (n_copies <= n_rows) {
-        rows = assign(stream, cells, new_cells, sequences_of(cells, {}));
-        for (uint32_t & row : rows) {
-            row += stream * n_rows;
+    std::vector<uint32_t> wanted;  // indices of copied
+    for (uint32_t i = 0; i < n_copies; ++i) {
+        if (is_needed(cells, copied[i], sequences)) {
+            wanted.push_back(i);
         }
+    }
+    const auto value = [&](uint32_t i) {
+        const int64_t pos = cells.pos_get(copied[i]);
+        return pos < sizes.sink ? std::make_pair(1, -pos) : std::make_pair(0, pos);
+    };
+    std::vector<row_rank> ranks = rank_rows(stream, cells, sequences_of(cells, {}));
+    std::sort(ranks.begin(), ranks.end());
+    const size_t n_free =
+        std::count_if(ranks.begin(), ranks.end(), [](const row_rank & rank) { return rank.why <= NOT_NEEDED; });
+    if (wanted.size() > n_free) {
+        std::sort(wanted.begin(), wanted.end(), [&](uint32_t a, uint32_t b) { return value(a) > value(b); });
+        wanted.resize(n_free);
+        std::sort(wanted.begin(), wanted.end());
+    }
+
+    std::vector<int64_t> rows(n_copies, NONE);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+        assign(stream, ranks[i].row, copied[wanted[i]]);
+        rows[wanted[i]] = (int64_t) stream * n_rows + ranks[i].row;
     }
     std::vector<uint8_t> unused;
     for (const auto & [il, layer] : layers) {
         for (ggml_tensor * tensor : { layer.k, layer.v }) {
-            for_runs(rows, [&, tensor = tensor](uint32_t row, size_t n) {
-                io.read_tensor(tensor, row * tensor->nb[1], n * tensor->nb[1]);
+            for_runs(rows, [&, tensor = tensor](int64_t row, size_t n) {
+                if (row == NONE) {
+                    unused.resize(n * tensor->nb[1]);
+                    io.read(unused.data(), unused.size());
+                } else {
+                    io.read_tensor(tensor, row * tensor->nb[1], n * tensor->nb[1]);
+                }
             });
-            if (rows.empty()) {
-                unused.resize(n_copies * tensor->nb[1]);
-                io.read(unused.data(), unused.size());
-            }
         }
     }
 

@@ -20,7 +20,7 @@ class llama_io_write_i;
 //
 // Each stream of the cache has room for the copies that the sequences in it need while a ubatch is computed: sink + tail of each, and the
 // ubatch. A copy stays until its row is needed for another token. What a removal of the last tokens uncovers has been overwritten after that,
-// and comes from the cache.
+// and comes from the cache. Where several tokens share a position (images with M-RoPE) there may be more of them than rows.
 
 // Number of tokens; both 0: none.
 struct llama_turbo_exact_sizes {
@@ -65,23 +65,32 @@ class llama_turbo_exact {
     // All rows of a stream become those of another.
     void copy_stream(uint32_t from, uint32_t to);
 
-    // Copies of the given cells: their number, the bytes of one, which cells they are of (as indices of the list), K and V of each layer.
-    void write(llama_io_write_i & io, uint32_t stream, const std::vector<uint32_t> & state_cells) const;
+    // Copies of the given cells that queries to come need: their number, the bytes of one, which cells they are of (as indices of the list), K
+    // and V of each layer.
+    void write(llama_io_write_i &            io,
+               uint32_t                      stream,
+               const llama_kv_cells &        cells,
+               const std::vector<uint32_t> & state_cells) const;
 
-    // What write() wrote behind the number of copies, into the copies of these cells; without: what was there of these cells is gone.
-    // False: the state is of another model.
+    // What write() wrote behind the number of copies: those that are needed here, as far as rows are free or hold what nobody needs.
+    // False: the state is damaged, or of another model.
     bool read(llama_io_read_i &             io,
               uint32_t                      n_copies,
               uint32_t                      stream,
               const llama_kv_cells &        cells,
               const std::vector<uint32_t> & state_cells);
-    void forget(uint32_t stream, const std::vector<uint32_t> & state_cells);
+
+    // These cells have no copies any more.
+    void forget(uint32_t stream, const std::vector<uint32_t> & forgotten);
 
     // For a cache without copies.
     static void skip(llama_io_read_i & io, uint32_t n_copies);
 
   private:
     static constexpr int32_t NONE = -1;
+
+    // A state has the copies for going on from so many tokens before its end: the last ones are often computed again.
+    static constexpr llama_pos REWIND = 16;
 
     // Of a stream. Cells that have been emptied since may still have a row.
     struct rows {
@@ -97,13 +106,26 @@ class llama_turbo_exact {
     };
 
     static std::vector<sequence> sequences_of(const llama_kv_cells & cells, const std::vector<uint32_t> & query_cells);
+    static std::vector<sequence> sequences_after_state(const llama_kv_cells & cells);
 
     bool is_needed(const llama_kv_cells & cells, uint32_t cell, const std::vector<sequence> & sequences) const;
 
-    std::vector<uint32_t> assign(uint32_t                      stream,
-                                 const llama_kv_cells &        cells,
-                                 const std::vector<uint32_t> & new_cells,
-                                 const std::vector<sequence> & sequences);
+    // How hard it is to do without a row: less is easier.
+    enum kind { FREE, NOT_NEEDED, IN_TAIL, IN_SINK };
+
+    struct row_rank {
+        kind      why;
+        llama_pos order;
+        uint32_t  row;
+
+        bool operator<(const row_rank & other) const;
+    };
+
+    std::vector<row_rank> rank_rows(uint32_t                      stream,
+                                    const llama_kv_cells &        cells,
+                                    const std::vector<sequence> & sequences) const;
+
+    void assign(uint32_t stream, uint32_t row, uint32_t cell);
 
     uint64_t n_bytes_of_copy() const;
 };

@@ -45,6 +45,12 @@ static bool check_head_sizes(const llama_hparams & hparams, const llama_turbo_se
     return true;
 }
 
+bool llama_turbo_has_latent_attention(const llama_model & model) {
+    // by name: not all supported upstreams have an enumerator for DeepSeek-V4
+    return model.hparams.is_mla() || model.hparams.n_lora_kv > 0 ||
+           std::string(llm_arch_name(model.arch)) == "deepseek4";
+}
+
 // Ops of a layer that its device has to do, as they are in the graph, without memory.
 struct layer_ops {
     ggml_context_ptr ctx;
@@ -152,9 +158,11 @@ static bool check_device(const llama_model & model,
     if (exact && !(knows_our_ops(dev) &&
                    ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v, /*exact =*/true)))) {
         LLAMA_LOG_ERROR(
-            "%s: device %s can't attend an exact sink and tail beside K in %s and V in %s in layer %u: leave out "
-            "--cache-sink and --cache-tail, keep the cache in host memory with -nkvo, or use -ngl 0\n",
-            __func__, ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v), il);
+            "%s: device %s can't attend an exact sink and tail beside K in %s, V in %s and the head sizes %u/%u of "
+            "layer "
+            "%u: leave out --cache-sink and --cache-tail, or keep the cache in host memory with -nkvo\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v),
+            hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), il);
         return false;
     }
     if (flash_attn && !ggml_backend_dev_supports_op(dev, ops.attend(hparams, il, type_k, type_v, /*exact =*/false))) {
@@ -181,6 +189,27 @@ static bool check_devices(const llama_model & model, const llama_turbo_settings 
     return true;
 }
 
+// The scheduler may give attention to any device of the model, wherever the cache is.
+static bool check_exact(const llama_model & model) {
+    if (const char * why = llama_turbo_cant_attend(model)) {
+        LLAMA_LOG_ERROR(
+            "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail\n", __func__,
+            why);
+        return false;
+    }
+    for (const auto & device : model.devices) {
+        if (!knows_our_ops(device.dev)) {
+            LLAMA_LOG_ERROR(
+                "%s: device %s can't attend an exact sink and tail: leave out --cache-sink and --cache-tail, or use "
+                "--device none\n",
+                __func__, ggml_backend_dev_name(device.dev));
+            return false;
+        }
+    }
+
+    return true;
+}
+
 // What needs flash attention: turbo types, V in any quantized type, an exact sink and tail. "": nothing.
 static std::string what_needs_flash_attn(const llama_turbo_settings & settings, const llama_context_params & params) {
     const auto cache_type = [](ggml_type type) {
@@ -200,13 +229,14 @@ static std::string what_needs_flash_attn(const llama_turbo_settings & settings, 
         }
     }
 
-    return settings.exact ? "an exact sink and tail (--cache-sink, --cache-tail)" : "";
+    return settings.exact ? "a window of exact tokens (--cache-sink, --cache-tail)" : "";
 }
 
 static bool check_flash_attn(const llama_model & model, const std::string & what, llama_context_params & params) {
     if (model.arch == LLM_ARCH_GROK) {
         LLAMA_LOG_ERROR(
-            "%s: %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv f16 alone\n",
+            "%s: %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv f16, without "
+            "--cache-sink and --cache-tail\n",
             __func__, what.c_str());
         return false;
     }
@@ -233,11 +263,13 @@ static bool check_settings(const llama_model &          model,
         return true;  // upstream's own checks
     }
 
-    // by name: not all supported upstreams have an enumerator for DeepSeek-V4
-    if (model.hparams.is_mla() || std::string(llm_arch_name(model.arch)) == "deepseek4") {
+    if (settings.exact && !check_exact(model)) {
+        return false;
+    }
+    if (llama_turbo_has_latent_attention(model)) {
         LLAMA_LOG_ERROR(
-            "%s: turbo cache types, cache types by layer, and an exact sink and tail do not support models with "
-            "multi-head latent attention yet: use -ctk f16 or q8_0 alone\n",
+            "%s: turbo cache types and cache types by layer do not support models with multi-head latent attention "
+            "yet: use -ctk f16 or q8_0\n",
             __func__);
         return false;
     }
@@ -384,7 +416,7 @@ ggml_tensor * llama_turbo_build_shift(ggml_context *                            
                                       ggml_tensor *                                       cur,
                                       ggml_tensor *                                       rot,
                                       const std::function<ggml_tensor *(ggml_tensor *)> & rope) {
-    // models with RoPE at the end of the head (MLA) are refused by llama_turbo_check_context
+    // models with RoPE at the end of the head are refused by llama_turbo_check_context
     GGML_ASSERT(cur->view_offs == 0);
 
     // the rotation mixes the whole head, so all of it is decoded, also where RoPE covers only its beginning

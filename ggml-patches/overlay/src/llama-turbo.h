@@ -21,6 +21,9 @@ struct llama_model;
 // need it, and refuses what can't work, with the reason in the log. False means that the context must not be made.
 bool llama_turbo_check_context(const llama_model & model, llama_context_params & params);
 
+// Whether K and V come from a common latent vector (DeepSeek, MiniCPM3, PLM): K has its RoPE at the end of the head, or there is no V.
+bool llama_turbo_has_latent_attention(const llama_model & model);
+
 // Largest power of two that divides the head size, at most 128.
 int64_t llama_turbo_rotation_group(int64_t n_embd_head);
 

@@ -9,8 +9,9 @@
 #include "test-turbo-session.h"
 #include "test-turbo-state.h"
 
-constexpr int SINK = 4;
-constexpr int TAIL = 8;
+constexpr int SINK   = 4;
+constexpr int TAIL   = 8;
+constexpr int REWIND = 16;  // src/llama-turbo-exact.h
 
 static setup with(setup s, const std::string & sink, const std::string & tail) {
     s.sink = sink;
@@ -66,6 +67,12 @@ static double nmse_of_types(const setup & s) {
     return ERROR_HEADROOM * (k.k_max + v.v_max);
 }
 
+// The rows of copies, and so the sums, are in another order than the first time.
+static void check_goes_on(const logits_t & expected, const logits_t & got) {
+    const bool has_window = llama_model_n_swa(model) > 0;
+    check_at_most("... continues", nmse(expected, got), has_window ? NMSE_BATCH : NMSE_FLOAT);
+}
+
 //
 // equal: an f16 cache
 //
@@ -92,6 +99,15 @@ static void test_equal(const setup & types) {
     }) {
         const std::string what = std::string("an f16 cache, sink ") + sink + ", tail " + tail;
         check_at_most(what, nmse(expected, prompt_and_generate(session::make(with(half(types), sink, tail)))),
+                      NMSE_HALF);
+    }
+
+    if (llama_model_n_swa(model) > 0) {  // cells behind the window are used again
+        setup reused    = types;
+        reused.swa_full = false;
+        check_at_most("cells of a sliding window that are used again",
+                      nmse(prompt_and_generate(session::make(half(reused))),
+                           prompt_and_generate(session::make(all_exact(reused)))),
                       NMSE_HALF);
     }
 
@@ -131,8 +147,8 @@ static void test_window(const setup & types) {
     const saved_state    saved    = read_state(writer);
     const saved_stream & stream   = saved.caches.at(0).at(0);
     const logits_t       expected = next_logits(s, saved.bytes, n_prompt);
-    check_continues(writer.decode(text(1, n_prompt)), expected);
-    check_count("copies of all tokens", stream.copied_cells.size(), n_prompt);
+    check_goes_on(writer.decode(text(1, n_prompt)), expected);
+    check_count("copies of what is needed", stream.copied_cells.size(), SINK + TAIL + REWIND - 1);
 
     for (bool packed : { true, false }) {
         int n_wrong = 0;
@@ -142,7 +158,7 @@ static void test_window(const setup & types) {
                 std::find(stream.copied_cells.begin(), stream.copied_cells.end(), i) - stream.copied_cells.begin();
             if (packed) {
                 for_each_tensor(stream, [&](const saved_tensor & tensor, bool) { erase_row(state, tensor, i); });
-            } else {
+            } else if (copy < stream.copied_cells.size()) {
                 for (const saved_tensor & tensor : stream.copies) {
                     erase_row(state, tensor, copy);
                 }
@@ -300,6 +316,10 @@ static void test_removal(const setup & types) {
 // state
 //
 
+static int64_t copied_cells(const session & s) {
+    return read_state(s).caches.at(0).at(0).copied_cells.size();
+}
+
 static void test_state(const setup & types) {
     const bool can_cut = !llama_model_is_hybrid(model);
 
@@ -318,7 +338,7 @@ static void test_state(const setup & types) {
         {
             const session reader = session::make(s);
             check("state read", set_state(reader, state));
-            check_continues(expected, generate(reader, 12, n_prompt));
+            check_goes_on(expected, generate(reader, 12, n_prompt));
         }
         {
             const session reader = session::make(s);
@@ -333,13 +353,46 @@ static void test_state(const setup & types) {
             check_at_most("... continues", nmse(expected, generate(reader, 12, n_prompt, 1)), nmse_batch(types));
         }
 
-        // into other windows: each takes what it has room for, and the rest from the cache
+        // into other windows, and other numbers of rows: what both have, and the rest from the cache
         const setup  plain     = with(s, "", "");
         const double one_token = nmse_of_types(types);
-        for (const setup & to : { plain, with(s, "20", "300"), with(s, "", "2"), with(s, "900", "900") }) {
+        for (const setup & to : { plain, with(s, "20", "300"), with(s, "2", "4"), with(s, "900", "900") }) {
             const session reader = session::make(to);
             check("state read with sink '" + to.sink + "', tail '" + to.tail + "'", set_state(reader, state));
             check_at_most("... continues", nmse(expected, generate(reader, 12, n_prompt)), one_token);
+        }
+        setup wide    = s;
+        wide.n_ubatch = 512;
+        for (const auto & [from, to] : { std::make_pair(wide, s), std::make_pair(s, wide) }) {
+            const session first = session::make(from);
+            first.decode(text(n_prompt));
+            const session second = session::make(to);
+            check("state read with another size of ubatches", set_state(second, get_state(first)));
+            check_count("... and all its copies", copied_cells(second), std::min(n_prompt, SINK + TAIL + REWIND - 1));
+            check_goes_on(generate(first, 12, n_prompt), generate(second, 12, n_prompt));
+        }
+        {
+            const session reader = session::make(with(s, "2", "4"));
+            set_state(reader, state);
+            check_count("a smaller window takes its copies", copied_cells(reader),
+                        std::min(n_prompt, 2 + 4 + REWIND - 1));
+        }
+        {
+            // a sequence beside others does not take their copies
+            setup shared                = s;
+            shared.unified              = true;
+            const session writer_of_one = session::make(shared);
+            writer_of_one.decode(text(n_prompt));
+            const bytes_t one = get_seq_state(writer_of_one, 0);
+
+            const session alone = session::make(shared);
+            alone.decode(text(100, 0, 1, 9));
+            const session both = session::make(shared);
+            both.decode(text(100, 0, 1, 9));
+            check("a sequence read beside another", set_seq_state(both, one, 0));
+            check_at_most("... which continues as without",
+                          nmse(generate(alone, 12, 100, 1, 9), generate(both, 12, 100, 1, 9)), nmse_batch(types));
+            check_at_most("... and itself", nmse(expected, generate(both, 12, n_prompt)), nmse_batch(types));
         }
         {
             saved_state erased = read_state(writer);
@@ -402,7 +455,7 @@ static void test_refusals(const setup & types) {
     off.flash_attn = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     check_no_session(
         "without flash attention", off,
-        "an exact sink and tail (--cache-sink, --cache-tail) needs flash attention, which was switched off");
+        "a window of exact tokens (--cache-sink, --cache-tail) needs flash attention, which was switched off");
 
     for (const char * wrong : { "x", "-1", "1.5", "4x", " 4", "16777217", "99999999", "123456789012" }) {
         check_no_session(std::string("a sink of '") + wrong + "'", with(types, wrong, ""),
@@ -417,7 +470,6 @@ static void test_refusals(const setup & types) {
     const session s = session::make(window(types));
     check_log_has("an exact cache",
                   "llama_turbo_cache: exact: first 4 and last 8 tokens of each sequence in f16, 256 rows");
-    check("its bytes are counted", llama_state_get_size(s.ctx.get()) > 0);
 }
 
 //

@@ -419,7 +419,7 @@ static void run(const options & opts) {
     if (!model) {
         throw input_error(opts.model + ": failed to load the model");
     }
-    if (const char * why = llama_turbo_cant_calibrate(*model)) {
+    if (const char * why = llama_turbo_cant_attend(*model)) {
         throw input_error(std::string("this model can't be calibrated: ") + why);
     }
 

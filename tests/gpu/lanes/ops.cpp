@@ -41,6 +41,10 @@ bool ggml_turbo_is_decay(const ggml_tensor * op) {
 }
 
 // Flash attention has tests of its own.
+bool ggml_turbo_flash_attn_has_segment(const ggml_tensor *) {
+    return false;
+}
+
 bool ggml_cuda_turbo_flash_attn_supported(int, const ggml_tensor *) {
     return false;
 }

@@ -48,7 +48,7 @@ gpu-suite: setup ## build for the GPU here, check and measure everything on it; 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
 	$(PYTHON_VENV) scripts/bench_cpu.py $(ARGS)
 
-quality-matrix: setup ## all cache types on four models: plain, calibrated, with sink and tail; result in eval/results (an idle hour)
+quality-matrix: setup ## all cache types on four models: plain, calibrated, with sink and tail; to build/report/matrix (half an idle hour)
 	$(PYTHON_VENV) scripts/quality_matrix.py $(ARGS)
 
 check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results

@@ -28,6 +28,8 @@ TARGETS = (
     "test-turbo-cache",
     "test-turbo-layers",
     "test-turbo-decay",
+    "test-turbo-calibration",
+    "test-turbo-exact",
 )
 RESULT = Path(__file__).parent.parent / "eval" / "results" / "upstreams.md"
 OPS = "SET_ROWS,GET_ROWS,CPY,MUL_MAT,FLASH_ATTN_EXT"

@@ -8,6 +8,7 @@
 #include "llama-turbo-cache.h"
 #include "llama-turbo.h"
 
+#include <map>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -182,31 +183,41 @@ namespace {
 
 class exact_input : public llm_graph_input_i {
   public:
-    exact_input(ggml_context * ctx, const llama_kv_cache_context & mctx, uint32_t n_rows, ggml_tensor * kq_mask) :
-        kq_mask(kq_mask),
-        rows(ggml_new_tensor_1d(ctx, GGML_TYPE_I64, kq_mask->ne[1] * kq_mask->ne[3])),
-        mask(ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_rows, kq_mask->ne[1], 1, kq_mask->ne[3])),
+    exact_input(ggml_context * ctx, const llama_kv_cache_context & mctx, ggml_tensor * packed_mask) :
         kv(llama_turbo_cache::cache_of(mctx)),
         mctx(&mctx) {
-        if (kq_mask->type != GGML_TYPE_F16) {
+        if (packed_mask->type != GGML_TYPE_F16) {
             throw std::runtime_error("an exact sink and tail need flash attention: use -fa on");
         }
-        ggml_set_input(rows);
-        ggml_set_input(mask);
+        const llama_turbo_exact & exact    = llama_turbo_cache::exact_of(mctx);
+        const int64_t             n_tokens = packed_mask->ne[1];
+        const int64_t             n_stream = packed_mask->ne[3];
+        const int64_t             n_copied = exact.n_copied(n_tokens) * n_stream;
+
+        tensors.packed_mask = packed_mask;
+        tensors.mask        = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, exact.n_keys(n_tokens), n_tokens, 1, n_stream);
+        tensors.rows        = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_copied);
+        tensors.tokens = exact.is_copied_first(n_tokens) ? nullptr : ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_copied);
+
+        ggml_set_input(tensors.mask);
+        ggml_set_input(tensors.rows);
+        if (tensors.tokens) {
+            ggml_set_input(tensors.tokens);
+        }
     }
 
     void set_input(const llama_ubatch * ubatch) override {
-        llama_turbo_cache::set_exact_input(*mctx, *ubatch, rows, kq_mask, mask);
+        llama_turbo_cache::set_exact_input(*mctx, *ubatch, tensors);
     }
 
     bool can_reuse(const llm_graph_params & params) override {
         mctx = llama_turbo_cache::find_context(params.mctx, kv);
-        return mctx && rows->ne[0] == params.ubatch.n_tokens;
+        return mctx && tensors.mask->ne[1] * tensors.mask->ne[3] == params.ubatch.n_tokens;
     }
 
-    ggml_tensor * const kq_mask;  // of upstream: [n_kv, n_tokens/n_stream, 1, n_stream]
-    ggml_tensor * const rows;     // I64 [n_tokens]
-    ggml_tensor * const mask;     // F16 [n_rows, n_tokens/n_stream, 1, n_stream]
+    llama_turbo_exact_input tensors;
+
+    std::map<const ggml_tensor *, ggml_tensor *> keys;  // by copies: what attention takes
 
   private:
     const llama_kv_cache &         kv;
@@ -215,33 +226,60 @@ class exact_input : public llm_graph_input_i {
 
 }  // namespace
 
-static const exact_input & exact_input_of(const llm_graph_context & graph, const layer_inputs & in, uint32_t n_rows) {
+static exact_input & exact_input_of(const llm_graph_context & graph, const layer_inputs & in) {
     for (const auto & input : graph.res->inputs) {
-        const auto * found = dynamic_cast<const exact_input *>(input.get());
-        if (found && found->kq_mask == in.kq_mask) {
+        auto * found = dynamic_cast<exact_input *>(input.get());
+        if (found && found->tensors.packed_mask == in.kq_mask) {
             return *found;
         }
     }
-    auto input = std::make_unique<exact_input>(graph.ctx0, in.mctx, n_rows, in.kq_mask);
+    auto input = std::make_unique<exact_input>(graph.ctx0, in.mctx, in.kq_mask);
 
     return *static_cast<exact_input *>(graph.res->add_input(std::move(input)));
 }
 
-// copies: [n_embd_gqa, n_rows, n_stream]; cur: [n_embd_head, n_head_kv, n_tokens]
+// copies: [n_embd_gqa, n_rows, n_stream]; cur: [n_embd_gqa, n_copied * n_stream]
 static void store(const llm_graph_context & graph, ggml_tensor * copies, ggml_tensor * cur, ggml_tensor * rows) {
-    GGML_ASSERT(cur->nb[1] == ggml_row_size(cur->type, cur->ne[0]));
-
-    cur    = ggml_view_2d(graph.ctx0, cur, copies->ne[0], cur->ne[2], cur->nb[2], 0);
     copies = ggml_reshape_2d(graph.ctx0, copies, copies->ne[0], copies->ne[1] * copies->ne[2]);
     ggml_build_forward_expand(graph.gf, ggml_set_rows(graph.ctx0, copies, cur, rows));
 }
 
-// Views of copies as flash attention takes them: [n_embd_head, n_rows, n_head_kv, n_stream]
-static ggml_tensor * as_keys(const llm_graph_context & graph, ggml_tensor * view) {
-    view = ggml_permute(graph.ctx0, view, 0, 2, 1, 3);
-    ggml_build_forward_expand(graph.gf, view);
+// Copies [n_embd_head, n_head_kv, n_rows, n_stream], behind them cur [n_embd_head, n_head_kv, n_tokens], and zeros up to n_keys.
+static ggml_tensor * append(ggml_context * ctx, ggml_tensor * copies, ggml_tensor * cur, int64_t n_keys) {
+    const int64_t n_tokens = cur->ne[2] / copies->ne[3];
 
-    return view;
+    cur = ggml_is_contiguous(cur) ? cur : ggml_cont(ctx, cur);
+    cur = ggml_reshape_4d(ctx, cur, cur->ne[0], cur->ne[1], n_tokens, copies->ne[3]);
+    cur = ggml_pad(ctx, cur, 0, 0, n_keys - copies->ne[2] - n_tokens, 0);
+
+    return ggml_concat(ctx, copies, ggml_cast(ctx, cur, copies->type), 2);
+}
+
+// What attention takes of a layer in f16, [n_embd_head, n_keys, n_head_kv, n_stream], and writes the copies of cur.
+//   view: of copies, [n_embd_head, n_head_kv, n_rows, n_stream]
+//   cur:  [n_embd_head, n_head_kv, n_tokens]; nullptr: the layer attends what another one has written
+static ggml_tensor * exact_keys(const llm_graph_context & graph,
+                                exact_input &             input,
+                                ggml_tensor *             copies,
+                                ggml_tensor *             view,
+                                ggml_tensor *             cur) {
+    if (cur) {
+        GGML_ASSERT(cur->nb[1] == ggml_row_size(cur->type, cur->ne[0]));
+        ggml_tensor * cur_2d = ggml_view_2d(graph.ctx0, cur, copies->ne[0], cur->ne[2], cur->nb[2], 0);
+
+        const llama_turbo_exact_input & in = input.tensors;
+        if (!in.tokens) {
+            store(graph, copies, cur_2d, in.rows);
+        } else {
+            view = append(graph.ctx0, view, cur, in.mask->ne[0]);
+            ggml_build_forward_expand(graph.gf, view);  // before rows are written
+            store(graph, copies, ggml_get_rows(graph.ctx0, cur_2d, in.tokens), in.rows);
+        }
+        input.keys[copies] = ggml_permute(graph.ctx0, view, 0, 2, 1, 3);
+        ggml_build_forward_expand(graph.gf, input.keys[copies]);
+    }
+
+    return input.keys.at(copies);
 }
 
 static ggml_tensor * find_flash_attn(ggml_tensor * cur) {
@@ -310,19 +348,13 @@ static ggml_tensor * attend(const llm_graph_context & graph,
     k = k && k_rot ? llama_turbo_rotate(graph.ctx0, k, k_rot) : k;
     v = v && v_rot ? llama_turbo_rotate(graph.ctx0, v, v_rot) : v;
 
-    const exact_input & exact = exact_input_of(graph, in, layer->k->ne[1]);
-    if (k) {
-        store(graph, layer->k, k, exact.rows);
-    }
-    if (v) {
-        store(graph, layer->v, v, exact.rows);
-    }
+    exact_input & exact         = exact_input_of(graph, in);
     const auto [view_k, view_v] = llama_turbo_cache::exact_views(graph.ctx0, in.mctx, il);
 
-    ggml_tensor * keys   = as_keys(graph, view_k);
-    ggml_tensor * values = as_keys(graph, view_v);
+    ggml_tensor * keys   = exact_keys(graph, exact, layer->k, view_k, k);
+    ggml_tensor * values = exact_keys(graph, exact, layer->v, view_v, v);
     ggml_tensor * cur    = build();
-    ggml_turbo_flash_attn_add_segment(find_flash_attn(cur), keys, values, exact.mask);
+    ggml_turbo_flash_attn_add_segment(find_flash_attn(cur), keys, values, exact.tensors.mask);
 
     in.k_rot        = k_rot;
     in.v_rot        = v_rot;

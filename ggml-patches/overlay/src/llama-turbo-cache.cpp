@@ -87,7 +87,6 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
         res.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink");
         res.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail");
     }
-    res.n_ubatch = params.n_ubatch == 0 ? params.n_batch : std::min(params.n_batch, params.n_ubatch);
     if (mode) {
         if (!map_k.empty() || !map_v.empty()) {
             throw std::invalid_argument("a layer-adaptive mode and cache types by layer can't be used together");
@@ -303,12 +302,7 @@ bool llama_turbo_cache::read_calibration(const llama_kv_cache & kv,
 //
 
 void llama_turbo_cache::init_exact(llama_kv_cache & kv) {
-    const uint64_t n_seq   = kv.n_seq_max / kv.n_stream;  // of a stream
-    const uint64_t n_rows  = n_seq * (settings.exact.sink + settings.exact.tail) + settings.n_ubatch;
-    const uint32_t n_cells = kv.get_size();
-
-    exact = std::make_unique<llama_turbo_exact>(settings.exact, std::min<uint64_t>(GGML_PAD(n_rows, 256), n_cells),
-                                                n_cells, kv.n_stream);
+    exact = std::make_unique<llama_turbo_exact>(settings.exact, kv.n_seq_max / kv.n_stream, kv.get_size(), kv.n_stream);
 
     std::set<ggml_backend_buffer_type_t> bufts;
     for (const auto & layer : kv.layers) {
@@ -393,30 +387,51 @@ std::pair<ggml_tensor *, ggml_tensor *> llama_turbo_cache::exact_views(ggml_cont
              view(layer.v, hparams.n_embd_head_v(il), hparams.n_head_kv(il)) };
 }
 
-void llama_turbo_cache::set_exact_input(const llama_kv_cache_context & mctx,
-                                        const llama_ubatch &           ubatch,
-                                        ggml_tensor *                  rows,
-                                        ggml_tensor *                  mask,
-                                        ggml_tensor *                  exact_mask) {
+const llama_turbo_exact & llama_turbo_cache::exact_of(const llama_kv_cache_context & mctx) {
+    return *mctx.kv->turbo->exact;
+}
+
+void llama_turbo_cache::set_exact_input(const llama_kv_cache_context &  mctx,
+                                        const llama_ubatch &            ubatch,
+                                        const llama_turbo_exact_input & input) {
     llama_turbo_exact & exact = *mctx.kv->turbo->exact;
     const auto &        sinfo = mctx.sinfos[mctx.i_cur];
 
-    for (ggml_tensor * tensor : { rows, mask, exact_mask }) {
-        GGML_ASSERT(ggml_backend_buffer_is_host(tensor->buffer));
+    for (ggml_tensor * tensor : { input.packed_mask, input.mask, input.rows, input.tokens }) {
+        GGML_ASSERT(!tensor || ggml_backend_buffer_is_host(tensor->buffer));
     }
-    int64_t *  row        = (int64_t *) rows->data;
-    uint16_t * packed_row = (uint16_t *) mask->data;
-    uint16_t * exact_row  = (uint16_t *) exact_mask->data;
-    uint32_t   i          = 0;
+    uint16_t * packed_mask = (uint16_t *) input.packed_mask->data;
+    uint16_t * mask        = (uint16_t *) input.mask->data;
+    int64_t *  row         = (int64_t *) input.rows->data;
+    int32_t *  token       = input.tokens ? (int32_t *) input.tokens->data : nullptr;
+    uint32_t   first_token = 0;
     for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
-        const uint32_t         stream = sinfo.strm[s];
-        const llama_kv_cells & cells  = mctx.kv->v_cells[stream];
-        for (uint32_t placed : exact.place(stream, cells, sinfo.idxs[s])) {
-            *row++ = (int64_t) stream * exact.n_rows + placed;
-            exact.split_mask(stream, cells, ubatch.pos[i++], packed_row, mask->ne[0], exact_row);
-            packed_row += mask->ne[0];
-            exact_row += exact.n_rows;
+        const uint32_t                stream    = sinfo.strm[s];
+        const llama_kv_cells &        cells     = mctx.kv->v_cells[stream];
+        const std::vector<uint32_t> & new_cells = sinfo.idxs[s];
+
+        exact.forget(stream, new_cells);
+
+        std::vector<llama_turbo_exact::copy> copies;
+        if (!token) {
+            copies = exact.place_all(stream, cells, new_cells);
         }
+        for (uint32_t i = 0; i < new_cells.size(); ++i) {
+            exact.split_mask(stream, cells, new_cells, ubatch.pos[first_token + i], packed_mask,
+                             input.packed_mask->ne[0], mask);
+            packed_mask += input.packed_mask->ne[0];
+            mask += input.mask->ne[0];
+        }
+        if (token) {
+            copies = exact.place_needed(stream, cells, new_cells);
+        }
+        for (const llama_turbo_exact::copy & copy : copies) {
+            *row++ = (int64_t) stream * exact.n_rows + copy.row;
+            if (token) {
+                *token++ = first_token + copy.token;
+            }
+        }
+        first_token += new_cells.size();
     }
 }
 

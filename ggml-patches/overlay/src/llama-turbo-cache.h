@@ -44,7 +44,6 @@ struct llama_turbo_settings {
     std::shared_ptr<const llama_turbo_calibration> calibration;  // nullptr: none
 
     llama_turbo_exact_sizes exact;
-    uint32_t                n_ubatch = 0;  // tokens that are computed at once, at most
 };
 
 // Throws std::invalid_argument.
@@ -109,12 +108,12 @@ struct llama_turbo_cache {
                                                                const llama_kv_cache_context & mctx,
                                                                int32_t                        il);
 
-    // Places the tokens of a ubatch and splits its mask. rows: I64 [n_tokens], mask: that of upstream, exact_mask: [n_rows, ..] like it.
-    static void set_exact_input(const llama_kv_cache_context & mctx,
-                                const llama_ubatch &           ubatch,
-                                ggml_tensor *                  rows,
-                                ggml_tensor *                  mask,
-                                ggml_tensor *                  exact_mask);
+    static const llama_turbo_exact & exact_of(const llama_kv_cache_context & mctx);
+
+    // Places the tokens of a ubatch and splits its mask.
+    static void set_exact_input(const llama_kv_cache_context &  mctx,
+                                const llama_ubatch &            ubatch,
+                                const llama_turbo_exact_input & input);
 
     static const llama_kv_cache & cache_of(const llama_kv_cache_context & mctx);
 

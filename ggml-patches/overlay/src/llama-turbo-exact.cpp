@@ -6,17 +6,35 @@
 #include "llama-io.h"
 
 #include <algorithm>
-#include <tuple>
 
 static constexpr uint16_t HALF_MINUS_INF = 0xfc00;
 
+static uint32_t rows_of_stream(uint64_t n_needed, uint64_t n_spare, uint32_t n_cells) {
+    static constexpr uint64_t ROW_STEP = 32;  // a tile of attention
+
+    return std::min<uint64_t>(GGML_PAD(n_needed + n_spare, ROW_STEP), n_cells);
+}
+
 llama_turbo_exact::llama_turbo_exact(llama_turbo_exact_sizes sizes,
-                                     uint32_t                n_rows,
+                                     uint32_t                n_seq,
                                      uint32_t                n_cells,
                                      uint32_t                n_stream) :
     sizes(sizes),
-    n_rows(n_rows),
+    n_rows(rows_of_stream((uint64_t) n_seq * (sizes.sink + sizes.tail), std::max<uint32_t>(n_seq, REWIND), n_cells)),
+    n_spare(n_rows == n_cells ? n_cells : n_rows - n_seq * (sizes.sink + sizes.tail)),
     streams(n_stream, rows{ std::vector<int32_t>(n_rows, NONE), std::vector<int32_t>(n_cells, NONE) }) {}
+
+bool llama_turbo_exact::is_copied_first(uint32_t n_tokens) const {
+    return n_tokens <= n_spare;
+}
+
+uint32_t llama_turbo_exact::n_keys(uint32_t n_tokens) const {
+    return is_copied_first(n_tokens) ? n_rows : GGML_PAD(n_rows + n_tokens, KEY_STEP);
+}
+
+uint32_t llama_turbo_exact::n_copied(uint32_t n_tokens) const {
+    return std::min(n_tokens, n_rows);
+}
 
 //
 // which tokens have a copy
@@ -42,14 +60,16 @@ std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_of(const l
     return res;
 }
 
+bool llama_turbo_exact::is_exact(llama_pos key_pos, llama_pos query_pos) const {
+    return key_pos < (int64_t) sizes.sink || (sizes.tail > 0 && key_pos > (int64_t) query_pos - sizes.tail);
+}
+
 bool llama_turbo_exact::is_needed(const llama_kv_cells &        cells,
                                   uint32_t                      cell,
                                   const std::vector<sequence> & sequences) const {
-    const int64_t pos = cells.pos_get(cell);
-
-    return pos < sizes.sink || std::any_of(sequences.begin(), sequences.end(), [&](const sequence & sequence) {
-               return pos > (int64_t) sequence.next - sizes.tail && cells.seq_has(cell, sequence.id);
-           });
+    return std::any_of(sequences.begin(), sequences.end(), [&](const sequence & sequence) {
+        return is_exact(cells.pos_get(cell), sequence.next) && cells.seq_has(cell, sequence.id);
+    });
 }
 
 std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_after_state(const llama_kv_cells & cells) {
@@ -61,31 +81,27 @@ std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_after_stat
     return res;
 }
 
-bool llama_turbo_exact::row_rank::operator<(const row_rank & other) const {
-    return std::tie(why, order, row) < std::tie(other.why, other.order, other.row);
+llama_turbo_exact::rank llama_turbo_exact::rank_of(const llama_kv_cells &        cells,
+                                                   uint32_t                      cell,
+                                                   const std::vector<sequence> & sequences) const {
+    const llama_pos pos = cells.pos_get(cell);
+    if (!is_needed(cells, cell, sequences)) {
+        return { NOT_NEEDED, pos };
+    }
+
+    return pos < (int64_t) sizes.sink ? rank{ IN_SINK, -pos } : rank{ IN_TAIL, pos };
 }
 
-// The oldest of the tail goes first, the first token of all last.
-std::vector<llama_turbo_exact::row_rank> llama_turbo_exact::rank_rows(uint32_t                      stream,
-                                                                      const llama_kv_cells &        cells,
-                                                                      const std::vector<sequence> & sequences) const {
-    std::vector<row_rank> res;
+llama_turbo_exact::ranked llama_turbo_exact::rank_rows(uint32_t                      stream,
+                                                       const llama_kv_cells &        cells,
+                                                       const std::vector<sequence> & sequences) const {
+    ranked res;
     res.reserve(n_rows);
     for (uint32_t row = 0; row < n_rows; ++row) {
         const int32_t cell = streams[stream].cell_of[row];
-        if (cell == NONE || cells.is_empty(cell)) {
-            res.push_back({ FREE, 0, row });
-            continue;
-        }
-        const llama_pos pos = cells.pos_get(cell);
-        if (!is_needed(cells, cell, sequences)) {
-            res.push_back({ NOT_NEEDED, pos, row });
-        } else if (pos < (int64_t) sizes.sink) {
-            res.push_back({ IN_SINK, -pos, row });
-        } else {
-            res.push_back({ IN_TAIL, pos, row });
-        }
+        res.emplace_back(cell == NONE || cells.is_empty(cell) ? rank{ FREE, 0 } : rank_of(cells, cell, sequences), row);
     }
+    std::sort(res.begin(), res.end());
 
     return res;
 }
@@ -99,18 +115,40 @@ void llama_turbo_exact::assign(uint32_t stream, uint32_t row, uint32_t cell) {
     r.row_of[cell] = row;
 }
 
-std::vector<uint32_t> llama_turbo_exact::place(uint32_t                      stream,
-                                               const llama_kv_cells &        cells,
-                                               const std::vector<uint32_t> & new_cells) {
-    forget(stream, new_cells);
+std::vector<llama_turbo_exact::copy> llama_turbo_exact::place_all(uint32_t                      stream,
+                                                                  const llama_kv_cells &        cells,
+                                                                  const std::vector<uint32_t> & new_cells) {
+    const ranked rows = rank_rows(stream, cells, sequences_of(cells, new_cells));
 
-    std::vector<row_rank> ranks = rank_rows(stream, cells, sequences_of(cells, new_cells));
-    std::partial_sort(ranks.begin(), ranks.begin() + new_cells.size(), ranks.end());
+    std::vector<copy> res;
+    for (uint32_t i = 0; i < new_cells.size(); ++i) {
+        assign(stream, rows[i].second, new_cells[i]);
+        res.push_back({ i, rows[i].second });
+    }
 
-    std::vector<uint32_t> res;
-    for (size_t i = 0; i < new_cells.size(); ++i) {
-        assign(stream, ranks[i].row, new_cells[i]);
-        res.push_back(ranks[i].row);
+    return res;
+}
+
+std::vector<llama_turbo_exact::copy> llama_turbo_exact::place_needed(uint32_t                      stream,
+                                                                     const llama_kv_cells &        cells,
+                                                                     const std::vector<uint32_t> & new_cells) {
+    const std::vector<sequence> sequences = sequences_of(cells, {});
+
+    const ranked rows = rank_rows(stream, cells, sequences);
+    ranked       tokens;
+    for (uint32_t i = 0; i < new_cells.size(); ++i) {
+        tokens.emplace_back(rank_of(cells, new_cells[i], sequences), i);
+    }
+    std::sort(tokens.rbegin(), tokens.rend());
+
+    std::vector<copy> res;
+    for (uint32_t i = 0; i < n_copied(new_cells.size()); ++i) {
+        if (i > 0 && rows[i].first >= tokens[i].first) {
+            res.push_back(res.front());
+            continue;
+        }
+        assign(stream, rows[i].second, new_cells[tokens[i].second]);
+        res.push_back({ tokens[i].second, rows[i].second });
     }
 
     return res;
@@ -142,21 +180,29 @@ void llama_turbo_exact::copy_stream(uint32_t from, uint32_t to) {
 // inputs of graphs
 //
 
-void llama_turbo_exact::split_mask(uint32_t               stream,
-                                   const llama_kv_cells & cells,
-                                   llama_pos              pos,
-                                   uint16_t *             mask,
-                                   int64_t                n_kv,
-                                   uint16_t *             exact_mask) const {
-    std::fill(exact_mask, exact_mask + n_rows, HALF_MINUS_INF);
+void llama_turbo_exact::split_mask(uint32_t                      stream,
+                                   const llama_kv_cells &        cells,
+                                   const std::vector<uint32_t> & new_cells,
+                                   llama_pos                     pos,
+                                   uint16_t *                    mask,
+                                   int64_t                       n_kv,
+                                   uint16_t *                    exact_mask) const {
+    std::fill(exact_mask, exact_mask + n_keys(new_cells.size()), HALF_MINUS_INF);
+
+    const auto move = [&](int32_t cell, uint32_t key) {
+        if (is_exact(cells.pos_get(cell), pos)) {
+            std::swap(exact_mask[key], mask[cell]);
+        }
+    };
     for (uint32_t row = 0; row < n_rows; ++row) {
         const int32_t cell = streams[stream].cell_of[row];
-        if (cell == NONE || cell >= n_kv || cells.is_empty(cell)) {
-            continue;
+        if (cell != NONE && cell < n_kv && !cells.is_empty(cell)) {
+            move(cell, row);
         }
-        const int64_t key_pos = cells.pos_get(cell);
-        if (key_pos < sizes.sink || (sizes.tail > 0 && key_pos > (int64_t) pos - sizes.tail)) {
-            std::swap(exact_mask[row], mask[cell]);
+    }
+    if (!is_copied_first(new_cells.size())) {
+        for (uint32_t i = 0; i < new_cells.size(); ++i) {
+            move(new_cells[i], n_rows + i);
         }
     }
 }
@@ -262,15 +308,13 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
             wanted.push_back(i);
         }
     }
-    const auto value = [&](uint32_t i) {
-        const int64_t pos = cells.pos_get(copied[i]);
-        return pos < sizes.sink ? std::make_pair(1, -pos) : std::make_pair(0, pos);
-    };
-    std::vector<row_rank> ranks = rank_rows(stream, cells, sequences_of(cells, {}));
-    std::sort(ranks.begin(), ranks.end());
+    const ranked ranks = rank_rows(stream, cells, sequences_of(cells, {}));
     const size_t n_free =
-        std::count_if(ranks.begin(), ranks.end(), [](const row_rank & rank) { return rank.why <= NOT_NEEDED; });
+        std::count_if(ranks.begin(), ranks.end(), [](const auto & row) { return row.first.first <= NOT_NEEDED; });
     if (wanted.size() > n_free) {
+        const auto value = [&](uint32_t i) {
+            return rank_of(cells, copied[i], sequences);
+        };
         std::sort(wanted.begin(), wanted.end(), [&](uint32_t a, uint32_t b) { return value(a) > value(b); });
         wanted.resize(n_free);
         std::sort(wanted.begin(), wanted.end());
@@ -278,8 +322,8 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
 
     std::vector<int64_t> rows(n_copies, NONE);
     for (size_t i = 0; i < wanted.size(); ++i) {
-        assign(stream, ranks[i].row, copied[wanted[i]]);
-        rows[wanted[i]] = (int64_t) stream * n_rows + ranks[i].row;
+        assign(stream, ranks[i].second, copied[wanted[i]]);
+        rows[wanted[i]] = (int64_t) stream * n_rows + ranks[i].second;
     }
     std::vector<uint8_t> unused;
     for (const auto & [il, layer] : layers) {

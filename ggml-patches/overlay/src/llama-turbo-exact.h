@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <utility>
 #include <vector>
 
 struct ggml_tensor;
@@ -18,9 +19,12 @@ class llama_io_write_i;
 // segments of keys in one softmax (ggml_turbo_flash_attn_add_segment), and each key from one of them: its mask says from which. So what a
 // query sees does not depend on how its batch was cut, and dropping a copy loses precision, never a token.
 //
-// Each stream of the cache has room for the copies that the sequences in it need while a ubatch is computed: sink + tail of each, and the
-// ubatch. A copy stays until its row is needed for another token. What a removal of the last tokens uncovers has been overwritten after that,
-// and comes from the cache. Where several tokens share a position (images with M-RoPE) there may be more of them than rows.
+// Each stream of the cache has rows for the copies that the sequences in it need, sink + tail of each, and a few to spare. A ubatch of so few
+// tokens, as in decoding, is copied first, and attention takes the rows. A larger one is attended from the graph that computes it: attention
+// takes the rows and behind them all tokens of the ubatch, and rows are written for those that queries to come need.
+//
+// A copy stays until its row is needed for another token. What a removal of the last tokens uncovers may have been overwritten, and then
+// comes from the cache. Where several tokens share a position (images with M-RoPE) there may be more of them than rows.
 
 // Number of tokens; both 0: none.
 struct llama_turbo_exact_sizes {
@@ -28,6 +32,15 @@ struct llama_turbo_exact_sizes {
     uint32_t tail = 0;
 
     explicit operator bool() const { return sink > 0 || tail > 0; }
+};
+
+// Tensors that are set for each ubatch. n_keys and n_copied: see there, of the tokens of a stream.
+struct llama_turbo_exact_input {
+    ggml_tensor * packed_mask;  // of upstream: F16 [n_kv, n_tokens/n_stream, 1, n_stream]
+    ggml_tensor * mask;         // F16 [n_keys, n_tokens/n_stream, 1, n_stream]
+    ggml_tensor * rows;         // I64 [n_copied * n_stream], of copies that are written
+    ggml_tensor *
+        tokens;  // I32 like rows: what is copied there; nullptr: all tokens in order, before they are attended
 };
 
 class llama_turbo_exact {
@@ -40,24 +53,43 @@ class llama_turbo_exact {
         mutable bool is_built = false;  // into a graph of attention
     };
 
-    // n_cells: of each stream
-    llama_turbo_exact(llama_turbo_exact_sizes sizes, uint32_t n_rows, uint32_t n_cells, uint32_t n_stream);
+    // n_seq, n_cells: of each stream
+    llama_turbo_exact(llama_turbo_exact_sizes sizes, uint32_t n_seq, uint32_t n_cells, uint32_t n_stream);
 
     const llama_turbo_exact_sizes sizes;
     const uint32_t                n_rows;  // of each stream
 
     std::map<uint32_t, layer> layers;      // by number in the model
 
-    // Rows for the copies of tokens that are about to be stored in these cells, which the cells know already.
-    std::vector<uint32_t> place(uint32_t stream, const llama_kv_cells & cells, const std::vector<uint32_t> & new_cells);
+    // How attention takes a ubatch, by the number of its tokens in a stream.
+    bool     is_copied_first(uint32_t n_tokens) const;
+    uint32_t n_keys(uint32_t n_tokens) const;  // rows, and the tokens of the ubatch behind them
+    uint32_t n_copied(uint32_t n_tokens) const;
 
-    // For a query at pos: takes what it attends in f16 out of the mask of the cache [n_kv] and puts it into that of the copies [n_rows].
-    void split_mask(uint32_t               stream,
-                    const llama_kv_cells & cells,
-                    llama_pos              pos,
-                    uint16_t *             mask,
-                    int64_t                n_kv,
-                    uint16_t *             exact_mask) const;
+    struct copy {
+        uint32_t token;  // of those of the ubatch in this stream
+        uint32_t row;
+    };
+
+    // A row for each token of a ubatch that is copied first. new_cells: where they are about to be stored, which the cells know already;
+    // what was in these cells is forgotten.
+    std::vector<copy> place_all(uint32_t stream, const llama_kv_cells & cells, const std::vector<uint32_t> & new_cells);
+
+    // For another one, once its masks are split: rows for those tokens that queries to come need most, n_copied(). If fewer are needed than
+    // there are rows, the rest repeats the first.
+    std::vector<copy> place_needed(uint32_t                      stream,
+                                   const llama_kv_cells &        cells,
+                                   const std::vector<uint32_t> & new_cells);
+
+    // For a query at pos: takes what it attends in f16 out of the mask of the cache [n_kv] and puts it into that of the copies [n_keys].
+    // new_cells: of the tokens behind the rows.
+    void split_mask(uint32_t                      stream,
+                    const llama_kv_cells &        cells,
+                    const std::vector<uint32_t> & new_cells,
+                    llama_pos                     pos,
+                    uint16_t *                    mask,
+                    int64_t                       n_kv,
+                    uint16_t *                    exact_mask) const;
 
     // By how much the positions of the copies have moved, [n_rows].
     void get_shifts(uint32_t stream, const llama_kv_cells & cells, int32_t * shifts) const;
@@ -89,8 +121,13 @@ class llama_turbo_exact {
   private:
     static constexpr int32_t NONE = -1;
 
+    // Attention of many queries is faster with keys of this multiple.
+    static constexpr uint32_t KEY_STEP = 256;
+
     // A state has the copies for going on from so many tokens before its end: the last ones are often computed again.
     static constexpr llama_pos REWIND = 16;
+
+    const uint32_t n_spare;  // rows beyond sink + tail of each sequence
 
     // Of a stream. Cells that have been emptied since may still have a row.
     struct rows {
@@ -108,22 +145,19 @@ class llama_turbo_exact {
     static std::vector<sequence> sequences_of(const llama_kv_cells & cells, const std::vector<uint32_t> & query_cells);
     static std::vector<sequence> sequences_after_state(const llama_kv_cells & cells);
 
+    bool is_exact(llama_pos key_pos, llama_pos query_pos) const;
     bool is_needed(const llama_kv_cells & cells, uint32_t cell, const std::vector<sequence> & sequences) const;
 
-    // How hard it is to do without a row: less is easier.
+    // How hard it is to do without a copy: less is easier. The oldest of the tail goes first, the first token of all last.
     enum kind { FREE, NOT_NEEDED, IN_TAIL, IN_SINK };
 
-    struct row_rank {
-        kind      why;
-        llama_pos order;
-        uint32_t  row;
+    using rank = std::pair<kind, llama_pos>;
 
-        bool operator<(const row_rank & other) const;
-    };
+    using ranked = std::vector<std::pair<rank, uint32_t>>;  // rows or tokens, what is easiest to do without first
 
-    std::vector<row_rank> rank_rows(uint32_t                      stream,
-                                    const llama_kv_cells &        cells,
-                                    const std::vector<sequence> & sequences) const;
+    rank rank_of(const llama_kv_cells & cells, uint32_t cell, const std::vector<sequence> & sequences) const;
+
+    ranked rank_rows(uint32_t stream, const llama_kv_cells & cells, const std::vector<sequence> & sequences) const;
 
     void assign(uint32_t stream, uint32_t row, uint32_t cell);
 

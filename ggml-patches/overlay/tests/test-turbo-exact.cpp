@@ -19,9 +19,15 @@ static setup with(setup s, const std::string & sink, const std::string & tail) {
     return s;
 }
 
-// Every token is exact.
-static setup all_exact(const setup & s) {
+// Copies of all cells, which attention takes for whole ubatches.
+static setup all_copied(const setup & s) {
     return with(s, "", "100000");
+}
+
+// Every token of the texts below is in the tail, and there are fewer copies than cells: large ubatches are attended from their graph.
+static setup all_in_tail(setup s) {
+    s.n_ctx = 1024;
+    return with(s, "", "120");
 }
 
 static setup window(const setup & s) {
@@ -41,7 +47,7 @@ static bool is_half(const setup & s) {
     return s.type_k == GGML_TYPE_F16 && s.type_v == GGML_TYPE_F16 && s.layers_k.empty();
 }
 
-// A context of more cells than copies: 256 rows at least.
+// A context of more cells than copies.
 constexpr uint32_t N_CTX_LONG = 1024;
 constexpr int      N_LONG     = 600;
 
@@ -67,10 +73,10 @@ static double nmse_of_types(const setup & s) {
     return ERROR_HEADROOM * (k.k_max + v.v_max);
 }
 
-// The rows of copies, and so the sums, are in another order than the first time.
+// The rows of copies, and so the sums, are in another order than the first time. Float error grows with every layer that quantizes it.
 static void check_goes_on(const logits_t & expected, const logits_t & got) {
-    const bool has_window = llama_model_n_swa(model) > 0;
-    check_at_most("... continues", nmse(expected, got), has_window ? NMSE_BATCH : NMSE_FLOAT);
+    const bool is_small = llama_model_n_layer(model) <= 2 && llama_model_n_swa(model) == 0;
+    check_at_most("... continues", nmse(expected, got), is_small ? NMSE_FLOAT : NMSE_BATCH);
 }
 
 //
@@ -80,11 +86,13 @@ static void check_goes_on(const logits_t & expected, const logits_t & got) {
 static void test_equal(const setup & types) {
     const logits_t expected = prompt_and_generate(session::make(half(types)));
 
-    const session s = session::make(all_exact(types));
+    const session s = session::make(all_copied(types));
     check_log_has("the log tells it",
                   "llama_turbo_cache: exact: first 0 and last 100000 tokens of each sequence in f16, ");
     const double error = nmse(expected, prompt_and_generate(s));
-    check_at_most("every token is exact", error, NMSE_HALF);
+    check_at_most("every token is copied", error, NMSE_HALF);
+    check_at_most("every token is in the tail", nmse(expected, prompt_and_generate(session::make(all_in_tail(types)))),
+                  NMSE_HALF);
     if (ggml_is_quantized(types.type_v)) {
         check_at_least("control: without", nmse(expected, prompt_and_generate(session::make(types))), 100 * error);
     }
@@ -103,15 +111,16 @@ static void test_equal(const setup & types) {
     }
 
     if (llama_model_n_swa(model) > 0) {  // cells behind the window are used again
-        setup reused    = types;
-        reused.swa_full = false;
-        check_at_most("cells of a sliding window that are used again",
-                      nmse(prompt_and_generate(session::make(half(reused))),
-                           prompt_and_generate(session::make(all_exact(reused)))),
-                      NMSE_HALF);
+        setup reused            = types;
+        reused.swa_full         = false;
+        const logits_t expected = prompt_and_generate(session::make(half(reused)));
+        for (const setup & s : { all_copied(reused), all_in_tail(reused) }) {
+            check_at_most("cells of a sliding window that are used again",
+                          nmse(expected, prompt_and_generate(session::make(s))), NMSE_HALF);
+        }
     }
 
-    setup host     = all_exact(types);
+    setup host     = all_in_tail(types);
     host.on_device = false;
     check_at_most("in host memory", nmse(expected, prompt_and_generate(session::make(host))), NMSE_HALF);
 }
@@ -138,17 +147,17 @@ static bool is_same(const logits_t & a, const logits_t & b) {
     return !a.empty() && a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-static void test_window(const setup & types) {
+static void check_window(const setup & s, int n_sink, int n_tail) {
     constexpr int n_prompt = 40;
 
-    const setup   s      = window(types);
     const session writer = session::make(s);
     writer.decode(text(n_prompt));
     const saved_state    saved    = read_state(writer);
     const saved_stream & stream   = saved.caches.at(0).at(0);
     const logits_t       expected = next_logits(s, saved.bytes, n_prompt);
     check_goes_on(writer.decode(text(1, n_prompt)), expected);
-    check_count("copies of what is needed", stream.copied_cells.size(), SINK + TAIL + REWIND - 1);
+    check_count(format("sink %.0f, tail %.0f: copies of what is needed", n_sink, n_tail), stream.copied_cells.size(),
+                n_sink + (n_tail > 0 ? n_tail + REWIND - 1 : 0));
 
     for (bool packed : { true, false }) {
         int n_wrong = 0;
@@ -164,7 +173,7 @@ static void test_window(const setup & types) {
                 }
             }
             const llama_pos pos      = stream.cells[i].pos;
-            const bool      is_exact = pos < SINK || pos > n_prompt - TAIL;
+            const bool      is_exact = pos < n_sink || (n_tail > 0 && pos > n_prompt - n_tail);
             const bool      counts   = !is_same(expected, next_logits(s, state.bytes, n_prompt));
             if (counts != (packed ? !is_exact : is_exact)) {
                 printf("     %s of the token at %d %s\n", packed ? "packed rows" : "the copy", pos,
@@ -175,6 +184,12 @@ static void test_window(const setup & types) {
         check_count(packed ? "packed rows count outside of the window only" : "copies count in the window only",
                     n_wrong, 0);
     }
+}
+
+static void test_window(const setup & types) {
+    check_window(window(types), SINK, TAIL);
+    check_window(with(types, std::to_string(SINK), ""), SINK, 0);
+    check_window(with(types, "", std::to_string(TAIL)), 0, TAIL);
 }
 
 //
@@ -193,7 +208,7 @@ static void test_batches(const setup & types) {
     s.n_ubatch = 512;
 
     const logits_t expected = of_last_tokens(s, false);
-    check_log_has("rows", " 768 rows in each of 1 streams");
+    check_log_has("rows", " 32 rows in each of 1 streams");
 
     // what is left of the difference that the window makes: float error, and values that it moves to another level of the quantizer
     const double without = nmse(expected, of_last_tokens(long_context(types), false));
@@ -201,7 +216,6 @@ static void test_batches(const setup & types) {
 
     s.n_ubatch = 64;
     check_at_most("small batches, and one token at a time", nmse(expected, of_last_tokens(s, true)), without / 10);
-    check_log_has("rows of small batches", " 256 rows in each of 1 streams");
 
     s.n_ubatch = 3;
     check_at_most("three tokens at a time", nmse(expected, of_last_tokens(s, false)), without / 10);
@@ -215,7 +229,7 @@ static void test_shift(const setup & types) {
     for (int n_shifts : { 1, 2 }) {
         const std::string what     = n_shifts == 1 ? "one shift" : "two shifts";
         const logits_t    expected = shift_and_continue(session::make(half(types)), n_shifts);
-        check_at_most(what, nmse(expected, shift_and_continue(session::make(all_exact(types)), n_shifts)), NMSE_HALF);
+        check_at_most(what, nmse(expected, shift_and_continue(session::make(all_in_tail(types)), n_shifts)), NMSE_HALF);
         check_at_most(what + ", an f16 cache with a window",
                       nmse(expected, shift_and_continue(session::make(window(half(types))), n_shifts)), NMSE_HALF);
     }
@@ -237,7 +251,7 @@ static void test_sequences(const setup & types) {
         plain.decode(text(48));
         const logits_t expected = generate(plain, 8, 48);
 
-        const session s = session::make(all_exact(two));
+        const session s = session::make(all_in_tail(two));
         s.decode(text(48));
         llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
         check_at_most("a sequence continues", nmse(expected, generate(s, 8, 48, 0)), NMSE_HALF);
@@ -254,7 +268,7 @@ static void test_sequences(const setup & types) {
                       nmse(prompt_and_generate(session::make(half(two))), prompt_and_generate(s)), NMSE_HALF);
 
         // each sequence has a window of its own, wherever the other one is
-        const session alone = session::make(window(types));
+        const session alone = session::make(window(two));
         alone.decode(text(100, 0, 0, 7));
         logits_t of_first = generate(alone, 8, 100, 0, 7);
         llama_memory_clear(alone.memory(), true);
@@ -302,7 +316,7 @@ static void test_removal(const setup & types) {
     }
 
     // tokens in the middle: what is left is the same as with copies of everything that is left
-    const session holes = session::make(all_exact(types));
+    const session holes = session::make(all_in_tail(types));
     holes.decode(text(96));
     const session plain = session::make(half(types));
     plain.decode(text(96));
@@ -383,7 +397,8 @@ static void test_state(const setup & types) {
             shared.unified              = true;
             const session writer_of_one = session::make(shared);
             writer_of_one.decode(text(n_prompt));
-            const bytes_t one = get_seq_state(writer_of_one, 0);
+            const bytes_t  one             = get_seq_state(writer_of_one, 0);
+            const logits_t expected_of_one = generate(writer_of_one, 12, n_prompt);
 
             const session alone = session::make(shared);
             alone.decode(text(100, 0, 1, 9));
@@ -392,7 +407,7 @@ static void test_state(const setup & types) {
             check("a sequence read beside another", set_seq_state(both, one, 0));
             check_at_most("... which continues as without",
                           nmse(generate(alone, 12, 100, 1, 9), generate(both, 12, 100, 1, 9)), nmse_batch(types));
-            check_at_most("... and itself", nmse(expected, generate(both, 12, n_prompt)), nmse_batch(types));
+            check_at_most("... and itself", nmse(expected_of_one, generate(both, 12, n_prompt)), nmse_batch(types));
         }
         {
             saved_state erased = read_state(writer);
@@ -469,7 +484,7 @@ static void test_refusals(const setup & types) {
 
     const session s = session::make(window(types));
     check_log_has("an exact cache",
-                  "llama_turbo_cache: exact: first 4 and last 8 tokens of each sequence in f16, 256 rows");
+                  "llama_turbo_cache: exact: first 4 and last 8 tokens of each sequence in f16, 32 rows");
 }
 
 //

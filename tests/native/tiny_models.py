@@ -74,6 +74,7 @@ SHAPES = {
     "swa": Shape("gemma2", 128, 128, 128, window=32),
     "layers4": Shape("llama", 64, 64, 64, n_layer=4, n_embd=64),
     "layers12": Shape("llama", 64, 64, 64, n_layer=12, n_embd=64),
+    "layers28": Shape("llama", 64, 64, 64, n_layer=28, n_embd=64),
     "swa6": Shape("gemma2", 64, 64, 64, n_layer=6, window=32),
     "bias": Shape("qwen2", 64, 64, 64, n_embd=N_HEAD * 64, bias=20.0),
     "qk-norm": Shape("qwen3", 128, 128, 128),

@@ -787,6 +787,46 @@ bool llama_turbo_cache::decay(llama_kv_cache & kv) {
 // each batch
 //
 
+static std::vector<const llama_kv_cache *> caches_of(const llama_memory_i * memory) {
+    if (const auto * cache = dynamic_cast<const llama_kv_cache *>(memory)) {
+        return { cache };
+    }
+    if (const auto * iswa = dynamic_cast<const llama_kv_cache_iswa *>(memory)) {
+        return { iswa->get_base(), iswa->get_swa() };
+    }
+    if (const auto * hybrid = dynamic_cast<const llama_memory_hybrid *>(memory)) {
+        return { hybrid->get_mem_attn() };
+    }
+    if (const auto * hybrid = dynamic_cast<const llama_memory_hybrid_iswa *>(memory)) {
+        return caches_of(hybrid->get_mem_attn());
+    }
+
+    return {};
+}
+
+uint32_t llama_turbo_graph_nodes(const llama_memory_i * memory) {
+    uint32_t res = 0;
+    for (const llama_kv_cache * cache : caches_of(memory)) {
+        res += llama_turbo_cache::n_graph_nodes(*cache);
+    }
+
+    return res;
+}
+
+uint32_t llama_turbo_cache::n_graph_nodes(const llama_kv_cache & kv) {
+    static constexpr uint32_t CALIBRATED = 11 + 5;  // nodes and leafs of a layer
+    static constexpr uint32_t EXACT      = 24 + 2;
+    static constexpr uint32_t INPUTS     = 3;
+
+    if (!kv.turbo) {
+        return 0;
+    }
+    const uint32_t n_calibrated = kv.turbo->calibrated_layers.size();
+    const uint32_t n_exact      = kv.turbo->exact ? kv.turbo->exact->layers.size() : 0;
+
+    return n_calibrated * CALIBRATED + (n_exact > 0 ? n_exact * EXACT + INPUTS : 0);
+}
+
 void llama_turbo_cache::update(llama_kv_cache & kv, llama_context * lctx) {
     if (!kv.turbo) {
         return;

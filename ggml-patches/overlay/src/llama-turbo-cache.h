@@ -98,6 +98,9 @@ struct llama_turbo_cache {
                                      ggml_tensor *                                       rot,
                                      const std::function<ggml_tensor *(ggml_tensor *)> & rope);
 
+    // See llama_turbo_graph_nodes().
+    static uint32_t n_graph_nodes(const llama_kv_cache & kv);
+
     // Calibration of what a layer of the model attends, nullptr if it has none.
     static const llama_turbo_calibrated_layer * calibrated_layer(const llama_kv_cache_context & mctx, int32_t il);
 

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+struct llama_memory_i;
 struct llama_model;
 
 // What llama needs to know about turbo cache types: when a context may use them, how K and V are rotated,
@@ -20,6 +21,10 @@ struct llama_model;
 // Reads the settings of a context that is about to be made (llama-turbo-cache.h), switches flash attention on where its cache types
 // need it, and refuses what can't work, with the reason in the log. False means that the context must not be made.
 bool llama_turbo_check_context(const llama_model & model, llama_context_params & params);
+
+// How many nodes and leafs of a graph upstream's estimate, 8 per tensor of the model, has no room for: those of a calibration and of an exact
+// sink and tail.
+uint32_t llama_turbo_graph_nodes(const llama_memory_i * memory);
 
 // Whether K and V come from a common latent vector (DeepSeek, MiniCPM3, PLM): K has its RoPE at the end of the head, or there is no V.
 bool llama_turbo_has_latent_attention(const llama_model & model);

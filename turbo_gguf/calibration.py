@@ -1,12 +1,12 @@
 """Calibration of a KV cache: from the moments of Q, K and V to a file that llama.cpp loads with ``--cache-calibration``.
 
-The cache stores ``s_k * (K - m)`` and ``s_v * V`` instead of K and V; Q is divided by ``s_k`` and the attention output by ``s_v``. That
-changes nothing that a model computes, and these choices make the error of quantization least, which after rotation is noise of
-the same size in every channel:
+The cache stores ``s_k * (K - m)`` and ``s_v * (V - n)`` instead of K and V; Q is divided by ``s_k``, the attention output by ``s_v``, and n
+is added to it. That changes nothing that a model computes, and these choices make the error of quantization least, which after rotation
+is noise of the same size in every channel:
 
-- m is the mean of K: what is constant costs bits and carries nothing.
+- m and n are the means of K and V: what is constant costs bits and carries nothing.
 - s_k is the square root of rms(Q) / rms(K - m) of a channel. The error of a score is then least (Cauchy-Schwarz).
-- s_v is the square root of (norm of the column of the output projection) / rms(V) of a channel, likewise for the output.
+- s_v is the square root of (norm of the column of the output projection) / rms(V - n) of a channel, likewise for the output.
 
 Both channels of a RoPE pair share a scale: positions turn one into the other. See ``docs/design/0011-calibration.md``.
 """
@@ -14,6 +14,7 @@ Both channels of a RoPE pair share a scale: positions turn one into the other. S
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import struct
 import zlib
@@ -48,7 +49,11 @@ class LayerCalibration:
 
     k_mean: Floats | None
     k_scale: Floats | None
+    v_mean: Floats | None
     v_scale: Floats | None
+
+
+_PARTS = tuple(field.name for field in dataclasses.fields(LayerCalibration))
 
 
 @dataclass(frozen=True)
@@ -80,15 +85,19 @@ def compute(found: Observation, moments: Mapping[int, Moments], output_sq: Mappi
 
 
 def _layer(shape: LayerShape, rope: str, moments: Moments, output_sq: Array | None) -> LayerCalibration:
-    mean = moments.k_mean if shape.center else np.zeros_like(moments.k_mean)
-    # of keys that are not centered, the constant part counts as well
-    k_sq = _pair_means(moments.k_sq - (2 * moments.k_mean - mean) * mean, rope, shape.n_rot)
-    q_sq = _pair_means(moments.q_sq, rope, shape.n_rot)
+    k_mean, k_sq = _centered(moments.k_mean, moments.k_sq, shape.center_k)
+    v_mean, v_sq = _centered(moments.v_mean, moments.v_sq, shape.center_v)
     return LayerCalibration(
-        k_mean=mean.astype(np.float32) if shape.center else None,
-        k_scale=_scale(q_sq, k_sq),
-        v_scale=_scale(output_sq, moments.v_sq) if output_sq is not None else None,
+        k_mean=k_mean,
+        k_scale=_scale(_pair_means(moments.q_sq, rope, shape.n_rot), _pair_means(k_sq, rope, shape.n_rot)),
+        v_mean=v_mean,
+        v_scale=_scale(output_sq, v_sq) if output_sq is not None else None,
     )
+
+
+def _centered(mean: Array, squares: Array, center: bool) -> tuple[Floats | None, Array]:
+    """What is taken away, and the mean squares of what is left: where nothing may be taken, the constant part counts as well."""
+    return (mean.astype(np.float32), squares - np.square(mean)) if center else (None, squares)
 
 
 def _pair_means(squares: Array, rope: str, n_rot: int) -> Array:
@@ -121,7 +130,8 @@ def digest(calibration: Calibration) -> str:
     crc = 0
     for number, layer in sorted(calibration.layers.items()):
         crc = zlib.crc32(struct.pack("<I", number), crc)
-        for values in (layer.k_mean, layer.k_scale, layer.v_scale):
+        for part in _PARTS:
+            values = getattr(layer, part)
             flat = np.zeros(0, "<f4") if values is None else np.ascontiguousarray(values, "<f4")
             crc = zlib.crc32(struct.pack("<Q", flat.size) + flat.tobytes(), crc)
     return f"{crc:08x}"
@@ -148,7 +158,7 @@ def write(calibration: Calibration, path: Path) -> Path:
         writer.add_string("turbo.calibration.model", calibration.fingerprint)
         writer.add_uint32("turbo.calibration.tokens", calibration.tokens)
         for number, layer in sorted(calibration.layers.items()):
-            for name in ("k_mean", "k_scale", "v_scale"):
+            for name in _PARTS:
                 values = getattr(layer, name)
                 if values is not None:
                     writer.add_tensor(f"blk.{number}.{name}", np.ascontiguousarray(values, np.float32))
@@ -194,8 +204,5 @@ def read(path: Path) -> Calibration:
         name=fields.get("general.name", "").removesuffix(" calibration"),
         fingerprint=fields["turbo.calibration.model"],
         tokens=int(fields.get("turbo.calibration.tokens", 0)),
-        layers={
-            number: LayerCalibration(*(tensors.get(f"blk.{number}.{name}") for name in ("k_mean", "k_scale", "v_scale")))
-            for number in numbers
-        },
+        layers={number: LayerCalibration(*(tensors.get(f"blk.{number}.{part}") for part in _PARTS)) for number in numbers},
     )

@@ -34,17 +34,22 @@ class LayerShape:
     head_k: int
     head_v: int
     n_rot: int  # channels of K that RoPE rotates, the first ones
-    center: bool  # whether a vector may be taken from all keys
+    center_k: bool  # whether a vector may be taken from all keys
+    center_v: bool  # and from all values
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Means over the tokens of a text, ``[n_head_kv, channel]``; those of Q over all query heads of a KV head, too."""
+    """Means over the tokens of a text, ``[n_head_kv, channel]``; those of Q over all query heads of a KV head, too.
+
+    Those of V are weighted by the squares of the weights that attention gives a token: as the noise of its V adds up.
+    """
 
     q_sq: Array
     k_sq: Array
     k_mean: Array
     v_sq: Array
+    v_mean: Array
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,10 @@ def _observation(fields: Mapping[str, Any], tensors: Mapping[str, Array]) -> Obs
     def column(name: str) -> list[int]:
         return [int(value) for value in fields[f"turbo.observation.{name}"]]
 
-    names = ("layers", "n_head", "n_head_kv", "head_k", "head_v", "n_rot", "center")
+    names = ("layers", "n_head", "n_head_kv", "head_k", "head_v", "n_rot", "center_k", "center_v")
     shapes = tuple(
-        LayerShape(number, n_head, n_head_kv, head_k, head_v, n_rot, center=bool(center))
-        for number, n_head, n_head_kv, head_k, head_v, n_rot, center in zip(*map(column, names), strict=True)
+        LayerShape(number, n_head, n_head_kv, head_k, head_v, n_rot, center_k=bool(center_k), center_v=bool(center_v))
+        for number, n_head, n_head_kv, head_k, head_v, n_rot, center_k, center_v in zip(*map(column, names), strict=True)
     )
     tokens = int(fields["turbo.observation.tokens"])
     return Observation(
@@ -146,7 +151,7 @@ def _observation(fields: Mapping[str, Any], tensors: Mapping[str, Array]) -> Obs
         tokens=tokens,
         layers=shapes,
         moments={
-            shape.number: Moments(*(tensors[f"blk.{shape.number}.{name}"] for name in ("q_sq", "k_sq", "k_mean", "v_sq")))
+            shape.number: Moments(*(tensors[f"blk.{shape.number}.{name}"] for name in ("q_sq", "k_sq", "k_mean", "v_sq", "v_mean")))
             for shape in shapes
             if tokens
         },

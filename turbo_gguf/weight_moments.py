@@ -107,6 +107,7 @@ def _layer(shape: LayerShape, found: Observation, weights: Weights) -> Moments:
         k_sq=k_var + np.square(k_mean),
         k_mean=_turned(k_mean, found.rope, shape.n_rot, weights.rope_speeds(found.arch, shape.n_rot)),
         v_sq=v_var + np.square(v_mean),
+        v_mean=v_mean,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -18,7 +19,7 @@ from turbo_gguf.errors import UsageError
 from turbo_gguf.observation import LayerShape, Moments, Observation
 
 HEADS, HEAD = 2, 8
-SHAPE = LayerShape(number=0, n_head=4, n_head_kv=HEADS, head_k=HEAD, head_v=HEAD, n_rot=HEAD, center=True)
+SHAPE = LayerShape(number=0, n_head=4, n_head_kv=HEADS, head_k=HEAD, head_v=HEAD, n_rot=HEAD, center_k=True, center_v=True)
 
 
 def found(*shapes: LayerShape, rope: str = "normal", tokens: int = 0) -> Observation:
@@ -26,11 +27,13 @@ def found(*shapes: LayerShape, rope: str = "normal", tokens: int = 0) -> Observa
 
 
 def moments(rng: np.random.Generator, mean: float = 0.0) -> Moments:
+    """``mean``: of all channels of K; V has twice as much."""
+
     def squares() -> np.ndarray:
         return rng.uniform(0.5, 2.0, (HEADS, HEAD))
 
     k_mean = np.full((HEADS, HEAD), mean)
-    return Moments(q_sq=squares(), k_sq=squares() + k_mean**2, k_mean=k_mean, v_sq=squares())
+    return Moments(q_sq=squares(), k_sq=squares() + k_mean**2, k_mean=k_mean, v_sq=squares() + 4 * k_mean**2, v_mean=2 * k_mean)
 
 
 def computed(m: Moments, shape: LayerShape = SHAPE, rope: str = "normal", output: np.ndarray | None = None) -> LayerCalibration:
@@ -45,7 +48,7 @@ def test_scales_make_the_noise_of_scores_least() -> None:
     """Noise of equal size in every stored channel: no other scales of the same kind give less error of the scores."""
     rng = np.random.default_rng(0)
     m = moments(rng)
-    shape = LayerShape(0, 4, HEADS, HEAD, HEAD, n_rot=0, center=True)
+    shape = LayerShape(0, 4, HEADS, HEAD, HEAD, n_rot=0, center_k=True, center_v=True)
     best = computed(m, shape, output=rng.uniform(0.5, 2.0, (HEADS, HEAD)))
 
     def noise(scale: np.ndarray) -> float:
@@ -63,7 +66,7 @@ def test_scales_make_the_noise_of_scores_least() -> None:
 
 @pytest.mark.parametrize(("rope", "pairs"), [("normal", [(0, 1), (2, 3)]), ("neox", [(0, 2), (1, 3)])])
 def test_both_channels_of_a_pair_share_a_scale(rope: str, pairs: list[tuple[int, int]]) -> None:
-    shape = LayerShape(0, 4, HEADS, HEAD, HEAD, n_rot=4, center=True)
+    shape = LayerShape(0, 4, HEADS, HEAD, HEAD, n_rot=4, center_k=True, center_v=True)
     scale = computed(moments(np.random.default_rng(1)), shape, rope).k_scale
     assert scale is not None
     for a, b in pairs:
@@ -76,7 +79,7 @@ def test_scales_have_a_geometric_mean_of_one_and_are_clamped() -> None:
     scale = computed(m).k_scale
     assert scale is not None
     np.testing.assert_allclose(np.log(scale).mean(1), 0, atol=1e-6)
-    wild = Moments(q_sq=np.where(np.arange(HEAD) < 2, 1e12, 1.0) * np.ones((HEADS, 1)), k_sq=m.k_sq, k_mean=m.k_mean, v_sq=m.v_sq)
+    wild = replace(m, q_sq=np.where(np.arange(HEAD) < 2, 1e12, 1.0) * np.ones((HEADS, 1)))
     scale = computed(wild).k_scale
     assert scale is not None
     assert scale.max() <= calibration.LARGEST_SCALE
@@ -89,29 +92,32 @@ def test_dead_channels_have_scales(dead: str) -> None:
     k_sq, v_sq = np.array(m.k_sq), np.array(m.v_sq)
     k_sq[:, slice(0, 2) if dead == "one channel" else slice(None)] = 0
     v_sq[:, slice(0, 2) if dead == "one channel" else slice(None)] = 0
-    layer = computed(Moments(m.q_sq, k_sq, m.k_mean, v_sq), output=np.ones((HEADS, HEAD)))
+    layer = computed(replace(m, k_sq=k_sq, v_sq=v_sq), output=np.ones((HEADS, HEAD)))
     for scale in (layer.k_scale, layer.v_scale):
         assert scale is not None
         assert np.isfinite(scale).all()
         assert (scale > 0).all()
 
 
-def test_the_mean_leaves_the_scales_alone() -> None:
-    rng = np.random.default_rng(4)
-    m = moments(rng)
-    shifted = Moments(m.q_sq, m.k_sq + 2 * 7.0 * m.k_mean + 49.0, m.k_mean + 7.0, m.v_sq)
-    a, b = computed(m), computed(shifted)
+def test_the_means_leave_the_scales_alone() -> None:
+    output = np.ones((HEADS, HEAD))
+    plain, shifted = moments(np.random.default_rng(4)), moments(np.random.default_rng(4), mean=7.0)
+    a, b = computed(plain, output=output), computed(shifted, output=output)
     np.testing.assert_allclose(a.k_scale, b.k_scale, rtol=1e-5)
-    np.testing.assert_allclose(b.k_mean, m.k_mean + 7.0)
+    np.testing.assert_allclose(a.v_scale, b.v_scale, rtol=1e-5)
+    np.testing.assert_allclose(b.k_mean, 7.0)
+    np.testing.assert_allclose(b.v_mean, 14.0)
 
 
-def test_a_layer_that_may_not_be_centered() -> None:
-    shape = LayerShape(0, 4, HEADS, HEAD, HEAD, HEAD, center=False)
-    rng = np.random.default_rng(5)
-    m = moments(rng, mean=3.0)
-    layer = computed(m, shape)
-    assert layer.k_mean is None
-    np.testing.assert_allclose(layer.k_scale, computed(Moments(m.q_sq, m.k_sq, 0 * m.k_mean, m.v_sq)).k_scale, rtol=1e-6)
+@pytest.mark.parametrize("side", ["k", "v"])
+def test_a_layer_that_may_not_be_centered(side: str) -> None:
+    shape = replace(SHAPE, center_k=side != "k", center_v=side != "v")
+    m, output = moments(np.random.default_rng(5), mean=3.0), np.ones((HEADS, HEAD))
+    layer = computed(m, shape, output=output)
+    assert getattr(layer, f"{side}_mean") is None
+    assert (layer.k_mean is None) + (layer.v_mean is None) == 1
+    without_mean = computed(replace(m, **{f"{side}_mean": 0 * m.k_mean}), output=output)
+    np.testing.assert_allclose(getattr(layer, f"{side}_scale"), getattr(without_mean, f"{side}_scale"), rtol=1e-6)
 
 
 def test_without_the_output_projection_v_is_left_alone() -> None:
@@ -159,7 +165,7 @@ def test_pairs_that_rope_does_not_turn_keep_their_bias(tmp_path: Path) -> None:
     weights = weight_moments.Weights(tmp_path / "biased.gguf")
     speeds = weights.rope_speeds("llama", 64)
     np.testing.assert_allclose(speeds[:30], 10_000.0 ** (-np.arange(30) / 32))
-    shape = LayerShape(0, 4, HEADS, 64, 64, n_rot=64, center=True)
+    shape = LayerShape(0, 4, HEADS, 64, 64, n_rot=64, center_k=True, center_v=True)
     told = weight_moments.estimate(found(shape), weights)[0]
     np.testing.assert_allclose(told.k_mean, weights.need("blk.0.attn_k.bias").reshape(HEADS, 64), rtol=1e-6)
 
@@ -174,7 +180,7 @@ def test_norms_of_k_set_its_level() -> None:
 def test_weights_that_are_not_those_of_plain_attention(tmp_path: Path) -> None:
     weights = weight_moments.Weights(tiny_gguf.write(tmp_path / "tiny.gguf", head=HEAD, n_layer=1))
     with pytest.raises(UsageError, match=r"no tensor blk\.0\.|cannot be calibrated from its weights") as error:
-        weight_moments.estimate(found(LayerShape(0, 3, 1, HEAD, HEAD, HEAD, center=True)), weights)
+        weight_moments.estimate(found(LayerShape(0, 3, 1, HEAD, HEAD, HEAD, center_k=True, center_v=True)), weights)
     assert error.value.hint == "give a text"
 
 
@@ -190,7 +196,7 @@ def test_round_trip(tmp_path: Path) -> None:
     path = calibration.write(made(), tmp_path / "a.gguf")
     back = calibration.read(path)
     assert (back.arch, back.name, back.fingerprint, back.tokens) == ("llama", "tiny", "0123abcd", 77)
-    for name in ("k_mean", "k_scale", "v_scale"):
+    for name in ("k_mean", "k_scale", "v_mean", "v_scale"):
         np.testing.assert_array_equal(getattr(back.layers[0], name), getattr(made().layers[0], name))
     assert list(tmp_path.iterdir()) == [path]
 

@@ -308,7 +308,7 @@ def _calibrated(digest: str) -> str:
 @pytest.fixture
 def calibrated(tmp_path: Path) -> CacheTypes:
     ones = np.ones((2, 128), np.float32)
-    made = calibration.Calibration("llama", "tiny", "0123abcd", 0, {0: calibration.LayerCalibration(ones, ones, None)})
+    made = calibration.Calibration("llama", "tiny", "0123abcd", 0, {0: calibration.LayerCalibration(ones, ones, None, None)})
     return parse_types(f"turbo3 cal={calibration.write(made, tmp_path / 'a.gguf')}")
 
 

@@ -44,7 +44,7 @@ def command(
 ) -> None:
     """Write a calibration of MODEL (a path or a hub id) for --cache-calibration of llama.cpp's tools.
 
-    K is centered and its channels are balanced against those of Q, the channels of V against the output projection. What the model
+    K and V are centered, the channels of K are balanced against those of Q, those of V against the output projection. What the model
     computes stays the same; what a cache of few bits loses of it becomes less. The numbers come from the TEXTs (UTF-8, a few thousand
     tokens), or, without a text, from the weights alone. A calibration fits all quantizations of the same model.
     """
@@ -61,8 +61,10 @@ def command(
     made = calibration.compute(found, moments, weight_moments.output_sq(found, weights))
     path = calibration.write(made, out or Path(f"{model.path.stem}.calibration.gguf"))
     source = f"{found.tokens} tokens" if found.tokens else "the weights"
-    centered = sum(layer.k_mean is not None for layer in made.layers.values())
-    click.echo(f"{len(made.layers)} layers from {source}, K of {centered} centered", err=True)
+    centered = ", ".join(
+        f"{side} of {sum(getattr(layer, f'{side.lower()}_mean') is not None for layer in made.layers.values())} centered" for side in "KV"
+    )
+    click.echo(f"{len(made.layers)} layers from {source}, {centered}", err=True)
     click.echo(path)
 
 

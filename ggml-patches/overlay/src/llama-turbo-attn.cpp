@@ -45,7 +45,7 @@ void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibratio
                                       const llama_model &             model,
                                       ggml_backend_buffer_type_t      buft) {
     const ggml_init_params params = {
-        /*.mem_size   =*/5 * by_number.size() * ggml_tensor_overhead(),
+        /*.mem_size   =*/7 * by_number.size() * ggml_tensor_overhead(),
         /*.mem_buffer =*/nullptr,
         /*.no_alloc   =*/true,
     };
@@ -76,8 +76,10 @@ void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibratio
         layer.k_mean    = add("k_mean", il, values.k_mean, false);
         layer.k_scale   = add("k_scale", il, values.k_scale, false);
         layer.q_scale   = add("q_scale", il, inverse(values.k_scale), true);
+        layer.v_mean    = add("v_mean", il, values.v_mean, false);
         layer.v_scale   = add("v_scale", il, values.v_scale, false);
         layer.out_scale = add("out_scale", il, inverse(values.v_scale), true);
+        layer.out_mean  = add("out_mean", il, values.v_mean, true);
     }
 
     ggml_backend_buffer_ptr buffer;
@@ -115,17 +117,38 @@ ggml_tensor * llama_turbo_calibrated_layer::restore_k(ggml_context * ctx, ggml_t
     return k_mean ? ggml_add(ctx, k, k_mean) : k;
 }
 
-// Multiplies all query heads of a KV head by its scale.
-//   cur:   view of [n_embd_head, n_head, n_tokens]
-//   scale: [n_embd_head, 1, n_head_kv]
+ggml_tensor * llama_turbo_calibrated_layer::store_v(ggml_context * ctx, ggml_tensor * v) const {
+    v = v_mean ? ggml_sub(ctx, v, v_mean) : v;
+    return v_scale ? ggml_mul(ctx, v, v_scale) : v;
+}
+
+// The query heads [n_embd_head, n_head, n_tokens] of each KV head [n_embd_head, n_group, n_head_kv, n_tokens].
+static ggml_tensor * group_query_heads(ggml_context * ctx, ggml_tensor * cur, int64_t n_head_kv) {
+    const int64_t n_group = cur->ne[1] / n_head_kv;
+
+    return ggml_view_4d(ctx, cur, cur->ne[0], n_group, n_head_kv, cur->ne[2], cur->nb[1], cur->nb[1] * n_group,
+                        cur->nb[2], 0);
+}
+
 static ggml_tensor * scale_query_heads(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * scale) {
-    const int64_t n_head  = cur->ne[1];
-    const int64_t n_group = n_head / scale->ne[2];
+    ggml_tensor * scaled = ggml_mul(ctx, group_query_heads(ctx, cur, scale->ne[2]), scale);
 
-    ggml_tensor * groups = ggml_view_4d(ctx, cur, cur->ne[0], n_group, scale->ne[2], cur->ne[2], cur->nb[1],
-                                        cur->nb[1] * n_group, cur->nb[2], 0);
+    return ggml_reshape_3d(ctx, scaled, cur->ne[0], cur->ne[1], cur->ne[2]);
+}
 
-    return ggml_reshape_3d(ctx, ggml_mul(ctx, groups, scale), cur->ne[0], n_head, cur->ne[2]);
+ggml_tensor * llama_turbo_calibrated_layer::restore_out(ggml_context * ctx, ggml_tensor * out) const {
+    const ggml_tensor * any = out_scale ? out_scale : out_mean;
+    if (!any) {
+        return out;
+    }
+    const int64_t n_embd_head = any->ne[0];
+
+    ggml_tensor * heads = ggml_reshape_3d(ctx, out, n_embd_head, out->ne[0] / n_embd_head, out->ne[1]);
+    heads               = group_query_heads(ctx, heads, any->ne[2]);
+    heads               = out_scale ? ggml_mul(ctx, heads, out_scale) : heads;
+    heads               = out_mean ? ggml_add(ctx, heads, out_mean) : heads;
+
+    return ggml_reshape_2d(ctx, heads, out->ne[0], out->ne[1]);
 }
 
 // What upstream's inputs of attention hold for a layer.
@@ -387,17 +410,10 @@ ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
     // without k and v, the layer attends what another one has stored
     q = layer.q_scale ? scale_query_heads(ctx, q, layer.q_scale) : q;
     k = k ? layer.store_k(ctx, k) : k;
-    v = v && layer.v_scale ? ggml_mul(ctx, v, layer.v_scale) : v;
+    v = v ? layer.store_v(ctx, v) : v;
 
     ggml_tensor * cur = attend(graph, inp, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
-
-    if (layer.out_scale) {
-        const int64_t n_embd_head = layer.out_scale->ne[0];
-
-        ggml_tensor * heads = ggml_reshape_3d(ctx, cur, n_embd_head, cur->ne[0] / n_embd_head, cur->ne[1]);
-        heads               = scale_query_heads(ctx, heads, layer.out_scale);
-        cur                 = ggml_reshape_2d(ctx, heads, cur->ne[0], cur->ne[1]);
-    }
+    cur               = layer.restore_out(ctx, cur);
     if (found) {
         found->is_built = true;
     }

@@ -21,14 +21,20 @@ struct llama_turbo_calibrated_layer {
     ggml_tensor * k_mean    = nullptr;  // [n_embd_head_k, n_head_kv]
     ggml_tensor * k_scale   = nullptr;  // [n_embd_head_k, n_head_kv]
     ggml_tensor * q_scale   = nullptr;  // [n_embd_head_k, 1, n_head_kv], 1/k_scale: for all query heads of a KV head
+    ggml_tensor * v_mean    = nullptr;  // [n_embd_head_v, n_head_kv]
     ggml_tensor * v_scale   = nullptr;  // [n_embd_head_v, n_head_kv]
     ggml_tensor * out_scale = nullptr;  // [n_embd_head_v, 1, n_head_kv], 1/v_scale
+    ggml_tensor * out_mean  = nullptr;  // [n_embd_head_v, 1, n_head_kv], v_mean
 
     mutable bool is_built = false;      // into a graph of attention
 
-    // k [n_embd_head_k, n_head_kv, n]: from what the model computes to what the cache stores, and back
+    // k, v [n_embd_head, n_head_kv, n]: from what the model computes to what the cache stores, and back
     ggml_tensor * store_k(ggml_context * ctx, ggml_tensor * k) const;
     ggml_tensor * restore_k(ggml_context * ctx, ggml_tensor * k) const;
+    ggml_tensor * store_v(ggml_context * ctx, ggml_tensor * v) const;
+
+    // The attention output [n_embd_head_v * n_head, n] of the model, from that of the cache.
+    ggml_tensor * restore_out(ggml_context * ctx, ggml_tensor * out) const;
 };
 
 // The layers of one KV cache.

@@ -200,19 +200,22 @@ void llama_turbo_cache::init_calibration(const llama_kv_cache & kv) {
     }
     calibrated = std::make_shared<const llama_turbo_calibrated>(*settings.calibration, kv.model, layers);
 
-    size_t n_centered = 0;
-    size_t n_scaled_k = 0;
-    size_t n_scaled_v = 0;
+    size_t n_centered_k = 0;
+    size_t n_centered_v = 0;
+    size_t n_scaled_k   = 0;
+    size_t n_scaled_v   = 0;
     for (const auto & [il, layer] : calibrated->layers()) {
         calibrated_layers[il] = &layer;
 
-        n_centered += layer.k_mean != nullptr;
+        n_centered_k += layer.k_mean != nullptr;
+        n_centered_v += layer.v_mean != nullptr;
         n_scaled_k += layer.k_scale != nullptr;
         n_scaled_v += layer.v_scale != nullptr;
     }
     LLAMA_LOG_INFO(
-        "llama_turbo_cache: calibration %08x: of %zu layers, K of %zu centered, K of %zu scaled, V of %zu scaled\n",
-        calibrated->digest, layers.size(), n_centered, n_scaled_k, n_scaled_v);
+        "llama_turbo_cache: calibration %08x: of %zu layers, K of %zu centered, K of %zu scaled, V of %zu centered, V "
+        "of %zu scaled\n",
+        calibrated->digest, layers.size(), n_centered_k, n_scaled_k, n_centered_v, n_scaled_v);
 }
 
 void llama_turbo_cache::share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other) {
@@ -814,7 +817,7 @@ uint32_t llama_turbo_graph_nodes(const llama_memory_i * memory) {
 }
 
 uint32_t llama_turbo_cache::n_graph_nodes(const llama_kv_cache & kv) {
-    static constexpr uint32_t CALIBRATED = 11 + 5;  // nodes and leafs of a layer
+    static constexpr uint32_t CALIBRATED = 13 + 7;  // nodes and leafs of a layer
     static constexpr uint32_t EXACT      = 24 + 2;
     static constexpr uint32_t INPUTS     = 3;
 

@@ -96,7 +96,7 @@ const char * llama_turbo_cant_attend(const llama_model & model) {
     return nullptr;
 }
 
-const char * llama_turbo_cant_center(const llama_model & model, uint32_t il) {
+const char * llama_turbo_cant_center_k(const llama_model & model, uint32_t il) {
     if (model.hparams.attn_soft_cap || model.arch == LLM_ARCH_GROK) {
         return "its scores are capped, which depends on their size";
     }
@@ -105,6 +105,10 @@ const char * llama_turbo_cant_center(const llama_model & model, uint32_t il) {
     }
 
     return nullptr;
+}
+
+const char * llama_turbo_cant_center_v(const llama_model & model, uint32_t il) {
+    return model.layers[il].attn_sinks ? "it has attention sinks, which take a part of the weights" : nullptr;
 }
 
 //
@@ -133,7 +137,7 @@ class reader {
 
         for (const auto & [il, layer] : res->layers) {
             res->digest = llama_turbo_crc32(res->digest, &il, sizeof(il));
-            for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_scale }) {
+            for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_mean, &layer.v_scale }) {
                 const uint64_t n = values->size();
                 res->digest      = llama_turbo_crc32(res->digest, &n, sizeof(n));
                 res->digest      = llama_turbo_crc32(res->digest, values->data(), n * sizeof(float));
@@ -231,16 +235,23 @@ class reader {
 
         llama_turbo_calibration_layer & layer = calibration.layers[il];
 
+        const llama_hparams & hparams = model.hparams;
+
         const std::string name = what;
-        if (name == "v_scale") {
-            layer.v_scale = values(tensor, model.hparams.n_embd_head_v(il), model.hparams.n_head_kv(il));
-        } else if (name == "k_scale") {
-            layer.k_scale = values(tensor, model.hparams.n_embd_head_k(il), model.hparams.n_head_kv(il));
+        if (name == "k_scale") {
+            layer.k_scale = values(tensor, hparams.n_embd_head_k(il), hparams.n_head_kv(il));
+        } else if (name == "v_scale") {
+            layer.v_scale = values(tensor, hparams.n_embd_head_v(il), hparams.n_head_kv(il));
         } else if (name == "k_mean") {
-            if (const char * why = llama_turbo_cant_center(model, il)) {
+            if (const char * why = llama_turbo_cant_center_k(model, il)) {
                 fail(std::string(tensor.name) + ": keys of this model can't be centered: " + why);
             }
-            layer.k_mean = values(tensor, model.hparams.n_embd_head_k(il), model.hparams.n_head_kv(il));
+            layer.k_mean = values(tensor, hparams.n_embd_head_k(il), hparams.n_head_kv(il));
+        } else if (name == "v_mean") {
+            if (const char * why = llama_turbo_cant_center_v(model, il)) {
+                fail(std::string(tensor.name) + ": values of this model can't be centered: " + why);
+            }
+            layer.v_mean = values(tensor, hparams.n_embd_head_v(il), hparams.n_head_kv(il));
         } else {
             fail(std::string("unknown tensor ") + tensor.name);
         }
@@ -251,8 +262,10 @@ class reader {
                 fail(std::string(tensor.name) + ": a scale is not within 2^-20 and 2^20");
             }
         }
-        if (std::any_of(layer.k_mean.begin(), layer.k_mean.end(), [](float m) { return !std::isfinite(m); })) {
-            fail(std::string(tensor.name) + ": a value is not finite");
+        for (const auto * mean : { &layer.k_mean, &layer.v_mean }) {
+            if (std::any_of(mean->begin(), mean->end(), [](float m) { return !std::isfinite(m); })) {
+                fail(std::string(tensor.name) + ": a value is not finite");
+            }
         }
     }
 

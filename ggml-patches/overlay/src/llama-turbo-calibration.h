@@ -13,23 +13,24 @@ struct llama_model;
 // would without.
 //
 //   stored K = s_k * (K - m)   and Q is divided by s_k: every score of a query loses the same q * m, which softmax does not see
-//   stored V = s_v * V         and the attention output is divided by s_v
+//   stored V = s_v * (V - n)   and the attention output is divided by s_v, then n is added: the weights of a query sum to one
 //
-// m, s_k and s_v are vectors per layer and KV head, in the channels of the model: K after RoPE, before the rotation of the cache. All query
-// heads of a KV head share its s_k and s_v. Any numbers are right, as far as floats go; good ones come from turbo-gguf calibrate.
+// m, n, s_k and s_v are vectors per layer and KV head, in the channels of the model: K after RoPE, before the rotation of the cache. All query
+// heads of a KV head share them. Any numbers are right, as far as floats go; good ones come from turbo-gguf calibrate.
 //
 // The file is a GGUF:
 //   general.type               "turbo-calibration"
 //   general.architecture       of the model
 //   turbo.calibration.version  u32, 1
 //   turbo.calibration.model    fingerprint of the model, see below
-//   blk.N.k_mean, blk.N.k_scale [n_embd_head_k, n_head_kv], blk.N.v_scale [n_embd_head_v, n_head_kv]: f32, each optional
+//   blk.N.k_mean, blk.N.k_scale [n_embd_head_k, n_head_kv], blk.N.v_mean, blk.N.v_scale [n_embd_head_v, n_head_kv]: f32, each optional
 // N is the number of a layer in the model. Scales are within 2^-20 .. 2^20.
 
 // Vectors of one layer, [n_head_kv][channel], or empty.
 struct llama_turbo_calibration_layer {
     std::vector<float> k_mean;
     std::vector<float> k_scale;
+    std::vector<float> v_mean;
     std::vector<float> v_scale;
 };
 
@@ -55,8 +56,9 @@ std::string llama_turbo_model_fingerprint(const llama_model & model);
 // Why attention of this model can't be built anew, with a calibration or with exact tokens; nullptr: it can.
 const char * llama_turbo_cant_attend(const llama_model & model);
 
-// Why no vector may be taken from the keys of a layer; nullptr: it may.
-const char * llama_turbo_cant_center(const llama_model & model, uint32_t il);
+// Why no vector may be taken from the keys, or the values, of a layer; nullptr: it may.
+const char * llama_turbo_cant_center_k(const llama_model & model, uint32_t il);
+const char * llama_turbo_cant_center_v(const llama_model & model, uint32_t il);
 
 // CRC-32 of more bytes; 0 to begin with.
 uint32_t llama_turbo_crc32(uint32_t crc, const void * data, size_t size);

@@ -11,10 +11,12 @@
 //   turbo.observation.rope           "none", "normal" (pairs 2i, 2i + 1) or "neox" (pairs i, i + n_rot/2)
 //   turbo.observation.{layers, n_head, n_head_kv, head_k, head_v, n_rot}
 //                                    arrays of u32: layers with a KV cache, by their number in the model, and their shape
-//   turbo.observation.center         array of bool: K may be centered
+//   turbo.observation.{center_k, center_v}
+//                                    arrays of bool: K, or V, may be centered
 // and for each of these layers, with a text, f32:
-//   blk.N.q_sq, k_sq [head_k, n_head_kv], v_sq [head_v, n_head_kv]  means of the squares over the text; of Q over all query heads of the KV head
-//   blk.N.k_mean     [head_k, n_head_kv]                            means
+//   blk.N.q_sq, k_sq, k_mean [head_k, n_head_kv]  means over the text, of Q over all query heads of the KV head
+//   blk.N.v_sq, v_mean       [head_v, n_head_kv]  means weighted by the squares of the weights that attention gives a token: as the noise of
+//                                                 its V adds up
 // Q and K are those after RoPE.
 //
 // Exit code: 0, 1 if something failed, 2 for a wrong command line or input.
@@ -94,11 +96,12 @@ static options parse_options(int argc, char ** argv) {
 
 // Sums over tokens.
 struct layer_sums {
-    std::vector<double> q_sq, k_sq, v_sq;  // [n_head_kv][channel]
-    std::vector<double> k;
+    std::vector<double> q_sq, k_sq, k, v_sq, v;  // [n_head_kv][channel]
 
-    size_t n_queries = 0;  // per KV head: tokens, times query heads
+    size_t n_queries = 0;                        // per KV head: tokens, times query heads
     size_t n_tokens  = 0;
+
+    std::vector<double> v_weight;  // [n_head_kv]
 };
 
 // An f32 tensor, or a view of one, on the host.
@@ -118,6 +121,13 @@ class host_tensor {
         float value;
         memcpy(&value, begin + i0 * tensor->nb[0] + i1 * tensor->nb[1] + i2 * tensor->nb[2], sizeof(value));
         return value;
+    }
+
+    const float * row(int64_t i1, int64_t i2) const {
+        if (tensor->nb[0] != sizeof(float)) {
+            throw std::runtime_error(std::string(tensor->name) + " has no rows of floats");
+        }
+        return (const float *) (begin + i1 * tensor->nb[1] + i2 * tensor->nb[2]);
     }
 
   private:
@@ -147,7 +157,7 @@ class observer {
             if (!ask && is_kq) {
                 self.observe_kq(il, tensor->src[0], tensor->src[1]);
             } else if (!ask) {
-                self.observe_v(il, tensor->src[0]);
+                self.observe_v(tensor->src[0], tensor->src[1]);
             }
         } catch (const std::exception & err) {
             self.error = err.what();
@@ -164,15 +174,20 @@ class observer {
 
     std::map<int, stored> n_stored;  // by layer; absent: the layer attends what another one has stored
 
+    // The layer whose cache this is a view of; -1: attention without a cache.
+    static int source_of(const ggml_tensor * view) {
+        const std::string cache  = view->view_src ? view->view_src->name : "";
+        const size_t      number = cache.rfind("_l");
+        return number == std::string::npos ? -1 : atoi(cache.c_str() + number + 2);
+    }
+
     // k: view of the cache [head size, n_kv, n_head_kv], q: [head size, n_tokens, n_head]
     void observe_kq(int il, const ggml_tensor * k, const ggml_tensor * q) {
-        const std::string cache  = k->view_src ? k->view_src->name : "";
-        const size_t      number = cache.rfind("_l");
-        if (number == std::string::npos) {
-            return;  // attention without a cache
+        const int source = source_of(k);
+        if (source < 0) {
+            return;
         }
-        const int    source = atoi(cache.c_str() + number + 2);
-        layer_sums & sums   = layers[source];
+        layer_sums & sums = layers[source];
 
         const int64_t n_embd    = k->ne[0];
         const int64_t n_head_kv = k->ne[2];
@@ -213,21 +228,43 @@ class observer {
         sums.n_tokens += n_tokens;
     }
 
-    // v: [n_kv, head size, n_head_kv]
-    void observe_v(int il, const ggml_tensor * v) {
-        const auto it = n_stored.find(il);
-        if (it == n_stored.end()) {
+    // v: view of the cache [n_kv, head size, n_head_kv], weights: [n_kv, n_tokens, n_head]
+    void observe_v(const ggml_tensor * v, const ggml_tensor * weights) {
+        const int source = source_of(v);
+        if (source < 0) {
             return;
         }
-        layer_sums & sums = layers[il];
-        sums.v_sq.resize(v->ne[1] * v->ne[2]);
+        layer_sums & sums = layers[source];
 
-        const host_tensor values(v);
-        for (int64_t h = 0; h < v->ne[2]; ++h) {
-            for (int64_t i = 0; i < v->ne[1]; ++i) {
-                for (int64_t t = 0; t < it->second.n_new; ++t) {
-                    const double value = values.at(it->second.n_before + t, i, h);
-                    sums.v_sq[h * v->ne[1] + i] += value * value;
+        const int64_t n_kv      = v->ne[0];
+        const int64_t n_embd    = v->ne[1];
+        const int64_t n_head_kv = v->ne[2];
+        const int64_t n_group   = weights->ne[2] / n_head_kv;
+
+        sums.v.resize(n_head_kv * n_embd);
+        sums.v_sq.resize(n_head_kv * n_embd);
+        sums.v_weight.resize(n_head_kv);
+
+        const host_tensor   values(v);
+        const host_tensor   probabilities(weights);
+        std::vector<double> squares(n_kv);
+        for (int64_t h = 0; h < n_head_kv; ++h) {
+            std::fill(squares.begin(), squares.end(), 0.0);
+            for (int64_t i = 0; i < n_group * weights->ne[1]; ++i) {
+                const float * row = probabilities.row(i % weights->ne[1], h * n_group + i / weights->ne[1]);
+                for (int64_t t = 0; t < n_kv; ++t) {
+                    squares[t] += row[t] * row[t];
+                }
+            }
+            for (int64_t t = 0; t < n_kv; ++t) {
+                if (squares[t] == 0.0) {
+                    continue;  // empty cells
+                }
+                sums.v_weight[h] += squares[t];
+                for (int64_t i = 0; i < n_embd; ++i) {
+                    const double value = values.at(t, i, h);
+                    sums.v[h * n_embd + i] += squares[t] * value;
+                    sums.v_sq[h * n_embd + i] += squares[t] * value * value;
                 }
             }
         }
@@ -306,11 +343,14 @@ class writer {
         gguf_set_arr_data(meta.get(), key, GGUF_TYPE_BOOL, values.data(), values.size());
     }
 
-    void tensor(const char * name, uint32_t il, const std::vector<double> & sums, size_t n, int64_t n_head) {
-        ggml_tensor * res = ggml_new_tensor_2d(data.get(), GGML_TYPE_F32, sums.size() / n_head, n_head);
+    // weights: of the sums of each head
+    void tensor(const char * name, uint32_t il, const std::vector<double> & sums, const std::vector<double> & weights) {
+        const int64_t n_embd_head = sums.size() / weights.size();
+
+        ggml_tensor * res = ggml_new_tensor_2d(data.get(), GGML_TYPE_F32, n_embd_head, weights.size());
         ggml_format_name(res, "blk.%u.%s", il, name);
         for (size_t i = 0; i < sums.size(); ++i) {
-            ((float *) res->data)[i] = sums[i] / n;
+            ((float *) res->data)[i] = sums[i] / weights[i / n_embd_head];
         }
         gguf_add_tensor(meta.get(), res);
     }
@@ -345,7 +385,7 @@ static void write(const std::string &            path,
     const llama_hparams & hparams = model.hparams;
 
     std::vector<uint32_t> n_head, n_head_kv, head_k, head_v, n_rot;
-    std::vector<int8_t>   center;
+    std::vector<int8_t>   center_k, center_v;
     size_t                n_bytes = 0;
     for (uint32_t il : layers) {
         n_head.push_back(hparams.n_head(il));
@@ -353,8 +393,10 @@ static void write(const std::string &            path,
         head_k.push_back(hparams.n_embd_head_k(il));
         head_v.push_back(hparams.n_embd_head_v(il));
         n_rot.push_back(hparams.n_rot(il));
-        center.push_back(llama_turbo_cant_center(model, il) == nullptr);
-        n_bytes += n_head_kv.back() * (3 * head_k.back() + head_v.back()) * sizeof(float) + 8 * ggml_tensor_overhead();
+        center_k.push_back(llama_turbo_cant_center_k(model, il) == nullptr);
+        center_v.push_back(llama_turbo_cant_center_v(model, il) == nullptr);
+        n_bytes +=
+            n_head_kv.back() * (3 * head_k.back() + 2 * head_v.back()) * sizeof(float) + 8 * ggml_tensor_overhead();
     }
 
     writer out(n_bytes);
@@ -370,7 +412,8 @@ static void write(const std::string &            path,
     out.numbers("turbo.observation.head_k", head_k);
     out.numbers("turbo.observation.head_v", head_v);
     out.numbers("turbo.observation.n_rot", n_rot);
-    out.flags("turbo.observation.center", center);
+    out.flags("turbo.observation.center_k", center_k);
+    out.flags("turbo.observation.center_v", center_v);
 
     for (uint32_t il : layers) {
         if (n_tokens == 0) {
@@ -380,10 +423,13 @@ static void write(const std::string &            path,
         if (layer.n_tokens == 0 || layer.v_sq.empty()) {
             throw std::runtime_error("layer " + std::to_string(il) + " attended in a way that could not be observed");
         }
-        out.tensor("q_sq", il, layer.q_sq, layer.n_queries, hparams.n_head_kv(il));
-        out.tensor("k_sq", il, layer.k_sq, layer.n_tokens, hparams.n_head_kv(il));
-        out.tensor("k_mean", il, layer.k, layer.n_tokens, hparams.n_head_kv(il));
-        out.tensor("v_sq", il, layer.v_sq, layer.n_tokens, hparams.n_head_kv(il));
+        const std::vector<double> n_queries(hparams.n_head_kv(il), layer.n_queries);
+        const std::vector<double> n_tokens(hparams.n_head_kv(il), layer.n_tokens);
+        out.tensor("q_sq", il, layer.q_sq, n_queries);
+        out.tensor("k_sq", il, layer.k_sq, n_tokens);
+        out.tensor("k_mean", il, layer.k, n_tokens);
+        out.tensor("v_sq", il, layer.v_sq, layer.v_weight);
+        out.tensor("v_mean", il, layer.v, layer.v_weight);
     }
     out.write(path);
 }

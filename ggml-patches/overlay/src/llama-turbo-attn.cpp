@@ -44,12 +44,7 @@ static std::vector<float> inverse(std::vector<float> values) {
 void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibration,
                                       const llama_model &             model,
                                       ggml_backend_buffer_type_t      buft) {
-    const ggml_init_params params = {
-        /*.mem_size   =*/7 * by_number.size() * ggml_tensor_overhead(),
-        /*.mem_buffer =*/nullptr,
-        /*.no_alloc   =*/true,
-    };
-    ggml_context_ptr ctx{ ggml_init(params) };
+    ggml_context_ptr ctx = llama_turbo_tensors(7 * by_number.size());
 
     std::vector<std::pair<ggml_tensor *, std::vector<float>>> contents;
 
@@ -82,18 +77,7 @@ void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibratio
         layer.out_mean  = add("out_mean", il, values.v_mean, true);
     }
 
-    ggml_backend_buffer_ptr buffer;
-    if (model.hparams.no_alloc) {
-        buffer.reset(ggml_backend_buft_alloc_buffer(buft, /*size =*/0));
-        for (auto & [tensor, values] : contents) {
-            tensor->buffer = buffer.get();  // so that the scheduler does not allocate it
-        }
-    } else {
-        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft));
-    }
-    if (!buffer) {
-        throw std::runtime_error("failed to allocate the calibration of the KV cache");
-    }
+    ggml_backend_buffer_ptr buffer = llama_turbo_allocate(model, ctx.get(), buft, "calibration");
     if (!model.hparams.no_alloc) {
         for (const auto & [tensor, values] : contents) {
             ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));

@@ -318,19 +318,11 @@ void llama_turbo_cache::init_exact(llama_kv_cache & kv) {
 
     size_t n_bytes = 0;
     for (ggml_backend_buffer_type_t buft : bufts) {
-        const ggml_init_params params = {
-            /*.mem_size   =*/2 * kv.layers.size() * ggml_tensor_overhead(),
-            /*.mem_buffer =*/nullptr,
-            /*.no_alloc   =*/true,
-        };
-        ggml_context_ptr ctx{ ggml_init(params) };
-
-        std::vector<ggml_tensor *> tensors;
+        ggml_context_ptr ctx = llama_turbo_tensors(2 * kv.layers.size());
 
         const auto add = [&](const char * name, uint32_t il, int64_t n_embd) {
             ggml_tensor * tensor = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, n_embd, exact->n_rows, kv.n_stream);
             ggml_format_name(tensor, "cache_exact_%s_l%u", name, il);
-            tensors.push_back(tensor);
             n_bytes += ggml_nbytes(tensor);
             return tensor;
         };
@@ -341,20 +333,9 @@ void llama_turbo_cache::init_exact(llama_kv_cache & kv) {
             }
         }
 
-        ggml_backend_buffer_t buffer = nullptr;
-        if (kv.model.hparams.no_alloc) {
-            buffer = ggml_backend_buft_alloc_buffer(buft, /*size =*/0);
-            for (ggml_tensor * tensor : tensors) {
-                tensor->buffer = buffer;  // so that the scheduler does not allocate it
-            }
-        } else {
-            buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft);
-        }
-        if (!buffer) {
-            throw std::runtime_error("failed to allocate the exact sink and tail of the KV cache");
-        }
-        ggml_backend_buffer_clear(buffer, 0);
-        kv.ctxs_bufs.emplace_back(std::move(ctx), buffer);
+        ggml_backend_buffer_ptr buffer = llama_turbo_allocate(kv.model, ctx.get(), buft, "exact sink and tail");
+        ggml_backend_buffer_clear(buffer.get(), 0);
+        kv.ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
     }
     LLAMA_LOG_INFO(
         "llama_turbo_cache: exact: first %u and last %u tokens of each sequence in f16, %u rows in each of %u streams, "

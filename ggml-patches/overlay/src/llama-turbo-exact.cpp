@@ -265,9 +265,8 @@ void llama_turbo_exact::write(llama_io_write_i &            io,
     }
     for (const auto & [il, layer] : layers) {
         for (ggml_tensor * tensor : { layer.k, layer.v }) {
-            for_runs(rows, [&, tensor = tensor](int64_t row, size_t n) {
-                io.write_tensor(tensor, row * tensor->nb[1], n * tensor->nb[1]);
-            });
+            for_runs(rows,
+                     [&](int64_t row, size_t n) { io.write_tensor(tensor, row * tensor->nb[1], n * tensor->nb[1]); });
         }
     }
 }
@@ -328,7 +327,7 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
     std::vector<uint8_t> unused;
     for (const auto & [il, layer] : layers) {
         for (ggml_tensor * tensor : { layer.k, layer.v }) {
-            for_runs(rows, [&, tensor = tensor](int64_t row, size_t n) {
+            for_runs(rows, [&](int64_t row, size_t n) {
                 if (row == NONE) {
                     unused.resize(n * tensor->nb[1]);
                     io.read(unused.data(), unused.size());

@@ -21,6 +21,40 @@ static bool env_is_set(const char * name) {
 }
 
 //
+// memory
+//
+
+ggml_context_ptr llama_turbo_tensors(size_t n) {
+    const ggml_init_params params = {
+        /*.mem_size   =*/n * ggml_tensor_overhead(),
+        /*.mem_buffer =*/nullptr,
+        /*.no_alloc   =*/true,
+    };
+
+    return ggml_context_ptr{ ggml_init(params) };
+}
+
+ggml_backend_buffer_ptr llama_turbo_allocate(const llama_model &        model,
+                                             ggml_context *             tensors,
+                                             ggml_backend_buffer_type_t buft,
+                                             const char *               what) {
+    ggml_backend_buffer_ptr res;
+    if (model.hparams.no_alloc) {
+        res.reset(ggml_backend_buft_alloc_buffer(buft, /*size =*/0));
+        for (ggml_tensor * t = ggml_get_first_tensor(tensors); t; t = ggml_get_next_tensor(tensors, t)) {
+            t->buffer = res.get();  // so that the scheduler does not allocate it
+        }
+    } else {
+        res.reset(ggml_backend_alloc_ctx_tensors_from_buft(tensors, buft));
+    }
+    if (!res) {
+        throw std::runtime_error(std::string("failed to allocate the ") + what + " of the KV cache");
+    }
+
+    return res;
+}
+
+//
 // context check
 //
 

@@ -1,7 +1,9 @@
 #pragma once
 
+#include "ggml-cpp.h"
 #include "llama.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <unordered_map>
@@ -28,6 +30,14 @@ uint32_t llama_turbo_graph_nodes(const llama_memory_i * memory);
 
 // Whether K and V come from a common latent vector (DeepSeek, MiniCPM3, PLM): K has its RoPE at the end of the head, or there is no V.
 bool llama_turbo_has_latent_attention(const llama_model & model);
+
+// Room for the description of n tensors, and memory for them once they are there; none for a model without memory, of which only the needs
+// are planned. what: for the error. Throws std::runtime_error.
+ggml_context_ptr        llama_turbo_tensors(size_t n);
+ggml_backend_buffer_ptr llama_turbo_allocate(const llama_model &        model,
+                                             ggml_context *             tensors,
+                                             ggml_backend_buffer_type_t buft,
+                                             const char *               what);
 
 // Largest power of two that divides the head size, at most 128.
 int64_t llama_turbo_rotation_group(int64_t n_embd_head);

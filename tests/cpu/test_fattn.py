@@ -74,6 +74,13 @@ CASES = {
     "hidden, alibi": Case("turbo2", "turbo3", n_q=3, gqa=3, mask="random", mask_heads=6, max_bias=8.0, seqs=2, hidden=1, threads=1),
     "hidden, f16 K": Case("f16", "turbo3", n_q=3, gqa=3, mask="random", hidden=30, more_cells=1),
     "hidden, f16 V": Case("turbo4", "f16", n_q=9, gqa=3, mask="random", hidden=30, more_cells=1),
+    **{
+        f"{t}, {gqa} rows": Case(t, t, 96, 96, gqa=gqa, n_k=203, mask="random", hidden=30, threads=3, setting="all")
+        for t in ("f16", "bf16", "f32")
+        for gqa in (1, 4, 7, 12, 13)
+    },
+    "f16, few rows, head 40": Case("f16", "f16", 40, 40, n_k=131, threads=1, setting="all"),
+    "f16, few rows, no mask": Case("f16", "f16", gqa=2, mask="none", n_k=70, threads=1, setting="all"),
     "hidden, sinks": Case("turbo3", "turbo3", n_q=3, gqa=3, mask="random", sinks=True, threads=3),
     "hidden by the lowest number": Case("turbo3", "turbo4", n_q=3, gqa=3, mask="lowest", n_k=200, threads=3),
     "20,000 keys": Case("turbo3", "turbo4", 32, 32, 1, 2, n_k=20_000, threads=3),

@@ -1,7 +1,7 @@
 #pragma once
 
-// What attention over turbo types computes with: elementary functions of vectors, and a product of matrices whose right factor may be
-// floats, blocks that are decoded on the way, or pairs of int16.
+// What attention over turbo types computes with: elementary functions of vectors, a product of matrices whose right factor may be floats,
+// blocks that are decoded on the way, or pairs of int16, and dot products of rows in memory.
 
 #include "turbo-simd.h"
 
@@ -43,6 +43,22 @@ inline vf tanh_of(vf x) {
 }
 
 //
+// single values
+//
+
+inline vf load_as_float(const float * p) {
+    return load(p);
+}
+
+inline vf load_as_float(const ggml_half * p) {
+    return load_half(p);
+}
+
+inline vf load_as_float(const ggml_bf16_t * p) {
+    return as_float(shift_right<-16>(load_u16((const uint16_t *) p)));
+}
+
+//
 // product of matrices
 //
 
@@ -56,6 +72,21 @@ struct float_rows {
     void load_row(int k, vf * row) const {
         for (int j = 0; j < GEMM_VECS; ++j) {
             row[j] = load(p + k * ld + j * LANES);
+        }
+    }
+};
+
+// ... single values of another type, ...
+template <class T> struct scalar_rows {
+    const char * p;
+    size_t       stride;
+    const int *  keys;
+
+    scalar_rows from(int j) const { return { p + j * sizeof(T), stride, keys }; }
+
+    void load_row(int k, vf * row) const {
+        for (int j = 0; j < GEMM_VECS; ++j) {
+            row[j] = load_as_float((const T *) (p + keys[k] * stride) + j * LANES);
         }
     }
 };
@@ -164,6 +195,64 @@ template <class Source> void multiply(const product & m, int rows, int columns, 
             const int end = rows * (pass + 1) / passes;
             multiply_rows(m.from(i, j), end - i, source.from(j));
         }
+    }
+}
+
+//
+// dot products
+//
+
+constexpr int DOT_KEYS = 4;
+constexpr int DOT_ROWS = GEMM_ROWS * GEMM_VECS / DOT_KEYS;  // so that there are as many accumulators
+
+// Rows of floats and DOT_KEYS keys of T, all of length n, a multiple of LANES: s[i][j] = row i * key j
+template <class T> struct dot_products {
+    float *              s;
+    size_t               lds;
+    const float *        q;
+    const char * const * keys;
+    int64_t              n;
+
+    dot_products from(int i) const { return { s + i * lds, lds, q + i * n, keys, n }; }
+};
+
+template <int ROWS, class T> void dot_in_registers(const dot_products<T> & d) {
+    vf acc[ROWS][DOT_KEYS];
+    for (int i = 0; i < ROWS; ++i) {
+        for (int j = 0; j < DOT_KEYS; ++j) {
+            acc[i][j] = splat(0.0f);
+        }
+    }
+    for (int64_t column = 0; column < d.n; column += LANES) {
+        vf key[DOT_KEYS];
+        for (int j = 0; j < DOT_KEYS; ++j) {
+            key[j] = load_as_float((const T *) d.keys[j] + column);
+        }
+        for (int i = 0; i < ROWS; ++i) {
+            const vf x = load(d.q + i * d.n + column);
+            for (int j = 0; j < DOT_KEYS; ++j) {
+                acc[i][j] = fma(x, key[j], acc[i][j]);
+            }
+        }
+    }
+    for (int i = 0; i < ROWS; ++i) {
+        store_sums(d.s + i * d.lds, acc[i]);
+    }
+}
+
+template <int ROWS = DOT_ROWS, class T> void dot_rows(const dot_products<T> & d, int rows) {
+    if constexpr (ROWS > 0) {
+        rows == ROWS ? dot_in_registers<ROWS>(d) : dot_rows<ROWS - 1>(d, rows);
+    }
+}
+
+// Any number of rows
+template <class T> void dot_all_rows(const dot_products<T> & d, int rows) {
+    const int passes = (rows + DOT_ROWS - 1) / DOT_ROWS;
+    for (int pass = 0; pass < passes; ++pass) {
+        const int i   = rows * pass / passes;
+        const int end = rows * (pass + 1) / passes;
+        dot_rows(d.from(i), end - i);
     }
 }
 

@@ -13,6 +13,8 @@ namespace {
 constexpr int TILE    = 64;  // keys of a tile; rows of a unit, at most
 constexpr int N_WORDS = BLOCK / 4;
 
+constexpr int SEGMENTS = 2;  // of keys, at most
+
 static_assert(TILE % LANES == 0, "a tile is whole vectors");
 
 //
@@ -21,20 +23,22 @@ static_assert(TILE % LANES == 0, "a tile is whole vectors");
 
 // Of each row, from tile to tile
 struct row_states {
-    int64_t   dk, dv;  // lengths of rows of q and o; dv is a multiple of BLOCK
-    float *   o;       // [rows][dv] sum of weight * value
-    float *   max;     // [rows] largest score
-    float *   sum;     // [rows] sum of weights
-    float *   slope;   // [rows] ALiBi
-    float *   qf;      // [rows][dk] Q times the scale of scores, if some keys become floats; and if some don't,
-    int8_t *  qs;      // [rows][dk] Q, and per block
-    float *   qd;      // [rows][dk / BLOCK] its scale times the scale of scores
-    int32_t * bias;    // [rows][dk / BLOCK] what LEVEL_BIAS adds to a dot product, negated
+    int64_t            dk, dv;  // lengths of rows of q and o; dv is a multiple of BLOCK
+    float *            o;       // [rows][dv] sum of weight * value
+    float *            max;     // [rows] largest score
+    float *            sum;     // [rows] sum of weights
+    float *            slope;   // [rows] ALiBi
+    const ggml_half ** mask;    // [rows][SEGMENTS] from the first key on; null: all are seen
+    float *            qf;    // [rows][dk] Q times the scale of scores, if some keys become floats; and if some don't,
+    int8_t *           qs;    // [rows][dk] Q, and per block
+    float *            qd;    // [rows][dk / BLOCK] its scale times the scale of scores
+    int32_t *          bias;  // [rows][dk / BLOCK] what LEVEL_BIAS adds to a dot product, negated
 
     row_states from(int64_t row) const {
         const int64_t blocks = dk / BLOCK;
 
-        row_states st = { dk, dv, o + row * dv, max + row, sum + row, slope + row, nullptr, nullptr, nullptr, nullptr };
+        row_states st = { dk,      dv,      o + row * dv, max + row, sum + row, slope + row, mask + row * SEGMENTS,
+                          nullptr, nullptr, nullptr,      nullptr };
         if (qf) {
             st.qf = qf + row * dk;
         }
@@ -70,6 +74,8 @@ struct column_block {
     int64_t             column;
 
     const char * row(int i) const { return rows + keys[i] * t->nb[1]; }
+
+    bool is_whole() const { return column + BLOCK <= t->ne[0]; }
 };
 
 // As floats, y[n][BLOCK]; columns that the rows don't have are zero.
@@ -104,13 +110,13 @@ void decode_any(const column_block & x, float * y) {
     }
 }
 
-void decode_f16(const column_block & x, float * y) {
-    if (x.column + BLOCK > x.t->ne[0]) {
+template <class T> void decode_scalars(const column_block & x, float * y) {
+    if (!x.is_whole()) {
         return decode_any(x, y);
     }
     for (int i = 0; i < x.n; ++i) {
         for (int j = 0; j < BLOCK; j += LANES) {
-            store(y + i * BLOCK + j, load_half((const ggml_half *) x.row(i) + x.column + j));
+            store(y + i * BLOCK + j, load_as_float((const T *) x.row(i) + x.column + j));
         }
     }
 }
@@ -156,6 +162,13 @@ void accumulate_floats(const product & m, int rows, const column_block & x, floa
         }
     }
     multiply(m, rows, BLOCK, float_rows{ buffer, BLOCK });
+}
+
+template <class T> void accumulate_scalars(const product & m, int rows, const column_block & x, float * buffer) {
+    if (rows <= GEMM_ROWS && x.is_whole()) {
+        return multiply(m, rows, BLOCK, scalar_rows<T>{ x.rows + x.column * sizeof(T), x.t->nb[1], x.keys });
+    }
+    accumulate_floats<decode_scalars<T>>(m, rows, x, buffer);
 }
 
 template <class B> void accumulate_blocks(const product & m, int rows, const column_block & x, float * buffer) {
@@ -415,26 +428,38 @@ void score_trellis(const row_states & st, int rows, const char * k, size_t strid
 }
 
 //
+// scores of few rows from keys that are single values: no buffer, but a sum over lanes for each
+//
+
+// s[row][key] of DOT_KEYS keys; lengths of keys are multiples of LANES.
+using dots_t = void (*)(const row_states & st, int rows, const char * const * keys, float * s);
+
+template <class T> void dots_of_scalars(const row_states & st, int rows, const char * const * keys, float * s) {
+    dot_all_rows(dot_products<T>{ s, TILE, st.qf, keys, st.dk }, rows);
+}
+
+//
 // types
 //
 
 struct kernels {
     score_t      score;  // null: keys become floats
+    dots_t       dots;   // for few rows; null: keys are decoded to a buffer for those, too
     decode_t     decode;
     accumulate_t accumulate;
 };
 
 template <class Keys> constexpr kernels block_kernels() {
     using block = typename Keys::block;
-    return { score_blocks<Keys>, decode_blocks<block>, accumulate_blocks<block> };
+    return { score_blocks<Keys>, nullptr, decode_blocks<block>, accumulate_blocks<block> };
 }
 
 template <int BITS> constexpr kernels trellis_kernels() {
-    return { score_trellis<BITS>, decode_trellis<BITS>, accumulate_trellis<BITS> };
+    return { score_trellis<BITS>, nullptr, decode_trellis<BITS>, accumulate_trellis<BITS> };
 }
 
-template <decode_t decode_rows> constexpr kernels float_kernels() {
-    return { nullptr, decode_rows, accumulate_floats<decode_rows> };
+template <class T> constexpr kernels scalar_kernels() {
+    return { nullptr, dots_of_scalars<T>, decode_scalars<T>, accumulate_scalars<T> };
 }
 
 kernels kernels_of(ggml_type type) {
@@ -456,14 +481,16 @@ kernels kernels_of(ggml_type type) {
         case GGML_TYPE_Q4_0:
             return block_kernels<keys_q4_0>();
         case GGML_TYPE_F16:
-            return float_kernels<decode_f16>();
-        case GGML_TYPE_F32:
+            return scalar_kernels<ggml_half>();
         case GGML_TYPE_BF16:
+            return scalar_kernels<ggml_bf16_t>();
+        case GGML_TYPE_F32:
+            return scalar_kernels<float>();
         case GGML_TYPE_Q4_1:
         case GGML_TYPE_Q5_0:
         case GGML_TYPE_Q5_1:
         case GGML_TYPE_IQ4_NL:
-            return float_kernels<decode_any>();
+            return { nullptr, nullptr, decode_any, accumulate_floats<decode_any> };
         default:
             return {};
     }

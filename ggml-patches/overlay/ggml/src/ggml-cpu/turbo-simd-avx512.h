@@ -99,6 +99,17 @@ inline float sum_lanes(vf a) {
     return _mm512_reduce_add_ps(a);
 }
 
+// Lanes 0, 1 and 2, 3 of each four: sums of neighbours of a, then of b
+inline vf add_neighbours(vf a, vf b) {
+    return add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+
+inline void store_sums(float * p, const vf * x) {
+    const vf     fours  = add_neighbours(add_neighbours(x[0], x[1]), add_neighbours(x[2], x[3]));
+    const __m256 eights = _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
+    _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(eights), _mm256_extractf128_ps(eights, 1)));
+}
+
 //
 // integers
 //

@@ -120,6 +120,12 @@ inline float sum_lanes(vf a) {
     return s;
 }
 
+inline void store_sums(float * p, const vf * x) {
+    for (int i = 0; i < 4; ++i) {
+        p[i] = sum_lanes(x[i]);
+    }
+}
+
 //
 // integers; what is done to bytes is done to the bytes of the dwords in memory, so that either byte order will do
 //

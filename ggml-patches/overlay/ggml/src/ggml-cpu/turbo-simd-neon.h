@@ -91,6 +91,10 @@ inline float sum_lanes(vf a) {
     return vaddvq_f32(a);
 }
 
+inline void store_sums(float * p, const vf * x) {
+    store(p, vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])));
+}
+
 inline vf pow2_scale(vf x, vf n) {
     const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
     return mul(x, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));

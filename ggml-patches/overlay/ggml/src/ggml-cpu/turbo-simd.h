@@ -13,6 +13,7 @@
 //     load_words<N>(w, p, stride) the same for rows at p + i * stride
 //     decode(x, y)                one block of 32 values as floats
 //     select_gt(a, b, x, y)       a > b ? x : y, so y where a or b is NaN
+//     store_sums(p, x)            p[i] is the sum of the lanes of x[i], for four vectors
 //     butterfly<D>(x)             lane i has x[i] + x[i + D] where bit D of i is clear, else x[i - D] - x[i]
 //     pow2_scale(x, n)            x * 2^n for n that are whole and not below -126
 //     dot_pairs(acc, a, b)        per lane: acc + two products of int16; HAS_DOT_PAIRS where that is faster than floats
@@ -116,6 +117,7 @@ namespace {
 inline void prefetch_l2(const void * p) {
 #if defined(__GNUC__)
     __builtin_prefetch(p, 0, 2);
+    __asm__ volatile("");  // GCC 12 leaves out calls of functions that do nothing but prefetch.
 #else
     (void) p;
 #endif

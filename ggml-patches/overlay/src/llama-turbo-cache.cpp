@@ -381,41 +381,48 @@ void llama_turbo_cache::set_exact_input(const llama_kv_cache_context &  mctx,
     llama_turbo_exact & exact = *mctx.kv->turbo->exact;
     const auto &        sinfo = mctx.sinfos[mctx.i_cur];
 
-    for (ggml_tensor * tensor : { input.packed_mask, input.mask, input.rows, input.tokens }) {
+    for (ggml_tensor * tensor : { input.packed_mask, input.mask, input.rows, input.copied, input.attended }) {
         GGML_ASSERT(!tensor || ggml_backend_buffer_is_host(tensor->buffer));
     }
+    const bool is_copied_first = !input.attended;
+
     uint16_t * packed_mask = (uint16_t *) input.packed_mask->data;
     uint16_t * mask        = (uint16_t *) input.mask->data;
     int64_t *  row         = (int64_t *) input.rows->data;
-    int32_t *  token       = input.tokens ? (int32_t *) input.tokens->data : nullptr;
+    int32_t *  copied      = is_copied_first ? nullptr : (int32_t *) input.copied->data;
+    int32_t *  attended    = is_copied_first ? nullptr : (int32_t *) input.attended->data;
     uint32_t   first_token = 0;
     for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
         const uint32_t                stream    = sinfo.strm[s];
         const llama_kv_cells &        cells     = mctx.kv->v_cells[stream];
         const std::vector<uint32_t> & new_cells = sinfo.idxs[s];
+        const uint32_t                n_tokens  = new_cells.size();
 
         exact.forget(stream, new_cells);
 
         std::vector<llama_turbo_exact::copy> copies;
-        if (!token) {
+        if (is_copied_first) {
             copies = exact.place_all(stream, cells, new_cells);
         }
-        for (uint32_t i = 0; i < new_cells.size(); ++i) {
+        for (uint32_t i = 0; i < n_tokens; ++i) {
             exact.split_mask(stream, cells, new_cells, ubatch.pos[first_token + i], packed_mask,
                              input.packed_mask->ne[0], mask);
             packed_mask += input.packed_mask->ne[0];
             mask += input.mask->ne[0];
         }
-        if (token) {
+        if (!is_copied_first) {
             copies = exact.place_needed(stream, cells, new_cells);
+            for (uint32_t i = 0; i < exact.n_keys(n_tokens) - exact.n_rows; ++i) {
+                *attended++ = first_token + (i < n_tokens ? i : 0);
+            }
         }
         for (const llama_turbo_exact::copy & copy : copies) {
             *row++ = (int64_t) stream * exact.n_rows + copy.row;
-            if (token) {
-                *token++ = first_token + copy.token;
+            if (copied) {
+                *copied++ = first_token + copy.token;
             }
         }
-        first_token += new_cells.size();
+        first_token += n_tokens;
     }
 }
 

@@ -39,8 +39,10 @@ struct llama_turbo_exact_input {
     ggml_tensor * packed_mask;  // of upstream: F16 [n_kv, n_tokens/n_stream, 1, n_stream]
     ggml_tensor * mask;         // F16 [n_keys, n_tokens/n_stream, 1, n_stream]
     ggml_tensor * rows;         // I64 [n_copied * n_stream], of copies that are written
-    ggml_tensor *
-        tokens;  // I32 like rows: what is copied there; nullptr: all tokens in order, before they are attended
+
+    // nullptr: all tokens are copied, in order, before they are attended
+    ggml_tensor * copied;    // I32 like rows: the tokens of the ubatch
+    ggml_tensor * attended;  // I32 [(n_keys - n_rows) * n_stream]: tokens behind the rows, and any up to n_keys
 };
 
 class llama_turbo_exact {

@@ -96,8 +96,10 @@ def _layer(shape: LayerShape, rope: str, moments: Moments, output_sq: Array | No
 
 
 def _centered(mean: Array, squares: Array, center: bool) -> tuple[Floats | None, Array]:
-    """What is taken away, and the mean squares of what is left: where nothing may be taken, the constant part counts as well."""
-    return (mean.astype(np.float32), squares - np.square(mean)) if center else (None, squares)
+    """What is taken away, and the mean squares of what is left. Where nothing may be taken, the constant part counts as well."""
+    if not center or not mean.any():
+        return None, squares
+    return mean.astype(np.float32), squares - np.square(mean)
 
 
 def _pair_means(squares: Array, rope: str, n_rot: int) -> Array:

@@ -180,7 +180,7 @@ def run(tool: Tool, program: str, model: Path, prose: Path, file: Path) -> Done:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_tools_load_it(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, program: str) -> None:
-    done = run(tool, program, tiny("head64"), prose, calibrate(tiny("head64"), tmp_path))
+    done = run(tool, program, tiny("head64"), prose, calibrate(tiny("head64"), tmp_path, prose))
     assert done.rc == 0, done.text
     if program == "llama-bench":
         assert "of 2 layers, K of 2 centered, K of 2 scaled, V of 2 centered, V of 2 scaled" in done.text

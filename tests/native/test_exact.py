@@ -94,10 +94,10 @@ def test_architectures_that_are_refused(tool: Tool, tmp_path: Path, arch: str) -
     assert f"this model can't have an exact sink and tail: {why}: leave out --cache-sink and --cache-tail" in done.text
 
 
-def test_deep_models_have_room_in_their_graph(tool: Tool, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_deep_models_have_room_in_their_graph(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path) -> None:
     """Upstream's room is 8 nodes per tensor and a prime number for nodes and leafs: 255 tensors, as Llama 3.2 3B has, get the least."""
     model = tiny("layers28")
-    settings = ("--cache-calibration", str(calibrate(model, tmp_path)), "--cache-sink", "4", "--cache-tail", "8")
+    settings = ("--cache-calibration", str(calibrate(model, tmp_path, prose)), "--cache-sink", "4", "--cache-tail", "8")
     args = ("-m", model, "-ctk", "turbo3t", "-ctv", "turbo3t", "-no-cnv", "-n", "2", "-p", "word " * 40)
     done = tool("llama-completion", *args, *settings)
     assert done.rc == 0, done.text

@@ -375,6 +375,12 @@ const llama_turbo_exact & llama_turbo_cache::exact_of(const llama_kv_cache_conte
     return *mctx.kv->turbo->exact;
 }
 
+bool llama_turbo_cache::is_copied_first(const llama_kv_cache_context & mctx, uint32_t n_tokens, uint32_t n_stream) {
+    const bool is_reserving = mctx.ubatches.empty();
+
+    return exact_of(mctx).is_copied_first(is_reserving ? n_tokens * n_stream : n_tokens);
+}
+
 void llama_turbo_cache::set_exact_input(const llama_kv_cache_context &  mctx,
                                         const llama_ubatch &            ubatch,
                                         const llama_turbo_exact_input & input) {
@@ -392,6 +398,8 @@ void llama_turbo_cache::set_exact_input(const llama_kv_cache_context &  mctx,
     int32_t *  copied      = is_copied_first ? nullptr : (int32_t *) input.copied->data;
     int32_t *  attended    = is_copied_first ? nullptr : (int32_t *) input.attended->data;
     uint32_t   first_token = 0;
+
+    const std::vector<uint32_t> none;
     for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
         const uint32_t                stream    = sinfo.strm[s];
         const llama_kv_cells &        cells     = mctx.kv->v_cells[stream];
@@ -405,14 +413,14 @@ void llama_turbo_cache::set_exact_input(const llama_kv_cache_context &  mctx,
             copies = exact.place_all(stream, cells, new_cells);
         }
         for (uint32_t i = 0; i < n_tokens; ++i) {
-            exact.split_mask(stream, cells, new_cells, ubatch.pos[first_token + i], packed_mask,
-                             input.packed_mask->ne[0], mask);
+            exact.split_mask(stream, cells, is_copied_first ? none : new_cells, ubatch.pos[first_token + i],
+                             packed_mask, input.packed_mask->ne[0], mask, input.mask->ne[0]);
             packed_mask += input.packed_mask->ne[0];
             mask += input.mask->ne[0];
         }
         if (!is_copied_first) {
             copies = exact.place_needed(stream, cells, new_cells);
-            for (uint32_t i = 0; i < exact.n_keys(n_tokens) - exact.n_rows; ++i) {
+            for (uint32_t i = 0; i < input.mask->ne[0] - exact.n_rows; ++i) {
                 *attended++ = first_token + (i < n_tokens ? i : 0);
             }
         }
@@ -807,15 +815,15 @@ uint32_t llama_turbo_graph_nodes(const llama_memory_i * memory) {
 uint32_t llama_turbo_cache::n_graph_nodes(const llama_kv_cache & kv) {
     static constexpr uint32_t CALIBRATED = 13 + 7;  // nodes and leafs of a layer
     static constexpr uint32_t EXACT      = 24 + 2;
-    static constexpr uint32_t INPUTS     = 3;
+    static constexpr uint32_t INPUTS     = 4;
 
     if (!kv.turbo) {
         return 0;
     }
-    const uint32_t n_calibrated = kv.turbo->calibrated_layers.size();
-    const uint32_t n_exact      = kv.turbo->exact ? kv.turbo->exact->layers.size() : 0;
+    const uint32_t n_layers = kv.map_layer_ids.size();  // with those that attend what another one stores
 
-    return n_calibrated * CALIBRATED + (n_exact > 0 ? n_exact * EXACT + INPUTS : 0);
+    return (kv.turbo->calibrated_layers.empty() ? 0 : n_layers * CALIBRATED) +
+           (kv.turbo->exact ? n_layers * EXACT + INPUTS : 0);
 }
 
 void llama_turbo_cache::update(llama_kv_cache & kv, llama_context * lctx) {

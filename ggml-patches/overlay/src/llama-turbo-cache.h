@@ -113,6 +113,10 @@ struct llama_turbo_cache {
 
     static const llama_turbo_exact & exact_of(const llama_kv_cache_context & mctx);
 
+    // Whether a ubatch of so many tokens in each of so many streams is copied before it is attended. Where memory is reserved, tokens stand for
+    // ubatches that have all of them in one stream.
+    static bool is_copied_first(const llama_kv_cache_context & mctx, uint32_t n_tokens, uint32_t n_stream);
+
     // Places the tokens of a ubatch and splits its mask.
     static void set_exact_input(const llama_kv_cache_context &  mctx,
                                 const llama_ubatch &            ubatch,

@@ -6,6 +6,7 @@
 #include "llama-io.h"
 
 #include <algorithm>
+#include <limits>
 
 static constexpr uint16_t HALF_MINUS_INF = 0xfc00;
 
@@ -20,7 +21,7 @@ llama_turbo_exact::llama_turbo_exact(llama_turbo_exact_sizes sizes,
                                      uint32_t                n_cells,
                                      uint32_t                n_stream) :
     sizes(sizes),
-    n_rows(rows_of_stream((uint64_t) n_seq * (sizes.sink + sizes.tail), std::max<uint32_t>(n_seq, REWIND), n_cells)),
+    n_rows(rows_of_stream((uint64_t) n_seq * (sizes.sink + sizes.tail), (uint64_t) n_seq * REWIND, n_cells)),
     n_spare(n_rows == n_cells ? n_cells : n_rows - n_seq * (sizes.sink + sizes.tail)),
     streams(n_stream, rows{ std::vector<int32_t>(n_rows, NONE), std::vector<int32_t>(n_cells, NONE) }) {}
 
@@ -29,7 +30,7 @@ bool llama_turbo_exact::is_copied_first(uint32_t n_tokens) const {
 }
 
 uint32_t llama_turbo_exact::n_keys(uint32_t n_tokens) const {
-    return is_copied_first(n_tokens) ? n_rows : GGML_PAD(n_rows + n_tokens, KEY_STEP);
+    return GGML_PAD(n_rows + n_tokens, KEY_STEP);
 }
 
 uint32_t llama_turbo_exact::n_copied(uint32_t n_tokens) const {
@@ -60,16 +61,8 @@ std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_of(const l
     return res;
 }
 
-bool llama_turbo_exact::is_exact(llama_pos key_pos, llama_pos query_pos) const {
-    return key_pos < (int64_t) sizes.sink || (sizes.tail > 0 && key_pos > (int64_t) query_pos - sizes.tail);
-}
-
-bool llama_turbo_exact::is_needed(const llama_kv_cells &        cells,
-                                  uint32_t                      cell,
-                                  const std::vector<sequence> & sequences) const {
-    return std::any_of(sequences.begin(), sequences.end(), [&](const sequence & sequence) {
-        return is_exact(cells.pos_get(cell), sequence.next) && cells.seq_has(cell, sequence.id);
-    });
+bool llama_turbo_exact::is_in_tail(int64_t from_query) const {
+    return sizes.tail > 0 && from_query > -(int64_t) sizes.tail;
 }
 
 std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_after_state(const llama_kv_cells & cells) {
@@ -85,23 +78,31 @@ llama_turbo_exact::rank llama_turbo_exact::rank_of(const llama_kv_cells &       
                                                    uint32_t                      cell,
                                                    const std::vector<sequence> & sequences) const {
     const llama_pos pos = cells.pos_get(cell);
-    if (!is_needed(cells, cell, sequences)) {
-        return { NOT_NEEDED, pos };
+    if (pos < (int64_t) sizes.sink) {
+        return { IN_SINK, -pos };
+    }
+    llama_pos from_end = std::numeric_limits<llama_pos>::min();  // of the sequence that it is nearest to, negative
+    for (const sequence & sequence : sequences) {
+        if (cells.seq_has(cell, sequence.id)) {
+            from_end = std::max(from_end, pos - sequence.next);
+        }
     }
 
-    return pos < (int64_t) sizes.sink ? rank{ IN_SINK, -pos } : rank{ IN_TAIL, pos };
+    return { is_in_tail(from_end) ? IN_TAIL : NOT_NEEDED, from_end };
 }
 
 llama_turbo_exact::ranked llama_turbo_exact::rank_rows(uint32_t                      stream,
                                                        const llama_kv_cells &        cells,
-                                                       const std::vector<sequence> & sequences) const {
+                                                       const std::vector<sequence> & sequences,
+                                                       size_t                        n) const {
     ranked res;
     res.reserve(n_rows);
     for (uint32_t row = 0; row < n_rows; ++row) {
         const int32_t cell = streams[stream].cell_of[row];
         res.emplace_back(cell == NONE || cells.is_empty(cell) ? rank{ FREE, 0 } : rank_of(cells, cell, sequences), row);
     }
-    std::sort(res.begin(), res.end());
+    std::partial_sort(res.begin(), res.begin() + n, res.end());
+    res.resize(n);
 
     return res;
 }
@@ -118,7 +119,7 @@ void llama_turbo_exact::assign(uint32_t stream, uint32_t row, uint32_t cell) {
 std::vector<llama_turbo_exact::copy> llama_turbo_exact::place_all(uint32_t                      stream,
                                                                   const llama_kv_cells &        cells,
                                                                   const std::vector<uint32_t> & new_cells) {
-    const ranked rows = rank_rows(stream, cells, sequences_of(cells, new_cells));
+    const ranked rows = rank_rows(stream, cells, sequences_of(cells, new_cells), new_cells.size());
 
     std::vector<copy> res;
     for (uint32_t i = 0; i < new_cells.size(); ++i) {
@@ -133,8 +134,9 @@ std::vector<llama_turbo_exact::copy> llama_turbo_exact::place_needed(uint32_t   
                                                                      const llama_kv_cells &        cells,
                                                                      const std::vector<uint32_t> & new_cells) {
     const std::vector<sequence> sequences = sequences_of(cells, {});
+    const uint32_t              n         = n_copied(new_cells.size());
 
-    const ranked rows = rank_rows(stream, cells, sequences);
+    const ranked rows = rank_rows(stream, cells, sequences, n);
     ranked       tokens;
     for (uint32_t i = 0; i < new_cells.size(); ++i) {
         tokens.emplace_back(rank_of(cells, new_cells[i], sequences), i);
@@ -142,7 +144,7 @@ std::vector<llama_turbo_exact::copy> llama_turbo_exact::place_needed(uint32_t   
     std::sort(tokens.rbegin(), tokens.rend());
 
     std::vector<copy> res;
-    for (uint32_t i = 0; i < n_copied(new_cells.size()); ++i) {
+    for (uint32_t i = 0; i < n; ++i) {
         if (i > 0 && rows[i].first >= tokens[i].first) {
             res.push_back(res.front());
             continue;
@@ -182,15 +184,17 @@ void llama_turbo_exact::copy_stream(uint32_t from, uint32_t to) {
 
 void llama_turbo_exact::split_mask(uint32_t                      stream,
                                    const llama_kv_cells &        cells,
-                                   const std::vector<uint32_t> & new_cells,
+                                   const std::vector<uint32_t> & behind,
                                    llama_pos                     pos,
                                    uint16_t *                    mask,
                                    int64_t                       n_kv,
-                                   uint16_t *                    exact_mask) const {
-    std::fill(exact_mask, exact_mask + n_keys(new_cells.size()), HALF_MINUS_INF);
+                                   uint16_t *                    exact_mask,
+                                   int64_t                       n_keys) const {
+    std::fill(exact_mask, exact_mask + n_keys, HALF_MINUS_INF);
 
     const auto move = [&](int32_t cell, uint32_t key) {
-        if (is_exact(cells.pos_get(cell), pos)) {
+        const int64_t key_pos = cells.pos_get(cell);
+        if (key_pos < sizes.sink || is_in_tail(key_pos - pos)) {
             std::swap(exact_mask[key], mask[cell]);
         }
     };
@@ -200,10 +204,8 @@ void llama_turbo_exact::split_mask(uint32_t                      stream,
             move(cell, row);
         }
     }
-    if (!is_copied_first(new_cells.size())) {
-        for (uint32_t i = 0; i < new_cells.size(); ++i) {
-            move(new_cells[i], n_rows + i);
-        }
+    for (uint32_t i = 0; i < behind.size(); ++i) {
+        move(behind[i], n_rows + i);
     }
 }
 
@@ -247,7 +249,7 @@ void llama_turbo_exact::write(llama_io_write_i &            io,
     std::vector<std::pair<int64_t, uint32_t>> copies;  // row, index of the cell
     for (size_t i = 0; i < state_cells.size(); ++i) {
         const int32_t row = streams[stream].row_of[state_cells[i]];
-        if (row != NONE && is_needed(cells, state_cells[i], sequences)) {
+        if (row != NONE && is_needed(rank_of(cells, state_cells[i], sequences))) {
             copies.emplace_back((int64_t) stream * n_rows + row, i);
         }
     }
@@ -303,13 +305,13 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
 
     std::vector<uint32_t> wanted;  // indices of copied
     for (uint32_t i = 0; i < n_copies; ++i) {
-        if (is_needed(cells, copied[i], sequences)) {
+        if (is_needed(rank_of(cells, copied[i], sequences))) {
             wanted.push_back(i);
         }
     }
-    const ranked ranks = rank_rows(stream, cells, sequences_of(cells, {}));
+    const ranked ranks = rank_rows(stream, cells, sequences_of(cells, {}), n_rows);
     const size_t n_free =
-        std::count_if(ranks.begin(), ranks.end(), [](const auto & row) { return row.first.first <= NOT_NEEDED; });
+        std::count_if(ranks.begin(), ranks.end(), [](const auto & row) { return !is_needed(row.first); });
     if (wanted.size() > n_free) {
         const auto value = [&](uint32_t i) {
             return rank_of(cells, copied[i], sequences);

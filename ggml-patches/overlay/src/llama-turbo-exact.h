@@ -34,7 +34,7 @@ struct llama_turbo_exact_sizes {
     explicit operator bool() const { return sink > 0 || tail > 0; }
 };
 
-// Tensors that are set for each ubatch. n_keys and n_copied: see there, of the tokens of a stream.
+// Tensors that are set for each ubatch. n_keys, n_copied: llama_turbo_exact has them by the number of tokens of a stream.
 struct llama_turbo_exact_input {
     ggml_tensor * packed_mask;  // of upstream: F16 [n_kv, n_tokens/n_stream, 1, n_stream]
     ggml_tensor * mask;         // F16 [n_keys, n_tokens/n_stream, 1, n_stream]
@@ -65,7 +65,7 @@ class llama_turbo_exact {
 
     // How attention takes a ubatch, by the number of its tokens in a stream.
     bool     is_copied_first(uint32_t n_tokens) const;
-    uint32_t n_keys(uint32_t n_tokens) const;  // rows, and the tokens of the ubatch behind them
+    uint32_t n_keys(uint32_t n_tokens) const;  // of one that is not: rows, and the tokens of the ubatch behind them
     uint32_t n_copied(uint32_t n_tokens) const;
 
     struct copy {
@@ -84,14 +84,15 @@ class llama_turbo_exact {
                                    const std::vector<uint32_t> & new_cells);
 
     // For a query at pos: takes what it attends in f16 out of the mask of the cache [n_kv] and puts it into that of the copies [n_keys].
-    // new_cells: of the tokens behind the rows.
+    // behind: cells of the tokens behind the rows.
     void split_mask(uint32_t                      stream,
                     const llama_kv_cells &        cells,
-                    const std::vector<uint32_t> & new_cells,
+                    const std::vector<uint32_t> & behind,
                     llama_pos                     pos,
                     uint16_t *                    mask,
                     int64_t                       n_kv,
-                    uint16_t *                    exact_mask) const;
+                    uint16_t *                    exact_mask,
+                    int64_t                       n_keys) const;
 
     // By how much the positions of the copies have moved, [n_rows].
     void get_shifts(uint32_t stream, const llama_kv_cells & cells, int32_t * shifts) const;
@@ -129,7 +130,7 @@ class llama_turbo_exact {
     // A state has the copies for going on from so many tokens before its end: the last ones are often computed again.
     static constexpr llama_pos REWIND = 16;
 
-    const uint32_t n_spare;  // rows beyond sink + tail of each sequence
+    const uint32_t n_spare;  // rows beyond sink + tail of each sequence, REWIND for each or more
 
     // Of a stream. Cells that have been emptied since may still have a row.
     struct rows {
@@ -147,19 +148,24 @@ class llama_turbo_exact {
     static std::vector<sequence> sequences_of(const llama_kv_cells & cells, const std::vector<uint32_t> & query_cells);
     static std::vector<sequence> sequences_after_state(const llama_kv_cells & cells);
 
-    bool is_exact(llama_pos key_pos, llama_pos query_pos) const;
-    bool is_needed(const llama_kv_cells & cells, uint32_t cell, const std::vector<sequence> & sequences) const;
+    bool is_in_tail(int64_t from_query) const;  // position, relative to that of a query
 
-    // How hard it is to do without a copy: less is easier. The oldest of the tail goes first, the first token of all last.
+    // How hard it is to do without a copy: less is easier. Of a tail, and of what is not needed, the farthest from the end of its sequence goes
+    // first; the first token of all last.
     enum kind { FREE, NOT_NEEDED, IN_TAIL, IN_SINK };
 
     using rank = std::pair<kind, llama_pos>;
 
     using ranked = std::vector<std::pair<rank, uint32_t>>;  // rows or tokens, what is easiest to do without first
 
+    static bool is_needed(const rank & rank) { return rank.first >= IN_TAIL; }
+
     rank rank_of(const llama_kv_cells & cells, uint32_t cell, const std::vector<sequence> & sequences) const;
 
-    ranked rank_rows(uint32_t stream, const llama_kv_cells & cells, const std::vector<sequence> & sequences) const;
+    ranked rank_rows(uint32_t                      stream,
+                     const llama_kv_cells &        cells,
+                     const std::vector<sequence> & sequences,
+                     size_t                        n) const;
 
     void assign(uint32_t stream, uint32_t row, uint32_t cell);
 

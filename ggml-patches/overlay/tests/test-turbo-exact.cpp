@@ -47,6 +47,9 @@ static bool is_half(const setup & s) {
     return s.type_k == GGML_TYPE_F16 && s.type_v == GGML_TYPE_F16 && s.layers_k.empty();
 }
 
+// Float error that some layers have quantized: measured up to 3e-5.
+constexpr double NMSE_DEEP = 1e-4;
+
 // A context of more cells than copies.
 constexpr uint32_t N_CTX_LONG = 1024;
 constexpr int      N_LONG     = 600;
@@ -76,7 +79,7 @@ static double nmse_of_types(const setup & s) {
 // The rows of copies, and so the sums, are in another order than the first time. Float error grows with every layer that quantizes it.
 static void check_goes_on(const logits_t & expected, const logits_t & got) {
     const bool is_small = llama_model_n_layer(model) <= 2 && llama_model_n_swa(model) == 0;
-    check_at_most("... continues", nmse(expected, got), is_small ? NMSE_FLOAT : NMSE_BATCH);
+    check_at_most("... continues", nmse(expected, got), is_small ? NMSE_FLOAT : NMSE_DEEP);
 }
 
 //
@@ -287,6 +290,19 @@ static void test_sequences(const setup & types) {
         }
         check_at_most("two sequences at once: the first", nmse(of_first, first), nmse_batch(types));
         check_at_most("two sequences at once: the second", nmse(of_second, second), nmse_batch(types));
+
+        // ... and prompts of both in one batch
+        const session      prompts = session::make(all_in_tail(two));
+        std::vector<input> inputs  = text(50, 0, 0, 7);
+        const auto         others  = text(50, 0, 1, 8);
+        inputs.insert(inputs.end(), others.begin(), others.end());
+        prompts.decode(inputs);
+        for (int seq : { 0, 1 }) {
+            const session one = session::make(half(types));
+            one.decode(text(50, 0, 0, 7 + seq));
+            check_at_most("prompts of both at once: sequence " + std::to_string(seq),
+                          nmse(generate(one, 8, 50, 0, 7 + seq), generate(prompts, 8, 50, seq, 7 + seq)), NMSE_HALF);
+        }
     }
 }
 
@@ -314,6 +330,23 @@ static void test_removal(const setup & types) {
         check_at_most("the last " + std::to_string(n) + " tokens removed and computed again",
                       nmse(last_logits(first, n), generate(again, n, N_LONG + 20 - n)), nmse_batch(types));
     }
+
+    // of a sequence beside a longer one, whose copies are older
+    setup two               = s;
+    two.n_seq               = 2;
+    two.unified             = true;
+    const session beside    = session::make(two);
+    const session untouched = session::make(two);
+    for (const session * one : { &beside, &untouched }) {
+        one->decode(text(400, 0, 0, 1));
+        one->decode(text(60, 0, 1, 2));
+    }
+    for (int i = 0; i < REWIND; ++i) {
+        beside.decode({ text(1, 400 + i, 0, 1)[0], text(1, 60 + i, 1, 3)[0] });
+    }
+    llama_memory_seq_rm(beside.memory(), 1, 60, -1);
+    check_at_most("the last 16 tokens of one of two sequences removed",
+                  nmse(generate(untouched, 8, 60, 1, 2), generate(beside, 8, 60, 1, 2)), NMSE_DEEP);
 
     // tokens in the middle: what is left is the same as with copies of everything that is left
     const session holes = session::make(all_in_tail(types));
@@ -375,13 +408,15 @@ static void test_state(const setup & types) {
             check("state read with sink '" + to.sink + "', tail '" + to.tail + "'", set_state(reader, state));
             check_at_most("... continues", nmse(expected, generate(reader, 12, n_prompt)), one_token);
         }
-        setup wide    = s;
-        wide.n_ubatch = 512;
-        for (const auto & [from, to] : { std::make_pair(wide, s), std::make_pair(s, wide) }) {
+        setup narrow   = s;
+        narrow.n_seq   = 1;
+        setup shared   = s;
+        shared.unified = true;
+        for (const auto & [from, to] : { std::make_pair(shared, narrow), std::make_pair(narrow, shared) }) {
             const session first = session::make(from);
             first.decode(text(n_prompt));
             const session second = session::make(to);
-            check("state read with another size of ubatches", set_state(second, get_state(first)));
+            check("state read with another number of rows", set_seq_state(second, get_seq_state(first, 0), 0));
             check_count("... and all its copies", copied_cells(second), std::min(n_prompt, SINK + TAIL + REWIND - 1));
             check_goes_on(generate(first, 12, n_prompt), generate(second, 12, n_prompt));
         }
@@ -393,8 +428,6 @@ static void test_state(const setup & types) {
         }
         {
             // a sequence beside others does not take their copies
-            setup shared                = s;
-            shared.unified              = true;
             const session writer_of_one = session::make(shared);
             writer_of_one.decode(text(n_prompt));
             const bytes_t  one             = get_seq_state(writer_of_one, 0);

@@ -123,13 +123,6 @@ class host_tensor {
         return value;
     }
 
-    const float * row(int64_t i1, int64_t i2) const {
-        if (tensor->nb[0] != sizeof(float)) {
-            throw std::runtime_error(std::string(tensor->name) + " has no rows of floats");
-        }
-        return (const float *) (begin + i1 * tensor->nb[1] + i2 * tensor->nb[2]);
-    }
-
   private:
     const ggml_tensor *  tensor;
     std::vector<uint8_t> data;
@@ -245,16 +238,19 @@ class observer {
         sums.v_sq.resize(n_head_kv * n_embd);
         sums.v_weight.resize(n_head_kv);
 
+        if (weights->type != GGML_TYPE_F32 || !ggml_is_contiguous(weights)) {
+            throw std::runtime_error(std::string(weights->name) + " has no rows of floats");
+        }
         const host_tensor   values(v);
-        const host_tensor   probabilities(weights);
+        std::vector<float>  of_group(n_kv * weights->ne[1] * n_group);  // all heads would be too much memory
         std::vector<double> squares(n_kv);
         for (int64_t h = 0; h < n_head_kv; ++h) {
+            const size_t n_bytes = of_group.size() * sizeof(float);
+            ggml_backend_tensor_get(weights, of_group.data(), h * n_bytes, n_bytes);
+
             std::fill(squares.begin(), squares.end(), 0.0);
-            for (int64_t i = 0; i < n_group * weights->ne[1]; ++i) {
-                const float * row = probabilities.row(i % weights->ne[1], h * n_group + i / weights->ne[1]);
-                for (int64_t t = 0; t < n_kv; ++t) {
-                    squares[t] += row[t] * row[t];
-                }
+            for (size_t i = 0; i < of_group.size(); ++i) {
+                squares[i % n_kv] += of_group[i] * of_group[i];
             }
             for (int64_t t = 0; t < n_kv; ++t) {
                 if (squares[t] == 0.0) {
@@ -454,8 +450,9 @@ static void set_env(const char * name, const char * value) {
 
 static void run(const options & opts) {
     // the cache must hold what the model computes
-    for (const char * name : { "TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE",
-                               "TURBO_DECAY", "TURBO_CALIBRATION", "LLAMA_TURBO_ROTATE_F32" }) {
+    for (const char * name :
+         { "TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE", "TURBO_DECAY",
+           "TURBO_CALIBRATION", "TURBO_CACHE_SINK", "TURBO_CACHE_TAIL", "LLAMA_TURBO_ROTATE_F32" }) {
         set_env(name, "");
     }
 

@@ -1,6 +1,6 @@
 """Measure all cache types on four models: plain, calibrated, and with an exact sink and tail (eval/matrix/sweep.toml).
 
-    python scripts/quality_matrix.py                       # half an hour on two idle cores; interrupted, it goes on where it was
+    python scripts/quality_matrix.py                       # 45 minutes on two idle cores; interrupted, it goes on where it was
     python scripts/quality_matrix.py --models head64 bias
     python scripts/quality_matrix.py --small               # to try the script; its numbers mean nothing
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import embedded_model, home
-from turbo_gguf.build import ensure_build
-from turbo_gguf.eval_text import write_held_out_text
-from turbo_gguf.records import Build
+from turbo_gguf.inputs.eval_text import write_held_out_text
+from turbo_gguf.make.build import Build, ensure_build
+from turbo_gguf.make.upstream import supported
 from turbo_gguf.tools import run
-from turbo_gguf.upstream import supported
 
 TARGETS = (
     "llama-completion",

@@ -19,10 +19,12 @@ from pathlib import Path
 import msgspec
 from gpu_stages import STAGES, Status, Suite
 
-from turbo_gguf import cuda, guard, presets, rocm
 from turbo_gguf.assets import home
 from turbo_gguf.cli import report
 from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.make import presets
+from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.measure import guard
 
 SMALLEST_START = 20
 """Seconds that must be left for another stage to be begun."""

@@ -26,7 +26,7 @@ from kernel_toolchains import AMD_TARGETS, CUDA_SOURCES, NVIDIA_TARGETS, Compile
 from turbo_gguf import patchset
 from turbo_gguf.cli import report
 from turbo_gguf.errors import EnvironmentMissing, TurboError
-from turbo_gguf.upstream import fetch, lock, resolve
+from turbo_gguf.make.upstream import fetch, lock, resolve
 
 RESULT = Path(__file__).parent.parent / "eval" / "results" / "kernels.md"
 OURS = "turbo"

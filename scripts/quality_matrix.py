@@ -24,14 +24,22 @@ from pathlib import Path
 import msgspec
 import plant_model
 
-from turbo_gguf import assets, calibration, gate, guard, kld, models, observation, plot, report, sweep, weight_moments
-from turbo_gguf.build import ensure_build
+from turbo_gguf import assets
+from turbo_gguf.cache import calibration
+from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.calibrate import observation, scales, weight_moments
 from turbo_gguf.cli import report as report_error
 from turbo_gguf.cli.options import default_threads, write_text
 from turbo_gguf.errors import TurboError
-from turbo_gguf.eval_text import read_source, stdlib_dir
-from turbo_gguf.records import Build, CacheTypes, Metric, ModelFile, Result, TextFile
-from turbo_gguf.store import Store
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
+from turbo_gguf.inputs.models import ModelFile, TextFile
+from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.make.build import Build, ensure_build
+from turbo_gguf.measure import guard, kld, sweep
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import Result
+from turbo_gguf.measure.store import Store
 
 CALIBRATION_MODULES = ("bisect.py", "asyncio/queues.py", "copy.py", "textwrap.py", "email/message.py", "ast.py", "pathlib.py")
 """Modules of the standard library that a calibration is made from: about 60,000 tokens, none of them in the text that is measured."""
@@ -132,7 +140,7 @@ def calibrate(build: Build, model: ModelFile, text: TextFile, path: Path, thread
     """Write the calibration of a model, as ``turbo-gguf calibrate`` does."""
     found = observation.observe(build, model, [text], ctx=CALIBRATION_CTX, chunks=CALIBRATION_CHUNKS, threads=threads)
     output_sq = weight_moments.output_sq(found, weight_moments.Weights(model.path))
-    calibration.write(calibration.compute(found, found.moments, output_sq), path)
+    calibration.write(scales.compute(found, found.moments, output_sq), path)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------
@@ -163,7 +171,7 @@ def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -
 # --- report ---------------------------------------------------------------------------------------------------------------
 
 
-def label(types: CacheTypes) -> str:
+def label(types: CacheSpec) -> str:
     """Types in a table over several models: each has a calibration of its own."""
     return str(msgspec.structs.replace(types, calibration="")) + (" calibrated" if types.calibration else "")
 

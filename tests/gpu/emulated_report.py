@@ -15,8 +15,8 @@ from emulated_runs import JOBS, MORE_JOBS, UPSTREAM, Outcome, perplexity, run_jo
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import embedded_model, home
-from turbo_gguf.eval_text import write_held_out_text
-from turbo_gguf.upstream import default_name
+from turbo_gguf.inputs.eval_text import write_held_out_text
+from turbo_gguf.make.upstream import default_name
 
 RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "hip-emulated.md"
 TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4t", "turbo3t", "turbo2t")

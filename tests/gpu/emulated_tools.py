@@ -23,7 +23,7 @@ import pytest
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
-from turbo_gguf.upstream import fetch, lock, resolve
+from turbo_gguf.make.upstream import fetch, lock, resolve
 
 FOLDER = Path(__file__).resolve().parent
 SCRIPT = FOLDER.parents[1] / "scripts" / "hip_root.sh"

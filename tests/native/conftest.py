@@ -18,7 +18,7 @@ import pytest
 import tiny_models
 
 from turbo_gguf import assets
-from turbo_gguf.build import ensure_build
+from turbo_gguf.make.build import ensure_build
 from turbo_gguf.tools import run
 
 TARGETS = (

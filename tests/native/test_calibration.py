@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import Done, Tool
 
-from turbo_gguf import calibration
+from turbo_gguf.cache import calibration
 from turbo_gguf.cli import main
 
 pytestmark = pytest.mark.native

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Tool
 
-from turbo_gguf import decay
+from turbo_gguf.cache import decay
 
 pytestmark = pytest.mark.native
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Tool
 
-from turbo_gguf import layer_map
+from turbo_gguf.cache import layer_map
 
 pytestmark = pytest.mark.native
 

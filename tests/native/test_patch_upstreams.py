@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from turbo_gguf import patchset
-from turbo_gguf.records import Tree
-from turbo_gguf.upstream import default_name, fetch, supported
+from turbo_gguf.make.upstream import default_name, fetch, supported
+from turbo_gguf.patchset.tree import Tree
 
 pytestmark = pytest.mark.network
 

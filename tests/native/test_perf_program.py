@@ -8,8 +8,8 @@ from pathlib import Path
 import bench_gpu
 import pytest
 
-from turbo_gguf.build import ensure_build
 from turbo_gguf.errors import ToolFailed
+from turbo_gguf.make.build import ensure_build
 
 pytestmark = pytest.mark.native
 

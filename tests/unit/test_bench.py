@@ -11,11 +11,12 @@ import msgspec
 import pytest
 from measuring import LOGS, MODEL
 
-from turbo_gguf import bench
-from turbo_gguf.cache_types import parse_types
+from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, ToolFailed, UsageError
-from turbo_gguf.records import Build, CacheTypes, Tree
-from turbo_gguf.store import Store
+from turbo_gguf.make.build import Build
+from turbo_gguf.measure import bench
+from turbo_gguf.measure.store import Store
+from turbo_gguf.patchset.tree import Tree
 
 _FAKE = f"""#!{sys.executable}
 import json, os, re, sys
@@ -60,7 +61,7 @@ class Bench:
 
     def run(self, **changes: object) -> list[object]:
         plan = bench.BenchPlan(
-            types=(CacheTypes("f16", "f16"), CacheTypes("q8_0", "q4_0")),
+            types=(CacheSpec("f16", "f16"), CacheSpec("q8_0", "q4_0")),
             depths=(0, 512),
             n_prompt=64,
             n_gen=16,
@@ -159,7 +160,7 @@ def test_logs_have_names_that_every_file_system_takes(tmp_path: Path, monkeypatc
     monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path))
     long = "turbo3 k=" + ";".join(f"{i}:q8_0" for i in range(100))
     texts = ["turbo4/turbo3", "turbo3 k=0,-1:q8_0", "turbo3 k=0;-1:q8_0", "turbo3 k=*:q8_0", "turbo3 decay=15,35,50", long, long + ";*:f16"]
-    names = [bench._log("probe", CacheTypes.parse(text)).name for text in texts]
+    names = [bench._log("probe", CacheSpec.parse(text)).name for text in texts]
     assert names[0] == "probe-turbo4-turbo3.log", "as before"
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[\w.-]{1,100}", name) for name in names)
@@ -172,7 +173,7 @@ def test_plan_that_does_not_fit_the_model(sweep: Bench) -> None:
         sweep.run(types=(parse_types("turbo3 k=4:q8_0"),))
     with pytest.raises(UsageError, match="head size 80"):
         bench.check_fit(
-            bench.BenchPlan((CacheTypes("turbo3", "turbo3"),), (0,), 1, 1, 1, 1, "CPU"),
+            bench.BenchPlan((CacheSpec("turbo3", "turbo3"),), (0,), 1, 1, 1, 1, "CPU"),
             msgspec.structs.replace(MODEL, head_k=80, head_v=80),
         )
 

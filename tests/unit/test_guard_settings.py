@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from measuring import MODEL, facts, log
 
-from turbo_gguf import cache_types, calibration, guard, parse
-from turbo_gguf.cache_types import parse_types
-from turbo_gguf.errors import SilentFallback, UsageError
-from turbo_gguf.parse import LogCut
-from turbo_gguf.records import CacheDecay, CacheTypes, DecayCount, DecayShares, LogFacts
+from turbo_gguf.cache import calibration, spec
+from turbo_gguf.cache.decay import DecayShares
+from turbo_gguf.cache.spec import CacheSpec, parse_types
+from turbo_gguf.errors import LogCut, SilentFallback, UsageError
+from turbo_gguf.measure import guard, perplexity
+from turbo_gguf.measure.bits import bits_per_value
+from turbo_gguf.measure.log import CacheDecay, DecayCount, LogFacts, decayed_cells, log_facts
 
 SIZE = r"llama_kv_cache: size = .*"
 
@@ -34,7 +36,7 @@ def _facts(*caches: str, end: str = "") -> LogFacts:
     """Facts of a real log with these caches in place of its own, and an end."""
     err = re.sub(r"^.*attn_rot_.*\n", "", log("kld-turbo4-turbo3")[1], flags=re.MULTILINE)
     buffer = "llama_kv_cache:        CPU KV buffer size =     0.50 MiB\n"
-    return parse.log_facts(re.sub(SIZE, f"\n{buffer}".join(caches), err) + end)
+    return log_facts(re.sub(SIZE, f"\n{buffer}".join(caches), err) + end)
 
 
 def _by_layer(side: str, text: str, bits: float) -> str:
@@ -62,13 +64,13 @@ K_LINE, V_LINE = _by_layer("K", "0:q8_0;1-2:turbo3;3:q8_0", 6.0), _by_layer("V",
 
 def test_a_real_log_with_a_map_and_decay() -> None:
     out, err = log("kld-map-decay")
-    found = parse.log_facts(err)
+    found = log_facts(err)
     (cache,) = found.caches
     assert (cache.layers_k, cache.layers_v) == ("0-3:turbo4", "0-2:turbo3;3:q8_0")
     types = parse_types("turbo4/turbo3 v=-1:q8_0 decay=balanced")
     _check(found, str(types))
-    assert parse.bits_per_value(found, types, MODEL).agrees
-    assert parse.kld_stats(out, err).chunks == 3
+    assert bits_per_value(found, types, MODEL).agrees
+    assert perplexity.kld_stats(out, err).chunks == 3
     with pytest.raises(SilentFallback):
         _check(found, "turbo4/turbo3 v=-2:q8_0 decay=balanced")
 
@@ -88,10 +90,10 @@ def test_map_that_is_what_was_asked_for() -> None:
 
 def test_bits_are_the_average_of_the_map() -> None:
     found = _facts(_cache("turbo3", K_LINE, V_LINE, k=6.0, v=3.5))
-    bits = parse.bits_per_value(found, parse_types(MAP), MODEL)
+    bits = bits_per_value(found, parse_types(MAP), MODEL)
     assert bits.nominal == 4.75 and bits.agrees and bits.low is not None and bits.low > 4.6
     for other in ("turbo3", "turbo3 k=0:q8_0", "turbo3 k=0-2:q8_0"):
-        assert not parse.bits_per_value(found, parse_types(other), MODEL).agrees
+        assert not bits_per_value(found, parse_types(other), MODEL).agrees
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_map_with_the_sizes_of_another() -> None:
     found = _facts(_cache("turbo3", K_LINE, V_LINE, k=3.5, v=3.5))
     _check(found, MAP)
     with pytest.raises(SilentFallback, match=r"its block layout says 4\.750"):
-        guard.check_bits(parse.bits_per_value(found, parse_types(MAP), MODEL), parse_types(MAP))
+        guard.check_bits(bits_per_value(found, parse_types(MAP), MODEL), parse_types(MAP))
 
 
 SWA = msgspec.structs.replace(MODEL, n_layer=6, n_head_kv=(2,) * 6)
@@ -155,7 +157,7 @@ def test_layers_of_two_caches_are_those_of_the_model() -> None:
     ]
     found = _facts(*caches)
     _check(found, "turbo3 k=2:q8_0", SWA)
-    bits = parse.bits_per_value(found, parse_types("turbo3 k=2:q8_0"), SWA)
+    bits = bits_per_value(found, parse_types("turbo3 k=2:q8_0"), SWA)
     assert bits.nominal == (6.0 * 2 + 3.5 * 2 + 3.5 * 4) / 8 and bits.agrees, "a layer of the window has half the cells"
     with pytest.raises(SilentFallback, match="K of layer 0 is in 0 KV caches"):
         _check(_facts(caches[0]), "turbo3 k=2:q8_0", SWA)
@@ -168,7 +170,7 @@ def test_bits_weigh_layers_by_their_heads() -> None:
     line = _by_layer("K", "0:q8_0;1-3:turbo3", (8.5 + 3.5 * 7) / 8)
     found = _facts(_cache("turbo3", line, V_LINE, k=33 / 8, v=3.5))
     _check(found, "turbo3 k=0:q8_0", model)
-    bits = parse.bits_per_value(found, parse_types("turbo3 k=0:q8_0"), model)
+    bits = bits_per_value(found, parse_types("turbo3 k=0:q8_0"), model)
     assert bits.nominal == (33 / 8 + 3.5) / 2 and bits.agrees
 
 
@@ -176,7 +178,7 @@ def test_bits_of_a_model_whose_head_sizes_differ_are_nominal_only() -> None:
     model = msgspec.structs.replace(MODEL, uniform=False)
     found = _facts(_cache("turbo3", _by_layer("K", "0:q8_0;1-2:turbo3;3:q8_0", 5.9), V_LINE, k=5.9, v=3.5))
     _check(found, MAP, model)
-    bits = parse.bits_per_value(found, parse_types(MAP), model)
+    bits = bits_per_value(found, parse_types(MAP), model)
     assert (bits.nominal, bits.low) == (4.75, None)
 
 
@@ -214,7 +216,7 @@ def _decaying(*lines: str, end: str = _counted(1344, 1344)) -> LogFacts:
 def test_decay_that_is_what_was_asked_for() -> None:
     found = _decaying(_announced(15, 35, 50))
     assert found.caches[0].decay == CacheDecay(DecayShares(15, 35, 50), layers_k=4, layers_v=4)
-    assert found.decayed == (DecayCount(12, 1344, 1344),) and parse.decayed_cells(found) == (1344, 1344)
+    assert found.decayed == (DecayCount(12, 1344, 1344),) and decayed_cells(found) == (1344, 1344)
     for types in ("turbo3 decay=balanced", "turbo3 decay=15,35,50"):
         _check(found, types)
     guard.check_decayed(found, 3 * 448)
@@ -306,24 +308,24 @@ def _calibrated(digest: str) -> str:
 
 
 @pytest.fixture
-def calibrated(tmp_path: Path) -> CacheTypes:
+def calibrated(tmp_path: Path) -> CacheSpec:
     ones = np.ones((2, 128), np.float32)
     made = calibration.Calibration("llama", "tiny", "0123abcd", 0, {0: calibration.LayerCalibration(ones, ones, None, None)})
     return parse_types(f"turbo3 cal={calibration.write(made, tmp_path / 'a.gguf')}")
 
 
-def test_calibration_is_part_of_the_types(calibrated: CacheTypes) -> None:
+def test_calibration_is_part_of_the_types(calibrated: CacheSpec) -> None:
     name, _, digest = calibrated.calibration.partition("#")
     assert re.fullmatch("[0-9a-f]{8}", digest)
     assert parse_types(str(calibrated)) == calibrated
-    assert list(cache_types.options(calibrated))[-2:] == ["--cache-calibration", name]
+    assert list(spec.options(calibrated))[-2:] == ["--cache-calibration", name]
     with pytest.raises(UsageError, match="the file has changed"):
         parse_types(f"turbo3 cal={name}#00000000")
     with pytest.raises(UsageError, match="No such file"):
         parse_types("turbo3 cal=/no/such/file.gguf")
 
 
-def test_the_log_tells_the_same_calibration(calibrated: CacheTypes) -> None:
+def test_the_log_tells_the_same_calibration(calibrated: CacheSpec) -> None:
     digest = calibrated.calibration.partition("#")[2]
 
     def logged(*lines: str) -> LogFacts:
@@ -354,8 +356,8 @@ def test_exact_tokens_are_part_of_the_types() -> None:
     types = parse_types("turbo3t sink=128 tail=512")
     assert (types.sink, types.tail, types.has_settings) == (128, 512, True)
     assert parse_types(str(types)) == types and str(types) == "turbo3t sink=128 tail=512"
-    assert list(cache_types.options(types))[-4:] == ["--cache-sink", "128", "--cache-tail", "512"]
-    assert not any("--cache-sink" in option for option in cache_types.options(parse_types("q4_0 tail=8")))
+    assert list(spec.options(types))[-4:] == ["--cache-sink", "128", "--cache-tail", "512"]
+    assert not any("--cache-sink" in option for option in spec.options(parse_types("q4_0 tail=8")))
     for wrong in ("turbo3 sink=x", "turbo3 tail=-1", "turbo3 tail=1.5", "turbo3 tail=", "turbo3 sink=1 sink=2", "turbo3 tail=\u0661"):
         with pytest.raises(UsageError):
             parse_types(wrong)
@@ -377,9 +379,9 @@ def test_the_log_tells_the_same_exact_tokens() -> None:
 
 
 def test_copies_are_counted_as_bits() -> None:
-    plain = parse.bits_per_value(_facts(_cache("turbo3", k=3.5, v=3.5)), parse_types("turbo3"), MODEL)
+    plain = bits_per_value(_facts(_cache("turbo3", k=3.5, v=3.5)), parse_types("turbo3"), MODEL)
     facts = _facts(_cache("turbo3", _exact(0, 512, mib=plain.nominal), k=3.5, v=3.5))
-    bits = parse.bits_per_value(facts, parse_types("turbo3 tail=512"), MODEL)
+    bits = bits_per_value(facts, parse_types("turbo3 tail=512"), MODEL)
     assert bits.agrees and bits.nominal == 3.5
     mib_of_cache = sum(cache.mib_k + cache.mib_v for cache in facts.caches)
     assert bits.exact == pytest.approx(plain.nominal * 3.5 / mib_of_cache, rel=0.02)
@@ -391,7 +393,7 @@ def test_copies_are_counted_as_bits() -> None:
 
 def test_runs_without_settings_need_none_of_this() -> None:
     for name, types in (("kld-turbo4-turbo3", "turbo4/turbo3"), ("kld-q4_0", "q4_0")):
-        found = parse.log_facts(log(name)[1])
+        found = log_facts(log(name)[1])
         assert found.decayed == () and found.caches[0].decay is None and found.caches[0].layers_k == ""
         _check(found, types)
         guard.check_decayed(found, 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from turbo_gguf import decay, layer_map
+from turbo_gguf.cache import decay, layer_map
+from turbo_gguf.cache.decay import DecayShares
 from turbo_gguf.errors import UsageError
-from turbo_gguf.records import DecayShares
 
 
 @pytest.mark.parametrize(

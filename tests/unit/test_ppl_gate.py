@@ -23,11 +23,13 @@ import pytest
 import tiny_gguf
 from measuring import MODEL, case
 
-from turbo_gguf import base_logits, kld
 from turbo_gguf.cli.gate import command
 from turbo_gguf.errors import EnvironmentMissing, LogNotUnderstood
-from turbo_gguf.records import BaseRun, Metric, TextFile
-from turbo_gguf.store import Store
+from turbo_gguf.inputs.models import TextFile
+from turbo_gguf.measure import base_logits, kld
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import BaseRun
+from turbo_gguf.measure.store import Store
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -50,10 +52,11 @@ SECOND = ["base-1024", "noise-1024", "q8_0-1024", "q5_0-1024", "q4_0-1024", "tur
 _RUN = """
 import sys
 from pathlib import Path
-from turbo_gguf.records import Build, Tree
-import turbo_gguf.build
+from turbo_gguf.make.build import Build
+from turbo_gguf.patchset.tree import Tree
+import turbo_gguf.make.build
 tree = Tree(path=Path("tree"), upstream="test", commit="0c1e57098", digest="d" * 64)
-turbo_gguf.build.ensure_build = lambda *a, **k: Build(id="fake", path=Path(sys.argv[1]), preset="cpu", tree=tree, compiler="cc")
+turbo_gguf.make.build.ensure_build = lambda *a, **k: Build(id="fake", path=Path(sys.argv[1]), preset="cpu", tree=tree, compiler="cc")
 from turbo_gguf.cli import main
 main(["ppl-gate", *sys.argv[2:]])
 """

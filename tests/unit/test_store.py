@@ -16,12 +16,12 @@ import pytest
 from measuring import LOGS, bench_row, result
 
 from turbo_gguf import assets
-from turbo_gguf import store as store_module
-from turbo_gguf.bench import rows_of
 from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.records import Result
-from turbo_gguf.store import Store
-from turbo_gguf.upstream import default_name
+from turbo_gguf.make.upstream import default_name
+from turbo_gguf.measure import store as store_module
+from turbo_gguf.measure.bench import rows_of
+from turbo_gguf.measure.result import Result
+from turbo_gguf.measure.store import Store
 
 HERE = Path(__file__).parent
 
@@ -68,7 +68,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from measuring import result
-from turbo_gguf.store import Store
+from turbo_gguf.measure.store import Store
 store, name, go = Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[1], "go")
 print("ready", flush=True)
 while not go.exists():

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
-from turbo_gguf import assets, bench, guard, report
-from turbo_gguf.build import ensure_build
-from turbo_gguf.cache_types import BASE, parse_types
+from turbo_gguf import assets
+from turbo_gguf.cache.spec import BASE, parse_types
 from turbo_gguf.cli import options
-from turbo_gguf.presets import PRESETS
-from turbo_gguf.store import Store
+from turbo_gguf.judge import report
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.measure import bench, guard
+from turbo_gguf.measure.store import Store
 
 DEFAULT_TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
 
@@ -70,6 +72,6 @@ def command(
     click.echo(table)
     folder = out or assets.home() / "report" / "bench"
     options.write_text(folder / "table.md", table + "\n")
-    from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
+    from turbo_gguf.judge import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.speed(rows, folder / 'plot.png')}", err=True)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from turbo_gguf import calibration, models, observation, weight_moments
-from turbo_gguf.build import ensure_build
+from turbo_gguf.cache import calibration
+from turbo_gguf.calibrate import observation, scales, weight_moments
 from turbo_gguf.cli import options
-from turbo_gguf.presets import PRESETS
-from turbo_gguf.records import ModelFile
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.presets import PRESETS
 
 LONGEST_CHUNK = 4096
 """Tokens of a chunk of the text, unless the user says otherwise. Without flash attention the scores of a chunk take memory."""
@@ -58,7 +60,7 @@ def command(
     )
     weights = weight_moments.Weights(model.path)
     moments = found.moments if found.tokens else weight_moments.estimate(found, weights)
-    made = calibration.compute(found, moments, weight_moments.output_sq(found, weights))
+    made = scales.compute(found, moments, weight_moments.output_sq(found, weights))
     path = calibration.write(made, out or Path(f"{model.path.stem}.calibration.gguf"))
     source = f"{found.tokens} tokens" if found.tokens else "the weights"
     centered = ", ".join(

@@ -7,12 +7,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from turbo_gguf import assets, gate, guard, kld, models, report, sweep
-from turbo_gguf.build import ensure_build
+from turbo_gguf import assets
 from turbo_gguf.cli import options
 from turbo_gguf.errors import EXIT_GATE_FAILED
-from turbo_gguf.presets import PRESETS
-from turbo_gguf.store import Store
+from turbo_gguf.inputs import models
+from turbo_gguf.judge import gate, report
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.measure import guard, kld, sweep
+from turbo_gguf.measure.store import Store
 
 EPILOG = """\b
 Exit codes: 0 no gate failed, 1 a gate failed, 2 usage, 3 something is missing, 4 a tool crashed or ran something else
@@ -87,7 +90,7 @@ def command(
     click.echo(table)
     folder = out or assets.home() / "report" / "ppl-gate"
     options.write_text(folder / "table.md", table + "\n")
-    from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
+    from turbo_gguf.judge import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.quality(results, folder / 'plot.png')}", err=True)
     _conclude(verdicts)

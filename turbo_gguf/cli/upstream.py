@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from turbo_gguf.upstream import default_name, fetch, is_fetched, resolve, supported
+from turbo_gguf.make.upstream import default_name, fetch, is_fetched, resolve, supported
 
 
 @click.group(name="upstream")

@@ -37,7 +37,7 @@ from turbo_gguf.judge.report import by_setting, plus_minus
 from turbo_gguf.judge.report import markdown as markdown_table
 from turbo_gguf.judge.report import speed as speed_table
 from turbo_gguf.make.build import Build, ensure_build, read_manifest
-from turbo_gguf.measure import bench, guard
+from turbo_gguf.measure import bench, environment
 from turbo_gguf.measure.metrics import Metric
 from turbo_gguf.measure.result import BenchRow
 from turbo_gguf.measure.store import Store
@@ -186,7 +186,7 @@ def plans(depths: Sequence[int], rounds: int, threads: int, small: bool = False)
     With tokens in the cache upstream's quantized types come last, with one round and only where they are fewest: filling the cache takes
     them longest, hours with 16,384, and no target is theirs.
     """
-    env = guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
+    env = environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
     sizes = (32, 4) if small else (N_PROMPT, N_GEN)
     deep = [depth for depth in depths if depth]
     planned = [((*UPSTREAM, *TURBO), depth, CHEAP * rounds) for depth in depths if not depth]
@@ -347,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    env = guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
+    env = environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
     build = _build(options.build)
     program = build.tool(PROGRAM)
     what = " ".join([build_of(program), *env])  # how threads wait decides speed

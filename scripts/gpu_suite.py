@@ -24,7 +24,7 @@ from turbo_gguf.cli import report
 from turbo_gguf.errors import EnvironmentMissing, TurboError
 from turbo_gguf.make import presets
 from turbo_gguf.make.toolkits import cuda, rocm
-from turbo_gguf.measure import guard
+from turbo_gguf.measure import environment
 
 SMALLEST_START = 20
 """Seconds that must be left for another stage to be begun."""
@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
         preset, options.device = find_device()
         options.preset = options.preset or preset
     presets.preset(options.preset)
-    guard.settings_in_environment()  # variables that would measure something else
+    environment.settings_in_environment()  # variables that would measure something else
     suite = Suite(options)
     record = suite.out / "stages.jsonl"
     suite.out.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,9 @@ from turbo_gguf.inputs import models
 from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.measure import guard, kld, sweep
+from turbo_gguf.measure import environment, kld, sweep
 from turbo_gguf.measure.metrics import Metric
 from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
@@ -161,8 +162,8 @@ def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -
             build_id=build.id,
             model_sha256=model.sha256,
             text_sha256=text.sha256,
-            backend=guard.backend_of(build.preset),
-            env=guard.settings_in_environment(),
+            backend=presets.backend_of(build.preset),
+            env=environment.settings_in_environment(),
         )
         job = kld.Job(build=build, model=model, text=text, threads=args.threads)
         return kld.measure(sweep.cases(plan, setup), job, Store())
@@ -173,7 +174,7 @@ def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -
 
 def label(types: CacheSpec) -> str:
     """Types in a table over several models: each has a calibration of its own."""
-    return str(msgspec.structs.replace(types, calibration="")) + (" calibrated" if types.calibration else "")
+    return str(msgspec.structs.replace(types, calibration=None)) + (" calibrated" if types.calibration else "")
 
 
 def by_label(results: Sequence[Result], ctx: int) -> dict[str, Result]:
@@ -260,7 +261,7 @@ def summary(found: Mapping[str, Sequence[Result]]) -> str:
                 report.short(bits[types]),
                 *(report.plus_minus(gate.ratio(group[types].stats.mean, group["q4_0"].stats.mean), 3) for group in columns.values()),
             ]
-            for types in sorted(bits, key=lambda types: (-bits[types], types))
+            for types in sorted(bits, key=lambda types: (-bits[types], str(types)))
         ]
         lines += ["", f"## Context {ctx}, relative to plain q4_0", "", report.markdown(["cache K/V", "bits", *columns], rows)]
     return "\n".join(lines) + "\n"

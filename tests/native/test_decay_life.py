@@ -121,7 +121,7 @@ def perplexity(tool: Tool, model: Path, text: Path, *args: str, env: dict[str, s
 def test_perplexity_counts(tool: Tool, trained: Path, prose: Path, case: tuple[str, int], how: str) -> None:
     """192 of 256 tokens are stored when the last ubatch comes, and the passes before it each saw 64 more."""
     shares, cells = case
-    cold = decay.shares(shares).cold
+    cold = decay.DecayShares.parse(shares).cold
     assert cells == 32 * (192 * cold // 100 // 32) == decay.cells(256, 64, 64, cold)
     boundaries = {32 * (stored * cold // 100 // 32) for stored in (0, 64, 128, 192)}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Tool
 
-from turbo_gguf.cache import layer_map
+from turbo_gguf.cache.layer_map import LayerMap
 
 pytestmark = pytest.mark.native
 
@@ -114,7 +114,7 @@ def test_layers_of_an_architecture(tool: Tool, arch: str) -> None:
         assert n_layers > 0
         for side, bf16 in (("K", 0), ("V", n_layers - 1)):
             logged = ";".join(re.findall(rf"llama_turbo_cache: {side} by layer: (\S+) \(", log))
-            named = sorted(layer_map.pairs(logged, n_layers))
+            named = sorted(LayerMap.parse(logged).pairs(n_layers))
             assert named == [(layer, "bf16" if layer == bf16 else "f32") for layer in range(n_layers)]
 
 
@@ -154,4 +154,4 @@ def test_a_map_means_what_the_driver_reads(tool: Tool, tiny: Callable[[str], Pat
     for side, base in (("K", "q5_0"), ("V", "f16")):
         logged = re.findall(rf"llama_turbo_cache: {side} by layer: (\S+) \(", done.err)
         assert logged
-        assert layer_map.expand(logged[-1], 12, "none") == layer_map.expand(maps[side], 12, base), maps
+        assert LayerMap.parse(logged[-1]).expand(12, "none") == LayerMap.parse(maps[side]).expand(12, base), maps

@@ -40,10 +40,11 @@ def log(name: str) -> tuple[str, str]:
 
 
 def facts(types: str = "q4_0", **changes: object) -> LogFacts:
-    """What a sound CPU run of these types says."""
+    """What a sound CPU run of these types says of a patched build."""
     t = CacheSpec.parse(types)
-    rotated = {side: cache_type(name).is_quantized for side, name in (("rot_k", t.k), ("rot_v", t.v))}
-    cache = KvCache(type_k=t.k, type_v=t.v, mib_k=0.28, mib_v=0.28, cells=512, layers=4, streams=1, buffers=("CPU",), **rotated)
+    told = {side: cache_type(name).is_quantized for side, name in (("rot_k", t.k), ("rot_v", t.v))}
+    told |= {"patched": True, "bits_k": cache_type(t.k).bits, "bits_v": cache_type(t.v).bits}
+    cache = KvCache(spec=t, mib_k=0.28, mib_v=0.28, cells=512, layers=4, streams=1, buffers=("CPU",), **told)
     base = LogFacts(caches=(cache,), flash_attn="enabled", n_ctx_seq=512, backends=("CPU",), offloaded=None, splits=1, warnings=())
     return msgspec.structs.replace(base, **changes)
 

@@ -14,7 +14,8 @@ from turbo_gguf import errors
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
-from turbo_gguf.measure import guard, perplexity, quantiles
+from turbo_gguf.make import presets
+from turbo_gguf.measure import environment, guard, perplexity, quantiles
 from turbo_gguf.measure.bits import bits_per_value
 from turbo_gguf.measure.log import log_facts
 from turbo_gguf.measure.metrics import Metric
@@ -121,7 +122,7 @@ def test_error_of_quantiles_is_about_right() -> None:
 def test_facts_of_a_real_log() -> None:
     found = log_facts(log("kld-q8_0-q4_0")[1])
     (cache,) = found.caches
-    assert (cache.type_k, cache.type_v, cache.cells, cache.layers, cache.streams) == ("q8_0", "q4_0", 512, 4, 1)
+    assert (cache.spec, cache.cells, cache.layers, cache.streams) == (CacheSpec("q8_0", "q4_0"), 512, 4, 1)
     assert (cache.mib_k, cache.mib_v, cache.buffers) == (0.53, 0.28, ("CPU",))
     assert (cache.rot_k, cache.rot_v) == (True, True)
     assert found.flash_attn == "enabled" and found.backends[0] == "CPU" and found.splits == 1 and found.offloaded is None
@@ -130,7 +131,7 @@ def test_facts_of_a_real_log() -> None:
 
 def test_facts_of_llama_bench() -> None:
     found = log_facts((LOGS / "bench-verbose.err").read_text())
-    assert (found.caches[0].type_k, found.caches[0].type_v, found.flash_attn, found.splits) == ("q8_0", "q4_0", "enabled", 1)
+    assert (found.caches[0].spec, found.flash_attn, found.splits) == (CacheSpec("q8_0", "q4_0"), "enabled", 1)
 
 
 def test_two_caches_of_sliding_window_attention() -> None:
@@ -153,6 +154,17 @@ def test_flash_attention_resolved_from_auto() -> None:
     assert log_facts(auto).flash_attn == ""
     assert log_facts(auto + "0.00.1 I resolve_fused_ops: Flash Attention enabled\n").flash_attn == "enabled"
     assert log_facts(auto + "0.00.1 W resolve_fused_ops: Flash Attention not supported, set to disabled\n").flash_attn == "disabled"
+
+
+def test_rotation_in_both_forms_of_upstream() -> None:
+    """A flag up to snapshot 0.3.36, then a size."""
+    err = log("kld-q4_0")[1]
+    for k, v in ((1, 0), (0, 1)):
+        flags = err.replace("attn_rot_k = 1", f"attn_rot_k = {k}").replace("attn_rot_v = 1", f"attn_rot_v = {v}")
+        sizes = re.sub(r"attn_rot_([kv]) = (\d)", lambda m: f"n_rot_{m[1]} = {128 * int(m[2])}", flags)
+        for text in (flags, sizes):
+            (cache,) = log_facts(text).caches
+            assert (cache.rot_k, cache.rot_v, cache.patched) == (k == 1, v == 1, False)
 
 
 def test_older_snapshots_print_graph_splits_otherwise() -> None:
@@ -228,9 +240,10 @@ def test_sound_runs_pass_the_guard() -> None:
 @pytest.mark.parametrize(
     ("name", "types", "words"),
     [
-        ("kld-q4_0", "turbo3", "K q4_0 / V q4_0; asked for was K turbo3"),
-        ("kld-q8_0-q4_0", "q8_0", "V q4_0"),
-        ("kld-q8_0-q4_0", "q4_0", "K q8_0"),
+        ("kld-q4_0", "turbo3", "no llama_turbo_cache line; asked for was turbo3"),
+        ("kld-q8_0-q4_0", "q8_0", "is q8_0/q4_0; asked for was q8_0"),
+        ("kld-q8_0-q4_0", "q4_0", "is q8_0/q4_0; asked for was q4_0"),
+        ("kld-turbo4-turbo3", "turbo4", "is turbo4/turbo3; asked for was turbo4"),
         ("kld-q4_0-unrotated", "q4_0", "not rotated"),
         ("kld-f16-no-flash", "f16", "flash attention is disabled"),
     ],
@@ -259,7 +272,7 @@ def test_gpu_run_with_all_layers_passes_and_with_fewer_does_not() -> None:
 
 
 def test_second_cache_of_another_type() -> None:
-    swa = msgspec.structs.replace(facts("q4_0").caches[0], type_v="f16")
+    swa = msgspec.structs.replace(facts("q4_0").caches[0], spec=CacheSpec("q4_0", "f16"))
     with pytest.raises(SilentFallback, match="2 of 2"):
         guard.check(facts("q4_0", caches=(facts("q4_0").caches[0], swa)), CacheSpec.parse("q4_0"), backend="CPU", model=MODEL)
 
@@ -268,7 +281,7 @@ def test_turbo_types_must_be_rotated_at_any_head_size() -> None:
     model = msgspec.structs.replace(MODEL, head_k=96, head_v=96)
     q4 = msgspec.structs.replace(facts("q4_0").caches[0], rot_k=False, rot_v=False)
     guard.check(facts("q4_0", caches=(q4,)), CacheSpec.parse("q4_0"), backend="CPU", model=model)
-    turbo = msgspec.structs.replace(q4, type_k="turbo3", type_v="turbo3")
+    turbo = msgspec.structs.replace(q4, spec=CacheSpec("turbo3", "turbo3"))
     with pytest.raises(SilentFallback, match="not rotated"):
         guard.check(facts("turbo3", caches=(turbo,)), CacheSpec.parse("turbo3"), backend="CPU", model=model)
 
@@ -281,11 +294,11 @@ def test_f16_must_not_be_rotated() -> None:
 
 def test_variables_that_change_the_measurement_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GGML_TURBO_SCALE", "ls")
-    assert "GGML_TURBO_SCALE=ls" in guard.settings_in_environment()
+    assert "GGML_TURBO_SCALE=ls" in environment.settings_in_environment()
     monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
     with pytest.raises(UsageError, match="LLAMA_ATTN_ROT_DISABLE"):
-        guard.settings_in_environment()
+        environment.settings_in_environment()
 
 
 def test_backend_of_a_preset() -> None:
-    assert [guard.backend_of(p) for p in ("cpu", "cpu-debug", "rocm", "cuda")] == ["CPU", "CPU", "ROCm", "CUDA"]
+    assert [presets.backend_of(p) for p in ("cpu", "cpu-debug", "rocm", "cuda")] == ["CPU", "CPU", "ROCm", "CUDA"]

@@ -77,7 +77,7 @@ SETTINGS = (
     "turbo3 k=*:q8_0 v=0,-1:q8_0",
     "turbo4/turbo3 decay=conservative",
     "turbo3 adaptive=7",
-    "turbo2 " + "k=" + ";".join(f"{i},{-i}-{-i}:turbo4" for i in range(1, 40)) + ";*:turbo3",
+    "turbo2 " + "k=" + ";".join(f"{i},-{i}:turbo4" for i in range(1, 40)) + ";*:turbo3",
 )
 
 

@@ -11,7 +11,9 @@ from measuring import case as case_of
 
 from turbo_gguf import assets
 from turbo_gguf.cache import fit, spec
+from turbo_gguf.cache.decay import DecayShares
 from turbo_gguf.cache.fit import check_head_sizes
+from turbo_gguf.cache.layer_map import LayerMap
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cache.types import CACHE_TYPES
 from turbo_gguf.cli.options import split
@@ -160,7 +162,7 @@ NOTATIONS = (
     "turbo4/turbo3 k=*:q8_0",
     "turbo3 adaptive=7",
     "turbo4/turbo3 decay=balanced",
-    "turbo3 decay=15,35,50",
+    "turbo3 decay=10,30,60",
     "turbo3 k=0:q8_0 v=-1:f16 decay=aggressive",
     "turbo3 adaptive=1 decay=conservative",
 )
@@ -171,8 +173,10 @@ def test_settings_are_read_and_written_the_same_way() -> None:
         assert str(parse_types(text)) == text and parse_types(str(parse_types(text))) == parse_types(text)
     assert parse_types("turbo3  decay=balanced   k=0:q8_0") == parse_types("turbo3/turbo3 k=0:q8_0 decay=balanced")
     assert parse_types("turbo4 / turbo3 adaptive=0") == parse_types("turbo4/turbo3")
+    maps = {"layers_k": LayerMap.parse("0:q8_0"), "layers_v": LayerMap.parse("1:f16")}
     full = parse_types("turbo4/turbo3 k=0:q8_0 v=1:f16 decay=5,25,70")
-    assert full == CacheSpec("turbo4", "turbo3", layers_k="0:q8_0", layers_v="1:f16", adaptive=0, decay="5,25,70")
+    assert full == CacheSpec("turbo4", "turbo3", **maps, decay=DecayShares(5, 25, 70))
+    assert str(full) == "turbo4/turbo3 k=0:q8_0 v=1:f16 decay=aggressive"
 
 
 def test_every_setting_is_another_measurement() -> None:
@@ -183,12 +187,12 @@ def test_every_setting_is_another_measurement() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE, sink=TOKENS and tail=TOKENS"),
+        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE, sink=TOKENS, tail=TOKENS"),
         ("turbo3 decay=", "'decay=' is no setting", "decay=balanced"),
         ("turbo3 q=0:q8_0", "'q=0:q8_0' is no setting", "k=MAP"),
         ("turbo3 turbo4", "'turbo4' is no setting", "k=MAP"),
         ("turbo3 k=0:q8_0 k=1:q8_0", "k is set twice", "each once"),
-        ("turbo3 adaptive=x", "adaptive=x is no number", "adaptive=MODE"),
+        ("turbo3 adaptive=x", "adaptive=x: no number", "adaptive=MODE"),
         ("turbo3 adaptive=3", "no layer-adaptive mode 3", "modes are 1, 2, 5, 6, 7"),
         ("turbo3 adaptive=7 v=0:q8_0", "a layer-adaptive mode and a layer map exclude each other", "leave one of them out"),
         ("turbo3 k=0:turbo9", "unknown cache type 'turbo9'", "known: f32"),

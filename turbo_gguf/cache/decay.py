@@ -8,17 +8,46 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
+from turbo_gguf.cache.written import Written
 from turbo_gguf.errors import UsageError
 
 
-class DecayShares(msgspec.Struct, frozen=True):
+class DecayShares(Written):
     """Percent of a sequence, from its newest tokens to its oldest. What is cold loses one bit."""
 
-    hot: int
-    warm: int
-    cold: int
+    __slots__ = ("cold", "hot", "warm")
+
+    def __init__(self, hot: int, warm: int, cold: int) -> None:
+        self.hot, self.warm, self.cold = hot, warm, cold
+
+    @classmethod
+    def parse(cls, text: str) -> DecayShares:
+        """Read a preset or three percentages.
+
+        Raises:
+            UsageError: it is neither, the percentages do not add up to 100, or nothing is cold.
+        """
+        if text in PRESETS:
+            return PRESETS[text]
+        match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3}),([0-9]{1,3})", text)
+        if match is None:
+            raise UsageError(f"unknown decay {text!r}", _HINT)
+        hot, warm, cold = map(int, match.groups())
+        total = hot + warm + cold
+        if total != 100:
+            raise UsageError(f"decay {text}: the percentages add up to {total}, not to 100", _HINT)
+        if not cold:
+            raise UsageError(f"decay {text}: nothing is cold, so nothing decays", "leave decay out")
+        return cls(hot, warm, cold)
+
+    @property
+    def percent(self) -> str:
+        """``15,35,50``."""
+        return f"{self.hot},{self.warm},{self.cold}"
+
+    def __str__(self) -> str:
+        """Name of the preset, or :attr:`percent`."""
+        return next((name for name, preset in PRESETS.items() if preset.percent == self.percent), self.percent)
 
 
 PRESETS: dict[str, DecayShares] = {
@@ -31,26 +60,6 @@ STEP = 32
 """The number of cold tokens is rounded down to a multiple of this."""
 
 _HINT = f"decay is {', '.join(PRESETS)}, or HOT,WARM,COLD in percent of the tokens, newest first: 15,35,50"
-
-
-def shares(text: str) -> DecayShares:
-    """Read a preset or three percentages.
-
-    Raises:
-        UsageError: it is neither, the percentages do not add up to 100, or nothing is cold.
-    """
-    if text in PRESETS:
-        return PRESETS[text]
-    match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3}),([0-9]{1,3})", text)
-    if match is None:
-        raise UsageError(f"unknown decay {text!r}", _HINT)
-    found = DecayShares(*map(int, match.groups()))
-    total = found.hot + found.warm + found.cold
-    if total != 100:
-        raise UsageError(f"decay {text}: the percentages add up to {total}, not to 100", _HINT)
-    if not found.cold:
-        raise UsageError(f"decay {text}: nothing is cold, so nothing decays", "leave decay out")
-    return found
 
 
 def cells(ctx: int, batch: int, ubatch: int, cold: int) -> int:

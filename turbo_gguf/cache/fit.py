@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbo_gguf.cache.spec import CacheSpec, _nothing_decays, layer_types, named_types
+from turbo_gguf.cache.spec import CacheSpec, layer_types, named_types, nothing_decays
 from turbo_gguf.cache.types import CACHE_TYPES, cache_type
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs.models import ModelFile
@@ -17,7 +17,7 @@ def check_fit(types: CacheSpec, model: ModelFile) -> None:
     check_head_sizes(types, model.head_k, model.head_v)
     sides = layer_types(types, len(model.kv_heads))
     if types.decay and not any(cache_type(name).decays for side in sides for name in side):
-        raise _nothing_decays(types)
+        raise nothing_decays(types)
 
 
 def check_head_sizes(types: CacheSpec, head_k: int, head_v: int) -> None:

@@ -10,9 +10,10 @@ from turbo_gguf import assets
 from turbo_gguf.cache.spec import BASE, parse_types
 from turbo_gguf.cli import options
 from turbo_gguf.judge import report
+from turbo_gguf.make import presets
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
-from turbo_gguf.measure import bench, guard
+from turbo_gguf.measure import bench, environment
 from turbo_gguf.measure.store import Store
 
 DEFAULT_TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
@@ -61,8 +62,8 @@ def command(
         n_gen=gen,
         rounds=rounds,
         threads=threads or options.default_threads(),
-        backend=guard.backend_of(preset),
-        env=guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
+        backend=presets.backend_of(preset),
+        env=environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
     )
     model = options.model_of(model_spec)
     bench.check_fit(plan, model)  # before anything is compiled

@@ -12,9 +12,10 @@ from turbo_gguf.cli import options
 from turbo_gguf.errors import EXIT_GATE_FAILED
 from turbo_gguf.inputs import models
 from turbo_gguf.judge import gate, report
+from turbo_gguf.make import presets
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
-from turbo_gguf.measure import guard, kld, sweep
+from turbo_gguf.measure import environment, kld, sweep
 from turbo_gguf.measure.store import Store
 
 EPILOG = """\b
@@ -75,10 +76,10 @@ def command(
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")
     plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)
-    env = guard.settings_in_environment()
+    env = environment.settings_in_environment()
     model = options.model_of(model_spec)
     source = models.text_file(text) if text else models.held_out_text()
-    backend = guard.backend_of(preset)
+    backend = presets.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
     kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
     build = ensure_build(preset, upstream=upstream, targets=("llama-perplexity",))

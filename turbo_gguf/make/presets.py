@@ -108,3 +108,11 @@ def gpu_compiler(name: str) -> list[str]:
 
 def _toolkit(name: str) -> ModuleType | None:
     return {"rocm": rocm, "cuda": cuda}.get(name.partition("-")[0])
+
+
+BACKENDS = {"cpu": "CPU", "rocm": "ROCm", "cuda": "CUDA"}
+
+
+def backend_of(name: str) -> str:
+    """Backend that a build of this preset must run on: the prefix of the names of its buffers."""
+    return BACKENDS[name.partition("-")[0]]

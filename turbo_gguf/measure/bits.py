@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from turbo_gguf.cache import layer_map
 from turbo_gguf.cache.spec import CacheSpec, layer_types
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.inputs.models import ModelFile
-from turbo_gguf.measure.log import KvCache, LogFacts
+from turbo_gguf.measure.log import KvCache, LogFacts, layers_of
 
 MIB_ROUNDING = 0.005 + 1e-6
 """Half of the last digit of the sizes in the log, and a little more: 1.125 MiB is printed as 1.12, on the very edge."""
@@ -49,7 +48,7 @@ def bits_per_value(facts: LogFacts, types: CacheSpec, model: ModelFile) -> Bits:
     mib = sum(c.mib_k + c.mib_v for c in facts.caches)
     slack = 2 * MIB_ROUNDING * len(facts.caches)
     scale = 8 * 1024 * 1024 / (values_k + values_v)
-    exact = sum(c.exact.mib for c in facts.caches if c.exact)
+    exact = sum(c.copies.mib for c in facts.caches if c.copies)
     return Bits(nominal=nominal, low=max(0.0, mib - slack) * scale, high=(mib + slack) * scale, exact=exact * scale)
 
 
@@ -62,17 +61,18 @@ def nominal_bits(caches: Sequence[KvCache], types: CacheSpec, model: ModelFile) 
     if not types.by_layer:
         return cache_type(types.k).bits, cache_type(types.v).bits
     heads = model.kv_heads
-    asked_k, asked_v = layer_types(types, len(heads))
+    placed = [layers_of(cache, len(heads)) for cache in caches]
 
-    def average(asked: Sequence[str], maps: Iterable[str]) -> float:
-        placed = [
+    def average(asked: Sequence[str], side: int) -> float:
+        sizes = [
             (cache.cells * cache.streams * heads[layer], cache_type(asked[layer]).bits)
-            for cache, text in zip(caches, maps, strict=True)
-            for layer, _ in layer_map.pairs(text, len(heads))
+            for cache, layers in zip(caches, placed, strict=True)
+            for layer, _ in layers[side]
         ]
-        return sum(values * bits for values, bits in placed) / sum(values for values, _ in placed)
+        return sum(values * bits for values, bits in sizes) / sum(values for values, _ in sizes)
 
-    return average(asked_k, (cache.layers_k for cache in caches)), average(asked_v, (cache.layers_v for cache in caches))
+    asked_k, asked_v = layer_types(types, len(heads))
+    return average(asked_k, 0), average(asked_v, 1)
 
 
 def _values(facts: LogFacts, model: ModelFile, head: int) -> int | None:

@@ -6,58 +6,21 @@ that differs from its case in any of these is an error and nothing of it is stor
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from turbo_gguf.cache import decay, layer_map
-from turbo_gguf.cache.spec import CacheSpec, layer_types
+import msgspec
+
+from turbo_gguf.cache.layer_map import LayerMap
+from turbo_gguf.cache.spec import CacheSpec, is_turbo, layer_types
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import SilentFallback, UsageError
 from turbo_gguf.inputs.models import ModelFile
-from turbo_gguf.measure import log
 from turbo_gguf.measure.bits import Bits, nominal_bits
-from turbo_gguf.measure.log import CacheDecay, KvCache, LogFacts
-
-_HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
-
-_CACHE_SETTINGS = (
-    *("TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE"),
-    *("TURBO_DECAY", "TURBO_CALIBRATION", "TURBO_CACHE_SINK", "TURBO_CACHE_TAIL"),
-)
-"""What the options of a case set. From outside, they would change all cases, the f16 base included."""
+from turbo_gguf.measure.log import KvCache, LogFacts, decayed_cells, layers_of
 
 BITS_ROUNDING = 0.0005 + 1e-6
-"""Half of the last digit of the bits per value that the log gives for types by layer, and a little more."""
-
-BACKENDS = {"cpu": "CPU", "rocm": "ROCm", "hip": "ROCm", "cuda": "CUDA"}
-"""First word of a preset's name -> prefix of the buffer names of its backend."""
-
-
-def backend_of(preset: str) -> str:
-    """Backend that a build of this preset must run on."""
-    return BACKENDS.get(preset.partition("-")[0].lower(), "CPU")
-
-
-def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> tuple[str, ...]:
-    """Variables in force whose names start so, as NAME=value: part of what a case is. TURBO_GGUF_* are the driver's own.
-
-    Raises:
-        UsageError: a LLAMA_* variable, or one with types by layer or decay, is set that would change what is measured behind the
-            back of the case.
-    """
-    bad = sorted(name for name in os.environ if name.startswith("LLAMA_") and name not in _HARMLESS)
-    if bad:
-        raise UsageError(
-            f"the environment sets {', '.join(bad)}: llama.cpp would read it and measure something else",
-            f"unset {' '.join(bad)}",
-        )
-    if ours := [name for name in _CACHE_SETTINGS if name in os.environ]:
-        raise UsageError(
-            f"the environment sets {', '.join(ours)}: it would change every case, the f16 cache that all are compared with included",
-            f"unset {' '.join(ours)}; ask for it in the type: --types 'turbo3 k=0,-1:q8_0', 'turbo3 adaptive=7', 'turbo3 decay=balanced'",
-        )
-    return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and not k.startswith("TURBO_GGUF_")))
+"""Half of the last digit of the bits per value that the log gives, and a little more."""
 
 
 def check(facts: LogFacts, types: CacheSpec, *, backend: str, model: ModelFile, base_splits: int | None = None) -> None:
@@ -74,31 +37,15 @@ def check(facts: LogFacts, types: CacheSpec, *, backend: str, model: ModelFile, 
         SilentFallback: names the first difference.
     """
     for where, cache in _named(facts):
-        if (cache.type_k, cache.type_v) != (types.k, types.v):
-            raise SilentFallback(f"{where} is K {cache.type_k} / V {cache.type_v}; asked for was K {types.k} / V {types.v}")
-        for buffer in cache.buffers:
-            if not buffer.startswith(backend):
-                raise SilentFallback(f"{where} lies in a {buffer} buffer; asked for was {backend}")
-        if not cache.buffers:
-            raise SilentFallback(f"{where}: the log names no buffer, so the device is unknown")
+        _check_spec(where, cache, types, len(model.kv_heads))
+        _check_device(where, cache, backend)
     _check_layers(facts, types, model)
     for where, cache in _named(facts):
-        names_k, names_v = _layers_of(cache, model)
-        _check_rotation(where, "K", types.k, names_k, head=model.head_k, rotated=cache.rot_k)
-        _check_rotation(where, "V", types.v, names_v, head=model.head_v, rotated=cache.rot_v)
-    _check_decay(facts, types, model)
-    _check_calibration(facts, types)
-    _check_exact(facts, types)
-    if facts.flash_attn != "enabled":
-        raise SilentFallback(f"flash attention is {facts.flash_attn or 'not in the log'}; asked for was enabled")
-    if backend == "CPU":
-        return
-    if facts.offloaded is None or facts.offloaded[0] < facts.offloaded[1]:
-        raise SilentFallback(f"only {facts.offloaded or 'no'} layers run on {backend}; asked for were all")
-    if base_splits is not None and facts.splits is not None and facts.splits > base_splits:
-        raise SilentFallback(
-            f"{facts.splits} graph splits with {types}, {base_splits} with f16: part of the attention runs on another device than {backend}"
-        )
+        _check_rotation(where, cache, model)
+        _check_logged_bits(where, cache, types, model)
+        _check_decay(where, cache, types, model)
+    _check_decays(facts, types)
+    _check_context(facts, types, backend=backend, base_splits=base_splits)
 
 
 def _named(facts: LogFacts) -> Iterator[tuple[str, KvCache]]:
@@ -107,126 +54,134 @@ def _named(facts: LogFacts) -> Iterator[tuple[str, KvCache]]:
         yield f"KV cache {number} of {len(facts.caches)}", cache
 
 
-def _layers_of(cache: KvCache, model: ModelFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Type of K, and type of V, in each layer of a cache, as the log tells it."""
-
-    def names(text: str, base: str) -> tuple[str, ...]:
-        return tuple(name for _, name in layer_map.pairs(text, len(model.kv_heads))) or (base,) * cache.layers
-
-    return names(cache.layers_k, cache.type_k), names(cache.layers_v, cache.type_v)
+# --- specification and device ---------------------------------------------------------------------------------------------
 
 
-# --- types by layer -------------------------------------------------------------------------------------------------------
+def resolved(types: CacheSpec, layers: Sequence[Sequence[tuple[int, str]]], n_layers: int) -> CacheSpec:
+    """What a log says of a cache that has these layers: maps name each layer once, and calibrations are known by their digests.
+
+    Args:
+        types: asked for.
+        layers: those of the cache, of K and of V; their types in it do not matter.
+        n_layers: layers of the model that have a KV cache.
+    """
+    digest = types.calibration.digest if types.calibration else ""
+    calibration = type(types.calibration)("", digest) if types.calibration and digest else None
+    maps: dict[str, LayerMap | None] = {"layers_k": None, "layers_v": None}
+    if types.by_layer:
+        asked = layer_types(types, n_layers)
+        maps = {
+            name: LayerMap.of([(layer, side[layer]) for layer, _ in found]) or None
+            for name, side, found in zip(maps, asked, layers, strict=True)
+        }
+    return msgspec.structs.replace(types, **maps, adaptive=0, calibration=calibration)
+
+
+def _check_spec(where: str, cache: KvCache, types: CacheSpec, n_layers: int) -> None:
+    """The cache is what was asked for."""
+    if not cache.patched and (types.has_settings or is_turbo(types)):
+        raise SilentFallback(f"{where}: the log has no llama_turbo_cache line; asked for was {types}")
+    try:
+        layers = layers_of(cache, n_layers)
+    except UsageError as error:
+        raise SilentFallback(f"{where}: {error.message}") from error
+    expected = resolved(types, layers, n_layers)
+    found = msgspec.structs.replace(
+        cache.spec, layers_k=LayerMap.of(layers[0]) or None, layers_v=LayerMap.of(layers[1]) or None, adaptive=cache.spec.adaptive
+    )
+    if str(found) != str(expected):
+        raise SilentFallback(f"{where} is {found}; asked for was {expected}")
+
+
+def _check_device(where: str, cache: KvCache, backend: str) -> None:
+    for buffer in cache.buffers:
+        if not buffer.startswith(backend):
+            raise SilentFallback(f"{where} lies in a {buffer} buffer; asked for was {backend}")
+    if not cache.buffers:
+        raise SilentFallback(f"{where}: the log names no buffer, so the device is unknown")
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------------
 
 
 def _check_layers(facts: LogFacts, types: CacheSpec, model: ModelFile) -> None:
-    """Every layer of the model is in one cache, with the types asked for."""
+    """With types by layer, every layer of the model is in one cache."""
     if not types.by_layer:
-        for where, cache in _named(facts):
-            if cache.layers_k or cache.layers_v:
-                raise SilentFallback(f"{where} is K {cache.layers_k} / V {cache.layers_v} by layer; asked for was {types} in all layers")
         return
-    asked_k, asked_v = layer_types(types, len(model.kv_heads))
-    for side, asked, maps in (
-        ("K", asked_k, [cache.layers_k for cache in facts.caches]),
-        ("V", asked_v, [cache.layers_v for cache in facts.caches]),
-    ):
-        found: Counter[int] = Counter()
-        for (where, cache), text in zip(_named(facts), maps, strict=True):
-            found.update(_check_map(where, cache, f"{side} by layer", text, asked))
-        for layer in range(len(asked)):
-            if found[layer] != 1:
-                raise SilentFallback(f"{side} of layer {layer} is in {found[layer]} KV caches; it must be in one")
+    n_layers = len(model.kv_heads)
+    found: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     for where, cache in _named(facts):
-        expected = nominal_bits([cache], types, model)
-        for side, bits, logged in zip("KV", expected, (cache.bits_k, cache.bits_v), strict=True):
-            if model.uniform and (logged is None or abs(bits - logged) > BITS_ROUNDING):
-                raise SilentFallback(f"{where}: {side} has {logged} bits per value; the block layouts of its layers say {bits:.3f}")
+        for side, layers, count in zip("KV", layers_of(cache, n_layers), found, strict=True):
+            if len(layers) != cache.layers:
+                raise SilentFallback(f"{where} has {cache.layers} layers; its map of {side} names {len(layers)}")
+            count.update(layer for layer, _ in layers)
+    for side, count in zip("KV", found, strict=True):
+        for layer in range(n_layers):
+            if count[layer] != 1:
+                raise SilentFallback(f"{side} of layer {layer} is in {count[layer]} KV caches; it must be in one")
 
 
-def _check_map(where: str, cache: KvCache, what: str, text: str, asked: Sequence[str]) -> list[int]:
-    """Compare what the log says about the layers of one cache with what was asked for; return which layers they are."""
-    if not text:
-        raise SilentFallback(f"{where}: {what} is not in the log")
-    try:
-        found = list(layer_map.pairs(text, len(asked)))
-    except UsageError as error:
-        raise SilentFallback(f"{where}: {what}: {error.message}") from error
-    if len(found) != cache.layers:
-        raise SilentFallback(f"{where} has {cache.layers} layers; {what} names {len(found)}: {text}")
-    for layer, name in found:
-        if name != asked[layer]:
-            raise SilentFallback(f"{where}: {what}: layer {layer} is {name}; asked for was {asked[layer]}")
-    return [layer for layer, _ in found]
+def _types_of(cache: KvCache, model: ModelFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Type of K, and type of V, in each layer of a cache, as the log tells it."""
+    k, v = (tuple(name for _, name in side) for side in layers_of(cache, len(model.kv_heads)))
+    return k or (cache.spec.k,) * cache.layers, v or (cache.spec.v,) * cache.layers
+
+
+def _check_logged_bits(where: str, cache: KvCache, types: CacheSpec, model: ModelFile) -> None:
+    """The bits per value that the log gives are those of the block layouts."""
+    if not model.uniform or not cache.patched:
+        return
+    for side, bits, logged in zip("KV", nominal_bits([cache], types, model), (cache.bits_k, cache.bits_v), strict=True):
+        if logged is None or abs(bits - logged) > BITS_ROUNDING:
+            raise SilentFallback(f"{where}: {side} has {logged} bits per value; the block layouts of its layers say {bits:.3f}")
 
 
 # --- rotation -------------------------------------------------------------------------------------------------------------
 
 
-def _check_rotation(where: str, side: str, base: str, names: Sequence[str], *, head: int, rotated: bool | None) -> None:
-    """All layers of a cache are rotated, or none. Upstream decides by the type that ``-ctk`` names, ours by those of the layers."""
+def _check_rotation(where: str, cache: KvCache, model: ModelFile) -> None:
+    """All layers of a cache are rotated, or none."""
+    heads, told = (model.head_k, model.head_v), (cache.rot_k, cache.rot_v)
+    for side, base, names, head, rotated in zip("KV", (cache.spec.k, cache.spec.v), _types_of(cache, model), heads, told, strict=True):
+        expected = _is_rotated(base, names, head)
+        text = ", ".join(dict.fromkeys(names))
+        if expected is not None and rotated is None:
+            raise SilentFallback(f"{where}: the log does not say whether {side} ({text}) is rotated")
+        if expected not in (None, rotated):
+            raise SilentFallback(f"{where}: {side} ({text}, head size {head}) is {'' if rotated else 'not '}rotated")
+
+
+def _is_rotated(base: str, names: Sequence[str], head: int) -> bool | None:
+    """Whether layers of these types must be rotated; ``None``: they may be. Upstream goes by what ``-ctk`` names, we by the layers."""
     kinds = [cache_type(name) for name in dict.fromkeys((base, *names))]
-    if any(cache_type(name).turbo for name in names) or (head % 64 == 0 and any(kind.is_quantized for kind in kinds)):
-        expected = True
-    elif any(kind.is_quantized for kind in kinds):
-        return  # upstream's types at head sizes that it does not rotate
-    else:
-        expected = False
-    text = ", ".join(dict.fromkeys(names))
-    if rotated is None:
-        raise SilentFallback(f"{where}: the log does not say whether {side} ({text}) is rotated")
-    if rotated != expected:
-        raise SilentFallback(f"{where}: {side} ({text}, head size {head}) is {'' if rotated else 'not '}rotated")
-
-
-# --- calibration ----------------------------------------------------------------------------------------------------------
-
-
-def _check_calibration(facts: LogFacts, types: CacheSpec) -> None:
-    """Every cache has the calibration asked for, or none has one."""
-    asked = types.calibration.partition("#")[2]
-    for where, cache in _named(facts):
-        if cache.calibration != asked:
-            raise SilentFallback(f"{where} has {cache.calibration or 'no'} calibration; asked for was {asked or 'none'}")
-
-
-# --- exact sink and tail --------------------------------------------------------------------------------------------------
-
-
-def _check_exact(facts: LogFacts, types: CacheSpec) -> None:
-    """Every cache has the sink and tail asked for, or none has any."""
-    asked = (types.sink, types.tail)
-    for where, cache in _named(facts):
-        found = (cache.exact.sink, cache.exact.tail) if cache.exact else (0, 0)
-        if found != asked:
-            raise SilentFallback(f"{where} has an exact sink of {found[0]} and tail of {found[1]} tokens; asked for was {types}")
+    quantized = any(kind.is_quantized for kind in kinds)
+    if any(cache_type(name).turbo for name in names) or (head % 64 == 0 and quantized):
+        return True
+    return None if quantized else False  # None: upstream's types at head sizes that it does not rotate
 
 
 # --- decay ----------------------------------------------------------------------------------------------------------------
 
 
-def _check_decay(facts: LogFacts, types: CacheSpec, model: ModelFile) -> None:
-    """The log announces the decay asked for, in each cache that can decay, and no other."""
-    if not types.decay:
-        if facts.decayed or any(cache.decay or cache.no_decay for cache in facts.caches):
-            raise SilentFallback(f"the log tells of decay; asked for was {types}")
-        return
-    shares = decay.shares(types.decay)
-    for where, cache in _named(facts):
-        layers_k, layers_v = (sum(cache_type(name).decays for name in names) for names in _layers_of(cache, model))
-        able = (layers_k or layers_v) and cache.no_decay != "sliding window"
-        expected = CacheDecay(shares, layers_k, layers_v) if able else None
-        if cache.decay != expected:
-            raise SilentFallback(f"{where}: decay is {_words(cache.decay)}; asked for was {_words(expected)}")
-    if not any(cache.decay for cache in facts.caches):
+def _check_decay(where: str, cache: KvCache, types: CacheSpec, model: ModelFile) -> None:
+    """Decay is at work in all layers that can have it, unless the cache is a sliding window."""
+    k, v = (sum(cache_type(name).decays for name in names) for names in _types_of(cache, model))
+    able = types.decay and (k or v) and cache.no_decay != "sliding window"
+    expected = (k, v) if able else None
+    if cache.decaying != expected:
+        raise SilentFallback(f"{where}: {_decaying(cache.decaying)}; it must be {_decaying(expected)} with {types}")
+
+
+def _decaying(layers: tuple[int, int] | None) -> str:
+    return "nothing decays" if layers is None else f"K of {layers[0]} and V of {layers[1]} layers decay"
+
+
+def _check_decays(facts: LogFacts, types: CacheSpec) -> None:
+    """The decay asked for is somewhere, and no other."""
+    if types.decay and not any(cache.decaying for cache in facts.caches):
         raise SilentFallback(f"no KV cache decays (in a sliding window nothing does); asked for was {types}")
-
-
-def _words(announced: CacheDecay | None) -> str:
-    if announced is None:
-        return "none"
-    shares = announced.shares
-    return f"{shares.hot},{shares.warm},{shares.cold} in K of {announced.layers_k} and V of {announced.layers_v} layers"
+    if not types.decay and (facts.decayed or any(cache.no_decay for cache in facts.caches)):
+        raise SilentFallback(f"the log tells of decay; asked for was {types}")
 
 
 def check_decayed(facts: LogFacts, cells: int) -> None:
@@ -240,14 +195,28 @@ def check_decayed(facts: LogFacts, cells: int) -> None:
         LogCut: the log ends without the count.
         SilentFallback: too few or too many.
     """
-    decayed_k, decayed_v = log.decayed_cells(facts)
-    announced = [cache.decay for cache in facts.caches if cache.decay]
-    for side, decayed, caches in (
-        ("K", decayed_k, sum(one.layers_k > 0 for one in announced)),
-        ("V", decayed_v, sum(one.layers_v > 0 for one in announced)),
-    ):
+    announced = [cache.decaying for cache in facts.caches if cache.decaying]
+    for side, decayed, layers in zip("KV", decayed_cells(facts), zip(*announced, strict=True) if announced else ((), ()), strict=True):
+        caches = sum(number > 0 for number in layers)
         if decayed != cells * caches:
             raise SilentFallback(f"{decayed} cells of {side} decayed; it must have been {cells * caches}")
+
+
+# --- the whole run --------------------------------------------------------------------------------------------------------
+
+
+def _check_context(facts: LogFacts, types: CacheSpec, *, backend: str, base_splits: int | None) -> None:
+    """Flash attention is on, and all of the work is on the device."""
+    if facts.flash_attn != "enabled":
+        raise SilentFallback(f"flash attention is {facts.flash_attn or 'not in the log'}; asked for was enabled")
+    if backend == "CPU":
+        return
+    if facts.offloaded is None or facts.offloaded[0] < facts.offloaded[1]:
+        raise SilentFallback(f"only {facts.offloaded or 'no'} layers run on {backend}; asked for were all")
+    if base_splits is not None and facts.splits is not None and facts.splits > base_splits:
+        raise SilentFallback(
+            f"{facts.splits} graph splits with {types}, {base_splits} with f16: part of the attention runs on another device than {backend}"
+        )
 
 
 def check_bits(bits: Bits, types: CacheSpec) -> None:

@@ -112,7 +112,7 @@ def decayed_cells(case: Case) -> int:
     """Tokens that decay in a chunk of a case, on each side of the cache that decays; 0 for a chunk in one batch."""
     if not case.types.decay or case.batch >= case.ctx:
         return 0
-    return decay.cells(case.ctx, case.batch, _ubatch(case.batch), decay.shares(case.types.decay).cold)
+    return decay.cells(case.ctx, case.batch, _ubatch(case.batch), case.types.decay.cold)
 
 
 def _base(case: Case, job: Job, progress: Progress) -> tuple[Path, BaseRun]:

@@ -1,4 +1,13 @@
-"""What ``llama-perplexity`` prints: from its streams to statistics."""
+"""What ``llama-perplexity`` prints: from its streams to statistics. Pure functions, no files, no processes.
+
+A log is only believed when it is complete. ``llama-perplexity`` puts its lines into a queue that another thread prints
+(``common/log.cpp``), the logger is never freed (upstream issue 22142), and ``llama_perplexity()`` returns without
+``common_log_flush``: lines still queued when ``main`` returns are lost, with exit code 0. On a busy machine, or with a slow
+reader at the other end of a pipe, that is the last chunk and all final statistics. :class:`~turbo_gguf.errors.LogCut` is exactly this
+signature; the caller may run the tool once more. Everything else that is missing is :class:`~turbo_gguf.errors.LogNotUnderstood`.
+
+The statistics go to standard output (``LOG``), everything else to standard error (``LOG_INF``).
+"""
 
 from __future__ import annotations
 

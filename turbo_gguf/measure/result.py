@@ -12,8 +12,11 @@ from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.log import LogFacts
 from turbo_gguf.measure.metrics import KldStats, Metric
 
-SCHEMA_VERSION = 1
-"""Version of every record written to the store. Readers refuse newer ones."""
+SCHEMA_VERSION = 2
+"""Version of every record written to the store. Readers refuse newer ones.
+
+2: facts tell a KV cache by its specification; in records of 1 they are without it.
+"""
 
 
 class BaseRun(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from turbo_gguf import assets
+from turbo_gguf.cache import written
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.measure.case import METRICS_VERSION
 from turbo_gguf.measure.result import SCHEMA_VERSION, BenchRow, Result
@@ -32,7 +33,7 @@ class _Version(msgspec.Struct):
     schema_version: int
 
 
-_DECODER: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+_DECODER: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record, dec_hook=written.decode)
 _VERSION = msgspec.json.Decoder(_Version)
 
 
@@ -59,7 +60,7 @@ class Store:
         rows = [record.row for record in records if isinstance(record, BenchRow)]
         if rows:  # first: what is missing in results.jsonl is measured again, what is missing here would never come
             self._append(self.bench_path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-        self._append(self.path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))
+        self._append(self.path, b"".join(msgspec.json.encode(record, enc_hook=written.encode) + b"\n" for record in records))
 
     def results(self) -> list[Result]:
         """All finished cases of this metrics version, in the order in which they were stored; the last of a key wins.

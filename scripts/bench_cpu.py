@@ -30,12 +30,13 @@ from turbo_gguf.assets import home
 from turbo_gguf.build import ensure_build, read_manifest
 from turbo_gguf.cache_types import BASE
 from turbo_gguf.cli import report
-from turbo_gguf.cli.options import default_threads, write_text
+from turbo_gguf.cli.options import default_threads
 from turbo_gguf.errors import TurboError
 from turbo_gguf.records import BenchRow, Build, CacheTypes, Metric, ModelFile, Tree
 from turbo_gguf.report import by_setting, plus_minus
 from turbo_gguf.report import markdown as markdown_table
 from turbo_gguf.report import speed as speed_table
+from turbo_gguf.results import write as write_result
 from turbo_gguf.store import Store
 
 PARTS = ("ops", "shapes", "sharp", "model")
@@ -359,7 +360,7 @@ def _run(options: argparse.Namespace) -> int:
         plot.speed(model, options.out / "plot.png")
     ops = medians(ops)
     text = markdown(ops, model, f"`scripts/bench_cpu.py` on {cpu_name()}, {options.threads} threads, build {what}")
-    write_text(options.out / "table.md", text)
+    write_result(options.out / "table.md", text, patches=build.tree.digest)
     print(text, end="")
     return 1 if options.check and not all(check.ok for check in checks(ops, model)) else 0
 

@@ -31,6 +31,7 @@ from turbo_gguf.cli.options import default_threads, write_text
 from turbo_gguf.errors import TurboError
 from turbo_gguf.eval_text import read_source, stdlib_dir
 from turbo_gguf.records import Build, CacheTypes, Metric, ModelFile, Result, TextFile
+from turbo_gguf.results import write as write_result
 from turbo_gguf.store import Store
 
 CALIBRATION_MODULES = ("bisect.py", "asyncio/queues.py", "copy.py", "textwrap.py", "email/message.py", "ast.py", "pathlib.py")
@@ -281,9 +282,9 @@ def run(args: argparse.Namespace) -> int:
     found: dict[str, Sequence[Result]] = {}
     for name in args.models:
         found[name] = measure(name, build, text, args)
-        write_text(args.out / name / "table.md", report.quality(found[name]) + "\n")
+        write_result(args.out / name / "table.md", report.quality(found[name]) + "\n")
         plot.quality(found[name], args.out / name / "plot.png")
-        write_text(args.out / "README.md", summary(found))
+        write_result(args.out / "README.md", summary(found))
     print(summary(found))
     return 0
 

@@ -1,4 +1,4 @@
-"""turbo-gguf: KV caches of 2.5 to 4.5 bits per value for llama.cpp, built, measured and gated.
+"""turbo-gguf: KV caches of 2.25 to 4.5 bits per value for llama.cpp, built, measured and gated.
 
 The flow is one arrow per module, each value immutable::
 

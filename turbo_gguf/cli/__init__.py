@@ -78,7 +78,7 @@ def report(message: str, hint: str = "") -> None:
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="turbo-gguf")
 def main() -> None:
-    """KV caches of 2.5 to 4.5 bits per value for llama.cpp: patched, built, measured and gated.
+    """KV caches of 2.25 to 4.5 bits per value for llama.cpp: patched, built, measured and gated.
 
     Exit codes: 0 pass, 1 gate failed, 2 usage, 3 environment or tool missing, 4 tool crashed or log not understood.
     """

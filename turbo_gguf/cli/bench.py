@@ -11,6 +11,7 @@ from turbo_gguf.build import ensure_build
 from turbo_gguf.cache_types import BASE, parse_types
 from turbo_gguf.cli import options
 from turbo_gguf.presets import PRESETS
+from turbo_gguf.results import write as write_result
 from turbo_gguf.store import Store
 
 DEFAULT_TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
@@ -69,7 +70,7 @@ def command(
     table = report.speed(rows, BASE)
     click.echo(table)
     folder = out or assets.home() / "report" / "bench"
-    options.write_text(folder / "table.md", table + "\n")
+    write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
     from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.speed(rows, folder / 'plot.png')}", err=True)

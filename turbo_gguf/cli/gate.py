@@ -12,6 +12,7 @@ from turbo_gguf.build import ensure_build
 from turbo_gguf.cli import options
 from turbo_gguf.errors import EXIT_GATE_FAILED
 from turbo_gguf.presets import PRESETS
+from turbo_gguf.results import write as write_result
 from turbo_gguf.store import Store
 
 EPILOG = """\b
@@ -86,7 +87,7 @@ def command(
     table = "\n".join([report.quality(results, verdicts), report.checks(verdicts) if verdicts else "No gate applies to these types."])
     click.echo(table)
     folder = out or assets.home() / "report" / "ppl-gate"
-    options.write_text(folder / "table.md", table + "\n")
+    write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
     from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.quality(results, folder / 'plot.png')}", err=True)

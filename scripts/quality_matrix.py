@@ -35,6 +35,7 @@ from turbo_gguf.inputs import models
 from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.build import Build, ensure_build
 from turbo_gguf.measure import guard, kld, sweep
 from turbo_gguf.measure.metrics import Metric
@@ -289,9 +290,9 @@ def run(args: argparse.Namespace) -> int:
     found: dict[str, Sequence[Result]] = {}
     for name in args.models:
         found[name] = measure(name, build, text, args)
-        write_text(args.out / name / "table.md", report.quality(found[name]) + "\n")
+        write_result(args.out / name / "table.md", report.quality(found[name]) + "\n")
         plot.quality(found[name], args.out / name / "plot.png")
-        write_text(args.out / "README.md", summary(found))
+        write_result(args.out / "README.md", summary(found))
     print(summary(found))
     return 0
 

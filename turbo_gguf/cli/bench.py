@@ -10,6 +10,7 @@ from turbo_gguf import assets
 from turbo_gguf.cache.spec import BASE, parse_types
 from turbo_gguf.cli import options
 from turbo_gguf.judge import report
+from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
 from turbo_gguf.measure import bench, guard
@@ -71,7 +72,7 @@ def command(
     table = report.speed(rows, BASE)
     click.echo(table)
     folder = out or assets.home() / "report" / "bench"
-    options.write_text(folder / "table.md", table + "\n")
+    write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
     from turbo_gguf.judge import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.speed(rows, folder / 'plot.png')}", err=True)

@@ -12,6 +12,7 @@ from turbo_gguf.cli import options
 from turbo_gguf.errors import EXIT_GATE_FAILED
 from turbo_gguf.inputs import models
 from turbo_gguf.judge import gate, report
+from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
 from turbo_gguf.measure import guard, kld, sweep
@@ -89,7 +90,7 @@ def command(
     table = "\n".join([report.quality(results, verdicts), report.checks(verdicts) if verdicts else "No gate applies to these types."])
     click.echo(table)
     folder = out or assets.home() / "report" / "ppl-gate"
-    options.write_text(folder / "table.md", table + "\n")
+    write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
     from turbo_gguf.judge import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.quality(results, folder / 'plot.png')}", err=True)

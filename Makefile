@@ -43,13 +43,13 @@ hip-root: ## make a Debian root with clang and HIP, to compile and emulate witho
 	@scripts/hip_root.sh make
 
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
-	$(PYTHON_VENV) tests/gpu/emulated_report.py $(ARGS)
+	$(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
 
 kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md
-	$(PYTHON_VENV) scripts/kernel_report.py $(ARGS)
+	$(PYTHON_VENV) scripts/kernels/kernel_report.py $(ARGS)
 
 gpu-suite: setup ## build for the GPU here, check and measure everything on it; results in build/report/gpu-suite
-	scripts/gpu_suite.sh $(ARGS)
+	scripts/gpu/gpu_suite.sh $(ARGS)
 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
 	$(PYTHON_VENV) scripts/bench_cpu.py $(ARGS)

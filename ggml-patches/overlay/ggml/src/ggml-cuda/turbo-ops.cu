@@ -1,8 +1,9 @@
-#include "turbo-launch.cuh"
-#include "turbo-ops.cuh"
-#include "turbo-trellis-encode.cuh"
-#include "turbo-view.cuh"
-#include "turbo.cuh"
+#include "turbo/launch.cuh"
+#include "turbo/ops.cuh"
+#include "turbo/scalar.cuh"
+#include "turbo/trellis-encode.cuh"
+#include "turbo/turbo.cuh"
+#include "turbo/view.cuh"
 
 // All kernels here count the blocks of one tensor and find the place of each in both tensors: either indices name the rows of the other
 // one (SET_ROWS, GET_ROWS), or it has as many blocks in the same order (CPY, conversions). Decay works on the blocks of one tensor.
@@ -86,30 +87,30 @@ template <typename block_t> static __device__ __forceinline__ uint32_t turbo_loa
     return 0;
 }
 
-// Two words of a block, and their scale. part: a quarter of the block, or of one of its halves.
+// Two words of a block, and their scale. i: which quarter of the block; of a trellis type, those of its first half come first.
 template <ggml_type type>
-static __device__ __forceinline__ float turbo_load_part(const typename turbo_traits<type>::block * block,
-                                                        int                                        part,
-                                                        int32_t                                    w[2]) {
-    const int quarter = part % 4;
+static __device__ __forceinline__ float turbo_load_quarter(const typename turbo_traits<type>::block * block,
+                                                           int                                        i,
+                                                           int32_t                                    w[2]) {
+    const int quarter = i % 4;
     if constexpr (turbo_is_trellis<type>) {
-        const int       half  = part / 4;
+        const int       half  = i / 4;
         const uint8_t * words = (const uint8_t *) block + 2;
         const auto      load  = [words](int i) {
             return turbo_load_word(words + 4 * i);
         };
-        turbo_decode_trellis_quarter<type>(turbo_read_half(load(half), load(1 - half), block->selectors >> 4 * half),
+        turbo_unpack_trellis_quarter<type>(turbo_read_half(load(half), load(1 - half), block->selectors >> 4 * half),
                                            load(turbo_low_word<type>(half, quarter)), load(turbo_high_word<type>(half)),
                                            quarter, w);
         return turbo_trellis_scale(block->d) * (1.0f / TURBO_T_LEVEL_STEPS);
     } else {
-        turbo_decode_quarter<type>(turbo_load_word(block->qs + 4 * turbo_quarter_qs<type>(quarter)),
+        turbo_unpack_quarter<type>(turbo_load_word(block->qs + 4 * turbo_quarter_qs<type>(quarter)),
                                    turbo_load_signs(block), quarter, w);
         return __half2float(block->d);
     }
 }
 
-// From a turbo type: a lane for each part of a block, counted in dst.
+// From a turbo type: a lane for each quarter of 32 values, counted in dst.
 template <ggml_type type, typename dst_t, typename other_t>
 static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(const char *     src,
                                                                              char *           dst,
@@ -118,9 +119,9 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(con
                                                                              const other_t    other,
                                                                              const uint32_t   n_blocks,
                                                                              const bool       as_one) {
-    constexpr int  parts   = turbo_block_values(type) / 8;
-    const uint32_t i_block = blockIdx.x * (TURBO_OPS_THREADS / parts) + threadIdx.x / parts;
-    const int      part    = threadIdx.x % parts;
+    constexpr int  quarters = turbo_block_values(type) / 8;
+    const uint32_t i_block  = blockIdx.x * (TURBO_OPS_THREADS / quarters) + threadIdx.x / quarters;
+    const int      quarter  = threadIdx.x % quarters;
     if (i_block >= n_blocks) {
         return;
     }
@@ -129,15 +130,15 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(con
         (const typename turbo_traits<type>::block *) (src + src_view.offset(other.place(src_view, i_block, to)));
 
     int32_t     w[2];
-    const float d = turbo_load_part<type>(block, part, w);
-    float       x[2][4];  // values 4 quarter .. and 16 + 4 quarter .. of 32
+    const float d = turbo_load_quarter<type>(block, quarter, w);
+    float       x[2][4];  // values 4 (quarter % 4) .. and 16 + 4 (quarter % 4) .. of 32
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const int value           = turbo_value_order(turbo_quarter_word(0, i / 4), i % 4);
         x[value / 16][value % 16] = d * (float) (int8_t) (w[i / 4] >> 8 * (i % 4));
     }
 
-    char * y = dst + dst_view.offset(to) + (32 * (part / 4) + 4 * (part % 4)) * dst_view.value;
+    char * y = dst + dst_view.offset(to) + (32 * (quarter / 4) + 4 * (quarter % 4)) * dst_view.value;
     turbo_write4<dst_t>(y, dst_view.value, as_one, x[0]);
     turbo_write4<dst_t>(y + 16 * dst_view.value, dst_view.value, as_one, x[1]);
 }
@@ -149,16 +150,16 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_copy_blocks(co
                                                                               const turbo_view src_view,
                                                                               const turbo_view dst_view,
                                                                               const uint32_t   n_blocks) {
-    constexpr int  parts   = block_bytes / 2;
+    constexpr int  units   = block_bytes / 2;
     const int64_t  i       = (int64_t) blockIdx.x * TURBO_OPS_THREADS + threadIdx.x;
-    const uint32_t i_block = (uint32_t) (i / parts);
-    const int      part    = (int) (i % parts);
+    const uint32_t i_block = (uint32_t) (i / units);
+    const int      unit    = (int) (i % units);
     if (i_block >= n_blocks) {
         return;
     }
     const uint16_t * from = (const uint16_t *) (src + src_view.offset(src_view.place(i_block)));
     uint16_t *       to   = (uint16_t *) (dst + dst_view.offset(dst_view.place(i_block)));
-    to[part]              = from[part];
+    to[unit]              = from[unit];
 }
 
 //

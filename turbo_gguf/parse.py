@@ -289,8 +289,27 @@ def _exact(match: re.Match[str]) -> CacheExact:
     return CacheExact(sink=int(match["sink"]), tail=int(match["tail"]), rows=int(match["rows"]), mib=float(match["mib"]))
 
 
+def _settings(match: re.Match[str]) -> dict[str, object]:
+    """Fields from our line about a cache: its types and settings in the notation of ``--types``, and what came of them."""
+    spec = dict(word.split("=", 1) for word in match["spec"].split()[1:])
+    told: dict[str, object] = {"rot_k": match["rk"] == "1", "rot_v": match["rv"] == "1", "calibration": spec.get("cal", "")}
+    if "k" in spec:
+        told |= {"layers_k": spec["k"], "bits_k": float(match["bk"]), "layers_v": spec.get("v", ""), "bits_v": float(match["bv"])}
+    if m := re.search(r" \| decaying (\d+)/(\d+)", match["more"]):
+        told["decay"] = CacheDecay(DecayShares(*map(int, spec["decay"].split(","))), layers_k=int(m[1]), layers_v=int(m[2]))
+    if m := re.search(r" \| no decay: ([a-z ]+)", match["more"]):
+        told["no_decay"] = m[1]
+    if m := re.search(r" \| copies (\d+) rows in \d+ streams, ([\d.]+) MiB", match["more"]):
+        told["exact"] = CacheExact(int(spec.get("sink", 0)), int(spec.get("tail", 0)), rows=int(m[1]), mib=float(m[2]))
+    return told
+
+
 _OF_CACHE: tuple[tuple[str, Callable[[re.Match[str]], dict[str, object]]], ...] = (
-    (r"llama_kv_cache: attn_rot_([kv]) = (\d)", lambda m: {f"rot_{m[1]}": m[2] == "1"}),
+    (r"llama_kv_cache: (?:attn|n)_rot_([kv]) = (\d+)", lambda m: {f"rot_{m[1]}": m[2] != "0"}),
+    (
+        r"llama_turbo_cache: (?P<spec>[^|]+) \| rotated (?P<rk>\d)/(?P<rv>\d) \| bits (?P<bk>[\d.]+)/(?P<bv>[\d.]+)(?P<more>.*)",
+        _settings,
+    ),
     (
         r"llama_turbo_cache: ([KV]) by layer: (\S+) \(([\d.]+) bits per value\)",
         lambda m: {f"layers_{m[1].lower()}": m[2], f"bits_{m[1].lower()}": float(m[3])},

@@ -12,9 +12,12 @@
 #include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
 #include "llama-model.h"
+#include "turbo/compat.h"
 
 #include <algorithm>
 #include <cinttypes>
+#include <cstdarg>
+#include <cstdio>
 #include <cstdlib>
 #include <set>
 #include <stdexcept>
@@ -113,6 +116,9 @@ void llama_turbo_use_settings(llama_turbo_settings settings) {
     settings_in_use = std::move(settings);
 }
 
+// Whether the graph takes the sizes of rotations from the cache, and a state of it holds them.
+static constexpr bool STATES_HAVE_ROT_SIZES = llama_turbo_compat::has_rot_sizes<llama_kv_cache>();
+
 //
 // types by layer
 //
@@ -140,17 +146,15 @@ std::pair<ggml_type, ggml_type> llama_turbo_cache::layer_types(std::shared_ptr<l
     return { settings.types_k[i], settings.types_v[i] };
 }
 
-void llama_turbo_cache::init(llama_kv_cache & kv) {
+void llama_turbo_cache::init(llama_kv_cache & kv, ggml_type type_k, ggml_type type_v) {
     const bool by_layer = kv.turbo && kv.turbo->settings.by_layer;
 
     for (const auto & layer : kv.layers) {
         llama_turbo_init_rotation(layer.k->type, layer.v ? layer.v->type : GGML_TYPE_F32, kv.n_embd_head_k_all,
-                                  kv.n_embd_head_v_all, kv.attn_rot_k, kv.attn_rot_v, kv.attn_rot_hadamard, by_layer);
+                                  kv.n_embd_head_v_all, llama_turbo_compat::rot_k(kv, 0),
+                                  llama_turbo_compat::rot_v(kv, 0), kv.attn_rot_hadamard, by_layer);
     }
 
-    if (by_layer) {
-        kv.turbo->log_layers(kv);
-    }
     if (kv.turbo && kv.turbo->settings.calibration) {
         kv.turbo->init_calibration(kv);
     }
@@ -164,28 +168,110 @@ void llama_turbo_cache::init(llama_kv_cache & kv) {
     if (kv.turbo && kv.turbo->settings.decay.cold > 0) {
         kv.turbo->init_decay(kv);
     }
+    log_cache(kv, type_k, type_v);
 }
 
-void llama_turbo_cache::log_layers(const llama_kv_cache & kv) const {
-    for (bool is_k : { true, false }) {
-        std::vector<uint32_t>  ordinals;
-        std::vector<ggml_type> types;
-        double                 n_bits   = 0.0;
-        double                 n_values = 0.0;
-        for (const auto & layer : kv.layers) {
-            const ggml_tensor * tensor = is_k ? layer.k : layer.v;
+ggml_tensor * llama_turbo_cache::build_k_rot(const llama_kv_cache & kv, ggml_context * ctx) {
+    return STATES_HAVE_ROT_SIZES || !llama_turbo_compat::rot_k(kv, 0) ?
+               nullptr :
+               llama_turbo_build_rot(ctx, kv.n_embd_head_k_all, "attn_inp_k_rot");
+}
+
+ggml_tensor * llama_turbo_cache::build_v_rot(const llama_kv_cache & kv, ggml_context * ctx) {
+    return STATES_HAVE_ROT_SIZES || !llama_turbo_compat::rot_v(kv, 0) ?
+               nullptr :
+               llama_turbo_build_rot(ctx, kv.n_embd_head_v_all, "attn_inp_v_rot");
+}
+
+// Bits per value of K, or of V, and the map that names the type of each layer.
+struct side_facts {
+    double                 n_bits   = 0.0;
+    double                 n_values = 0.0;
+    std::vector<uint32_t>  ordinals;  // of layers with a KV cache
+    std::vector<ggml_type> types;
+
+    double bits() const { return n_values > 0.0 ? n_bits / n_values : 0.0; }
+};
+
+static std::string formatted(const char * format, ...) {
+    char    text[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+
+    return text;
+}
+
+void llama_turbo_cache::log_cache(const llama_kv_cache & kv, ggml_type type_k, ggml_type type_v) {
+    static const llama_turbo_cache none{ llama_turbo_settings{} };
+
+    const llama_turbo_cache &    turbo    = kv.turbo ? *kv.turbo : none;
+    const llama_turbo_settings & settings = turbo.settings;
+
+    side_facts k;
+    side_facts v;
+    for (const auto & layer : kv.layers) {
+        const auto it = std::find(settings.layers.begin(), settings.layers.end(), layer.il);
+        for (auto [side, tensor] : { std::make_pair(&k, layer.k), std::make_pair(&v, layer.v) }) {
             if (tensor) {
-                const auto it = std::find(settings.layers.begin(), settings.layers.end(), layer.il);
-                ordinals.push_back(it - settings.layers.begin());
-                types.push_back(tensor->type);
-                n_bits += 8.0 * ggml_nbytes(tensor);
-                n_values += ggml_nelements(tensor);
+                side->ordinals.push_back(it - settings.layers.begin());
+                side->types.push_back(tensor->type);
+                side->n_bits += 8.0 * ggml_nbytes(tensor);
+                side->n_values += ggml_nelements(tensor);
             }
         }
-        if (!types.empty()) {
-            LLAMA_LOG_INFO("llama_turbo_cache: %s by layer: %s (%.3f bits per value)\n", is_k ? "K" : "V",
-                           llama_turbo_format_layers(ordinals, types).c_str(), n_bits / n_values);
+    }
+
+    std::string text = ggml_type_name(type_k);
+    if (type_v != type_k) {
+        text += std::string("/") + ggml_type_name(type_v);
+    }
+    if (settings.by_layer) {
+        text += " k=" + llama_turbo_format_layers(k.ordinals, k.types);
+        text += v.types.empty() ? "" : " v=" + llama_turbo_format_layers(v.ordinals, v.types);
+    }
+    if (settings.decay.cold > 0) {
+        text += formatted(" decay=%d,%d,%d", settings.decay.hot, settings.decay.warm, settings.decay.cold);
+    }
+    text += turbo.calibrated ? formatted(" cal=%08x", turbo.calibrated->digest) : "";
+    text += turbo.exact && settings.exact.sink > 0 ? formatted(" sink=%u", settings.exact.sink) : "";
+    text += turbo.exact && settings.exact.tail > 0 ? formatted(" tail=%u", settings.exact.tail) : "";
+
+    text += formatted(" | rotated %d/%d | bits %.3f/%.3f", llama_turbo_compat::rot_k(kv, 0) != 0,
+                      llama_turbo_compat::rot_v(kv, 0) != 0, k.bits(), v.bits());
+    if (turbo.calibrated) {
+        size_t n_k_mean = 0, n_k_scale = 0, n_v_mean = 0, n_v_scale = 0;
+        for (const auto & [il, layer] : turbo.calibrated_layers) {
+            n_k_mean += layer->k_mean != nullptr;
+            n_k_scale += layer->k_scale != nullptr;
+            n_v_mean += layer->v_mean != nullptr;
+            n_v_scale += layer->v_scale != nullptr;
         }
+        text += formatted(" | calibrated K %zu %zu V %zu %zu of %zu", n_k_mean, n_k_scale, n_v_mean, n_v_scale,
+                          kv.layers.size());
+    }
+    const bool decays = !turbo.decaying_k.empty() || !turbo.decaying_v.empty();
+    if (decays) {
+        text += formatted(" | decaying %zu/%zu", turbo.decaying_k.size(), turbo.decaying_v.size());
+    }
+    const bool has_window = kv.swa_type != LLAMA_SWA_TYPE_NONE;
+    const bool is_useless = settings.decay.cold > 0 && !decays && !has_window;
+    if (settings.decay.cold > 0 && !decays) {
+        text += has_window ? " | no decay: sliding window" : " | no decay: no layer";
+    }
+    if (turbo.exact) {
+        size_t n_bytes = 0;
+        for (const auto & [il, layer] : turbo.exact->layers) {
+            n_bytes += ggml_nbytes(layer.k) + ggml_nbytes(layer.v);
+        }
+        text += formatted(" | copies %u rows in %u streams, %.2f MiB", turbo.exact->n_rows, kv.n_stream,
+                          n_bytes / 1024.0 / 1024.0);
+    }
+    if (is_useless) {
+        LLAMA_LOG_WARN("llama_turbo_cache: %s\n", text.c_str());
+    } else {
+        LLAMA_LOG_INFO("llama_turbo_cache: %s\n", text.c_str());
     }
 }
 
@@ -200,22 +286,9 @@ void llama_turbo_cache::init_calibration(const llama_kv_cache & kv) {
     }
     calibrated = std::make_shared<const llama_turbo_calibrated>(*settings.calibration, kv.model, layers);
 
-    size_t n_centered_k = 0;
-    size_t n_centered_v = 0;
-    size_t n_scaled_k   = 0;
-    size_t n_scaled_v   = 0;
     for (const auto & [il, layer] : calibrated->layers()) {
         calibrated_layers[il] = &layer;
-
-        n_centered_k += layer.k_mean != nullptr;
-        n_centered_v += layer.v_mean != nullptr;
-        n_scaled_k += layer.k_scale != nullptr;
-        n_scaled_v += layer.v_scale != nullptr;
     }
-    LLAMA_LOG_INFO(
-        "llama_turbo_cache: calibration %08x: of %zu layers, K of %zu centered, K of %zu scaled, V of %zu centered, V "
-        "of %zu scaled\n",
-        calibrated->digest, layers.size(), n_centered_k, n_scaled_k, n_centered_v, n_scaled_v);
 }
 
 void llama_turbo_cache::share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other) {
@@ -268,20 +341,21 @@ ggml_tensor * llama_turbo_cache::build_shift(const llama_kv_cache &             
 // In place of a number that is 0 or 1, followed by the calibration's digest.
 static constexpr uint32_t CALIBRATED_STATE = 0x4C414354;  // "TCAL"
 
-bool llama_turbo_cache::read_calibration(const llama_kv_cache & kv,
-                                         llama_io_read_i &      io,
-                                         uint32_t &             v_trans,
-                                         uint32_t &             n_layer) {
+bool llama_turbo_cache::read_calibration(const llama_kv_cache & kv, llama_io_read_i & io, uint32_t & v_trans) {
     const bool is_state_calibrated = v_trans == CALIBRATED_STATE;
     const bool is_cache_calibrated = kv.turbo && kv.turbo->calibrated;
     if (!is_state_calibrated && !is_cache_calibrated) {
         return true;
     }
 
+    uint32_t digest = 0;
+    if (is_state_calibrated) {
+        io.read(&digest, sizeof(digest));
+    }
     const char * hint =
         "give the same --cache-calibration to the program that saves a state and to the one that loads it";
     if (is_state_calibrated && !is_cache_calibrated) {
-        LLAMA_LOG_ERROR("%s: the state was saved with calibration %08x, this cache has none: %s\n", __func__, n_layer,
+        LLAMA_LOG_ERROR("%s: the state was saved with calibration %08x, this cache has none: %s\n", __func__, digest,
                         hint);
         return false;
     }
@@ -289,13 +363,12 @@ bool llama_turbo_cache::read_calibration(const llama_kv_cache & kv,
         LLAMA_LOG_ERROR("%s: the state was saved without a calibration, this cache has one: %s\n", __func__, hint);
         return false;
     }
-    if (n_layer != kv.turbo->calibrated->digest) {
-        LLAMA_LOG_ERROR("%s: the state was saved with calibration %08x, this cache has %08x: %s\n", __func__, n_layer,
+    if (digest != kv.turbo->calibrated->digest) {
+        LLAMA_LOG_ERROR("%s: the state was saved with calibration %08x, this cache has %08x: %s\n", __func__, digest,
                         kv.turbo->calibrated->digest, hint);
         return false;
     }
     io.read(&v_trans, sizeof(v_trans));
-    io.read(&n_layer, sizeof(n_layer));
 
     return true;
 }
@@ -316,14 +389,12 @@ void llama_turbo_cache::init_exact(llama_kv_cache & kv) {
         bufts.insert(ggml_backend_buffer_get_type(layer.k->buffer));
     }
 
-    size_t n_bytes = 0;
     for (ggml_backend_buffer_type_t buft : bufts) {
         ggml_context_ptr ctx = llama_turbo_tensors(2 * kv.layers.size());
 
         const auto add = [&](const char * name, uint32_t il, int64_t n_embd) {
             ggml_tensor * tensor = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, n_embd, exact->n_rows, kv.n_stream);
             ggml_format_name(tensor, "cache_exact_%s_l%u", name, il);
-            n_bytes += ggml_nbytes(tensor);
             return tensor;
         };
         for (const auto & layer : kv.layers) {
@@ -337,10 +408,6 @@ void llama_turbo_cache::init_exact(llama_kv_cache & kv) {
         ggml_backend_buffer_clear(buffer.get(), 0);
         kv.ctxs_bufs.emplace_back(std::move(ctx), std::move(buffer));
     }
-    LLAMA_LOG_INFO(
-        "llama_turbo_cache: exact: first %u and last %u tokens of each sequence in f16, %u rows in each of %u streams, "
-        "%.2f MiB\n",
-        exact->sizes.sink, exact->sizes.tail, exact->n_rows, kv.n_stream, n_bytes / 1024.0 / 1024.0);
 }
 
 const llama_turbo_exact::layer * llama_turbo_cache::exact_layer(const llama_kv_cache_context & mctx, int32_t il) {
@@ -523,6 +590,8 @@ void llama_turbo_cache::copy_stream(llama_kv_cache & kv, llama_context * lctx, u
 //
 
 static constexpr uint32_t EXACT_STATE = 0x43455854;  // "TXEC", followed by the number of copies
+static constexpr uint32_t SIZES_STATE =
+    0x5A495354;  // "TSIZ": behind all marks, the sizes of rotations follow the number of layers
 
 static std::vector<uint32_t> cells_in(const std::vector<std::pair<uint32_t, uint32_t>> & ranges) {
     std::vector<uint32_t> cells;
@@ -539,6 +608,10 @@ void llama_turbo_cache::write_state(const llama_kv_cache &                      
                                     llama_io_write_i &                                 io,
                                     uint32_t                                           stream,
                                     const std::vector<std::pair<uint32_t, uint32_t>> & ranges) {
+    const bool is_ours = has_turbo_types(kv) || (kv.turbo && (kv.turbo->calibrated || kv.turbo->exact));
+    if (STATES_HAVE_ROT_SIZES && is_ours) {
+        io.write(&SIZES_STATE, sizeof(SIZES_STATE));
+    }
     if (kv.turbo && kv.turbo->calibrated) {
         io.write(&CALIBRATED_STATE, sizeof(CALIBRATED_STATE));
         io.write(&kv.turbo->calibrated->digest, sizeof(kv.turbo->calibrated->digest));
@@ -549,13 +622,42 @@ void llama_turbo_cache::write_state(const llama_kv_cache &                      
     }
 }
 
+bool llama_turbo_cache::has_turbo_types(const llama_kv_cache & kv) {
+    return std::any_of(kv.layers.begin(), kv.layers.end(), [](const auto & layer) {
+        return ggml_is_turbo(layer.k->type) || (layer.v && ggml_is_turbo(layer.v->type));
+    });
+}
+
+bool llama_turbo_cache::read_layout(const llama_kv_cache & kv, llama_io_read_i & io, uint32_t & v_trans) {
+    const bool has_sizes = v_trans == SIZES_STATE;
+    const bool is_marked = has_sizes || v_trans == CALIBRATED_STATE || v_trans == EXACT_STATE;
+    if (has_sizes && !STATES_HAVE_ROT_SIZES) {
+        LLAMA_LOG_ERROR(
+            "%s: the state was saved by a build of a newer llama.cpp, whose states have another layout: save it again "
+            "with this one\n",
+            __func__);
+        return false;
+    }
+    if (STATES_HAVE_ROT_SIZES && !has_sizes && (is_marked || has_turbo_types(kv))) {
+        LLAMA_LOG_ERROR(
+            "%s: the state was saved by a build of an older llama.cpp, whose states have another layout, or with other "
+            "cache types: save it again with this one\n",
+            __func__);
+        return false;
+    }
+    if (has_sizes) {
+        io.read(&v_trans, sizeof(v_trans));
+    }
+
+    return true;
+}
+
 bool llama_turbo_cache::read_state(const llama_kv_cache &        kv,
                                    llama_io_read_i &             io,
                                    uint32_t                      stream,
                                    const std::vector<uint32_t> & cells,
-                                   uint32_t &                    v_trans,
-                                   uint32_t &                    n_layer) {
-    if (!read_calibration(kv, io, v_trans, n_layer)) {
+                                   uint32_t &                    v_trans) {
+    if (!read_layout(kv, io, v_trans) || !read_calibration(kv, io, v_trans)) {
         return false;
     }
 
@@ -564,13 +666,14 @@ bool llama_turbo_cache::read_state(const llama_kv_cache &        kv,
         exact->forget(stream, cells);
     }
     if (v_trans == EXACT_STATE) {
+        uint32_t n_copies;
+        io.read(&n_copies, sizeof(n_copies));
         if (!exact) {
-            llama_turbo_exact::skip(io, n_layer);
-        } else if (!exact->read(io, n_layer, stream, kv.v_cells[stream], cells)) {
+            llama_turbo_exact::skip(io, n_copies);
+        } else if (!exact->read(io, n_copies, stream, kv.v_cells[stream], cells)) {
             return false;
         }
         io.read(&v_trans, sizeof(v_trans));
-        io.read(&n_layer, sizeof(n_layer));
     }
 
     return true;
@@ -587,7 +690,6 @@ enum decayed_side : uint8_t {
 
 void llama_turbo_cache::init_decay(const llama_kv_cache & kv) {
     if (kv.swa_type != LLAMA_SWA_TYPE_NONE) {
-        LLAMA_LOG_INFO("llama_turbo_cache: decay: none, sliding window\n");
         return;
     }
 
@@ -599,16 +701,6 @@ void llama_turbo_cache::init_decay(const llama_kv_cache & kv) {
             decaying_v.push_back(layer.v_stream);
         }
     }
-
-    if (decaying_k.empty() && decaying_v.empty()) {
-        LLAMA_LOG_WARN("llama_turbo_cache: decay: no layer of this cache has a type that decays (turbo3, turbo4)\n");
-        return;
-    }
-    LLAMA_LOG_INFO(
-        "llama_turbo_cache: decay: the oldest %d %% of each sequence lose one bit (hot %d %%, warm %d %%, cold %d %%), "
-        "K of %zu layers, V of %zu layers\n",
-        settings.decay.cold, settings.decay.hot, settings.decay.warm, settings.decay.cold, decaying_k.size(),
-        decaying_v.size());
 }
 
 llama_turbo_cache::~llama_turbo_cache() {

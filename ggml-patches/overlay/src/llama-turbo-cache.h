@@ -75,7 +75,11 @@ struct llama_turbo_cache {
                                                        ggml_type                            type_v);
 
     // When the tensors are there: rotation, log.
-    static void init(llama_kv_cache & kv);
+    static void init(llama_kv_cache & kv, ggml_type type_k, ggml_type type_v);
+
+    // Graph inputs for rotations that upstream lacks; nullptr: leave it to upstream.
+    static ggml_tensor * build_k_rot(const llama_kv_cache & kv, ggml_context * ctx);
+    static ggml_tensor * build_v_rot(const llama_kv_cache & kv, ggml_context * ctx);
 
     // Before a batch: pending shifts and copies of streams (llama_kv_cache::stream_copy_info) are about to be applied.
     template <typename stream_copies>
@@ -133,10 +137,10 @@ struct llama_turbo_cache {
                             uint32_t                                                  il,
                             const std::function<void(ggml_tensor *, ggml_tensor *)> & shift);
 
-    // Before and after the two numbers that a state has in front of K and V. Two others may come before them: those of a calibration, and
-    // then those of an exact sink and tail, with its copies behind.
+    // Before v_trans is written, and after it is read: the first of the numbers that a state has in front of K and V. Marks of ours may come
+    // before it: of the layout, of a calibration with its digest, and of an exact sink and tail with its copies.
     //
-    // States of another calibration, or of none, are refused, with the reason in the log: false. Copies are taken where there is room for
+    // States of an upstream whose states have another layout, and states of another calibration, or of none, are refused, with the reason in the log: false. Copies are taken where there is room for
     // them.
     //   ranges: of cells, pairs of begin and end
     static void write_state(const llama_kv_cache &                             kv,
@@ -147,8 +151,7 @@ struct llama_turbo_cache {
                            llama_io_read_i &             io,
                            uint32_t                      stream,
                            const std::vector<uint32_t> & cells,
-                           uint32_t &                    v_trans,
-                           uint32_t &                    n_layer);
+                           uint32_t &                    v_trans);
 
   private:
     const llama_turbo_settings settings;
@@ -172,16 +175,15 @@ struct llama_turbo_cache {
 
     static void update(llama_kv_cache & kv, llama_context * lctx);
     static void copy_stream(llama_kv_cache & kv, llama_context * lctx, uint32_t from, uint32_t to);
-    static bool read_calibration(const llama_kv_cache & kv,
-                                 llama_io_read_i &      io,
-                                 uint32_t &             v_trans,
-                                 uint32_t &             n_layer);
+    static bool read_calibration(const llama_kv_cache & kv, llama_io_read_i & io, uint32_t & v_trans);
+    static bool read_layout(const llama_kv_cache & kv, llama_io_read_i & io, uint32_t & v_trans);
+    static bool has_turbo_types(const llama_kv_cache & kv);
 
-    void log_layers(const llama_kv_cache & kv) const;
-    void init_calibration(const llama_kv_cache & kv);
-    void share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other);
-    void init_exact(llama_kv_cache & kv);
-    void init_decay(const llama_kv_cache & kv);
-    bool decay(llama_kv_cache & kv);
-    bool decay_stream(const llama_kv_cells & cells, uint32_t stream, std::vector<uint8_t> & decayed);
+    static void log_cache(const llama_kv_cache & kv, ggml_type type_k, ggml_type type_v);
+    void        init_calibration(const llama_kv_cache & kv);
+    void        share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other);
+    void        init_exact(llama_kv_cache & kv);
+    void        init_decay(const llama_kv_cache & kv);
+    bool        decay(llama_kv_cache & kv);
+    bool        decay_stream(const llama_kv_cells & cells, uint32_t stream, std::vector<uint8_t> & decayed);
 };

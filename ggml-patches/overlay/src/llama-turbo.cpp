@@ -334,13 +334,17 @@ bool llama_turbo_check_context(const llama_model & model, llama_context_params &
 // rotation
 //
 
-int64_t llama_turbo_rotation_group(int64_t n_embd_head) {
+static int64_t rotation_group(int64_t n_embd_head, int64_t group_max) {
     int64_t group = 1;
-    while (group < 128 && n_embd_head % (2 * group) == 0) {
+    while (group < group_max && n_embd_head % (2 * group) == 0) {
         group *= 2;
     }
 
     return group;
+}
+
+int64_t llama_turbo_rotation_group(int64_t n_embd_head) {
+    return rotation_group(n_embd_head, 128);
 }
 
 bool llama_turbo_rotates(ggml_type type) {
@@ -363,21 +367,23 @@ static std::vector<float> hadamard_matrix(int64_t n) {
     return res;
 }
 
+template <typename T>
 void llama_turbo_init_rotation(ggml_type                                         type_k,
                                ggml_type                                         type_v,
                                int32_t                                           n_embd_head_k,
                                int32_t                                           n_embd_head_v,
-                               bool &                                            rot_k,
-                               bool &                                            rot_v,
+                               T &                                               rot_k,
+                               T &                                               rot_v,
                                std::unordered_map<int64_t, std::vector<float>> & hadamard,
                                bool                                              is_mixed) {
     if (env_is_set("LLAMA_ATTN_ROT_DISABLE")) {
         return;
     }
 
-    const auto init = [&](ggml_type type, int32_t n_embd_head, bool & rot) {
-        if (is_mixed && n_embd_head > 0 && n_embd_head % UPSTREAM_GROUP_MIN == 0 && ggml_is_quantized(type)) {
-            rot = true;
+    const auto init = [&](ggml_type type, int32_t n_embd_head, T & rot, int64_t group_max) {
+        const int64_t group = n_embd_head > 0 ? rotation_group(n_embd_head, group_max) : 0;
+        if (is_mixed && group >= UPSTREAM_GROUP_MIN && ggml_is_quantized(type)) {
+            rot = group;
         }
         if (!llama_turbo_rotates(type) || n_embd_head == 0) {
             return;
@@ -386,17 +392,32 @@ void llama_turbo_init_rotation(ggml_type                                        
             throw std::runtime_error(std::string("cache type ") + ggml_type_name(type) +
                                      " does not support layers of different head sizes in one cache: use q8_0 or f16");
         }
-        rot = true;
-
-        const int64_t group = llama_turbo_rotation_group(n_embd_head);
+        rot = group;
         if (group < UPSTREAM_GROUP_MIN && hadamard.count(group) == 0) {
             hadamard[group] = hadamard_matrix(group);
         }
     };
 
-    init(type_k, n_embd_head_k, rot_k);
-    init(type_v, n_embd_head_v, rot_v);
+    init(type_k, n_embd_head_k, rot_k, n_embd_head_k);
+    init(type_v, n_embd_head_v, rot_v, UPSTREAM_GROUP_MIN);
 }
+
+template void llama_turbo_init_rotation(ggml_type,
+                                        ggml_type,
+                                        int32_t,
+                                        int32_t,
+                                        bool &,
+                                        bool &,
+                                        std::unordered_map<int64_t, std::vector<float>> &,
+                                        bool);
+template void llama_turbo_init_rotation(ggml_type,
+                                        ggml_type,
+                                        int32_t,
+                                        int32_t,
+                                        uint32_t &,
+                                        uint32_t &,
+                                        std::unordered_map<int64_t, std::vector<float>> &,
+                                        bool);
 
 ggml_tensor * llama_turbo_build_rot(ggml_context * ctx, int32_t n_embd_head, const char * name) {
     if (n_embd_head % UPSTREAM_GROUP_MIN == 0) {

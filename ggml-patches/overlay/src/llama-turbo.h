@@ -49,16 +49,17 @@ bool llama_turbo_rotates(ggml_type type);
 // Adds our rules to upstream's decision on the rotation of K and V, for the types of one layer of the cache: what one layer needs, all
 // layers get.
 //   n_embd_head_k, n_embd_head_v: head size in all layers of this cache; 0 = no such tensor, -1 = layers differ
-//   rot_k, rot_v:                 whether the graph rotates
+//   rot_k, rot_v:                 sizes of the groups that the graph rotates, or whether it does, see turbo/compat.h
 //   hadamard:                     group size n -> symmetric orthonormal matrix [n*n]; gets groups that upstream lacks
 //   is_mixed:                     layers have types of their own, so upstream's rule for its quantized types is applied here, too
 // Throws std::runtime_error if the layers of the cache have different head sizes.
+template <typename T>
 void llama_turbo_init_rotation(ggml_type                                         type_k,
                                ggml_type                                         type_v,
                                int32_t                                           n_embd_head_k,
                                int32_t                                           n_embd_head_v,
-                               bool &                                            rot_k,
-                               bool &                                            rot_v,
+                               T &                                               rot_k,
+                               T &                                               rot_v,
                                std::unordered_map<int64_t, std::vector<float>> & hadamard,
                                bool                                              is_mixed = false);
 

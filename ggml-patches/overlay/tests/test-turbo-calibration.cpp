@@ -250,7 +250,7 @@ static void test_stored(const setup & types) {
     saved_state expected = read_state(plain);
 
     const session calibrated = session::make(with(flash, file));
-    check_log_has("the log tells it", "llama_turbo_cache: calibration ");
+    check_cache_line_has("the log tells it", " cal=");
     calibrated.decode(text(16));
     saved_state got = read_state(calibrated);
 
@@ -415,6 +415,9 @@ static void test_state(const setup & types) {
                             "the state was saved without a calibration, this cache has one");
         check_state_refused("state with another calibration refused", with(s, other), state, seq_state,
                             "the state was saved with calibration ");
+        if (!llama_model_is_hybrid(model) && s.flash_attn != LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+            check_other_layout_refused(writer, calibrated);
+        }
     }
 }
 
@@ -531,9 +534,9 @@ static void test_refusals(const setup & types) {
     file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
     file.write();
     check("one layer is enough", session(with(f32_setup(), file)).ctx != nullptr);
-    check_log_has("... and the log counts it", "K of 0 centered, K of 0 scaled, V of 0 centered, V of 1 scaled");
+    check_cache_line_has("... and the log counts it", " | calibrated K 0 0 V 0 1 of ");
     const session plain = session::make(f32_setup());
-    check("no calibration without the variable", !log_has("llama_turbo_cache: calibration"));
+    check("no calibration without the variable", !cache_line_has(" cal=") && !cache_line_has("calibrated"));
 }
 
 //

@@ -240,15 +240,12 @@ static void check_first_layer(const saved_state & got, saved_state without, int 
 }
 
 static void check_log(const saved_state & state, const shares & decay) {
-    char line[160];
-    snprintf(line, sizeof(line),
-             "decay: the oldest %d %% of each sequence lose one bit (hot %d %%, warm %d %%, cold %d %%), "
-             "K of %d layers, V of %d layers\n",
-             decay.cold, decay.hot, decay.warm, decay.cold, n_decaying_layers(state, true),
-             n_decaying_layers(state, false));
-    check_log_has("the log says what decays", std::string("llama_turbo_cache: ") + line);
+    check_cache_line_has("the log tells the shares",
+                         format(" decay=%.0f,%.0f,%.0f ", decay.hot, decay.warm, decay.cold));
+    check_cache_line_has("... and what decays", format(" | decaying %.0f/%.0f\n", n_decaying_layers(state, true),
+                                                       n_decaying_layers(state, false)));
     if (llama_model_n_swa(model) > 0) {
-        check_log_has("... and what has a window", "llama_turbo_cache: decay: none, sliding window\n");
+        check_cache_line_has("... and what has a window", " | no decay: sliding window\n");
     }
 }
 
@@ -692,8 +689,7 @@ static void test_none(const setup & types) {
         const setup    other  = { type, type };
         const logits_t logits = run(plain(other));
         check_same(std::string("a cache in ") + ggml_type_name(type), logits, run(balanced(other)));
-        check_log_has("... which is said",
-                      "llama_turbo_cache: decay: no layer of this cache has a type that decays (turbo3, turbo4)");
+        check_cache_line_has("... which is said", " | no decay: no layer\n");
         check("... and nothing is counted", logged_totals().n_passes == -1);
     }
 
@@ -759,12 +755,13 @@ static void test_device(const setup & types) {
         check_no_session("... for one layer, too", half, "can't do temporal decay of cache type turbo3 in layer ");
         half.layers_v = "-1:turbo2";
         run(half);
-        check_log_has("... but for types that decay only", "no layer of this cache has a type that decays");
+        check_cache_line_has("... but for types that decay only", " | no decay: no layer\n");
     }
     {
         const limited_device device([](const ggml_tensor *) { return false; });
         check_same("a device that can", expected, run(balanced(types)));
-        check_log_has("... does", "decay: the oldest 50 %");
+        check_cache_line_has("... does", " decay=15,35,50 ");
+        check_cache_line_has("... in some layers", " | decaying ");
     }
 }
 

@@ -96,8 +96,7 @@ static void test_equal(const setup & types) {
     const logits_t expected = prompt_and_generate(session::make(half(types)));
 
     const session s = session::make(all_copied(types));
-    check_log_has("the log tells it",
-                  "llama_turbo_cache: exact: first 0 and last 100000 tokens of each sequence in f16, ");
+    check_cache_line_has("the log tells it", " tail=100000 | ");
     const double error = nmse(expected, prompt_and_generate(s));
     check_at_most("every token is copied", error, NMSE_HALF);
     check_at_most("every token is in the tail", nmse(expected, prompt_and_generate(session::make(all_in_tail(types)))),
@@ -217,7 +216,7 @@ static void test_batches(const setup & types) {
     s.n_ubatch = 512;
 
     const logits_t expected = of_last_tokens(s, false);
-    check_log_has("rows", " 32 rows in each of 1 streams");
+    check_cache_line_has("rows", " | copies 32 rows in 1 streams, ");
 
     // what is left of the difference that the window makes: float error, and values that it moves to another level of the quantizer
     const double without = nmse(expected, of_last_tokens(long_context(types), false));
@@ -496,6 +495,7 @@ static void test_state(const setup & types) {
             const session reader = session::make(s);
             check("copies of another size refused", !set_seq_state(reader, damaged, 0));
             check_log_has("... with the reason", "the state is damaged, or of another model: f16 copies of ");
+            check_other_layout_refused(writer, s);
         }
     }
 }
@@ -519,11 +519,10 @@ static void test_refusals(const setup & types) {
     }
 
     const session none = session::make(with(types, "0", "0"));
-    check("none with 0", !log_has("llama_turbo_cache: exact:"));
+    check("none with 0", !cache_line_has(" sink=") && !cache_line_has(" tail=") && !cache_line_has("copies"));
 
     const session s = session::make(window(types));
-    check_log_has("an exact cache",
-                  "llama_turbo_cache: exact: first 4 and last 8 tokens of each sequence in f16, 32 rows");
+    check_cache_line_has("an exact cache", " sink=4 tail=8 | ");
 }
 
 //

@@ -172,7 +172,7 @@ static void test_uniform(const setup & types) {
     setup nothing      = types;
     nothing.layer_mode = "0";
     check_same("mode 0 is none", run(types), run(nothing));
-    check("... and not in the log", !log_has("by layer"));
+    check("... and not in the log", !cache_line_has(" k="));
     if (types.type_k != types.type_v) {
         check_at_least("control: the types differ",
                        nmse(run({ types.type_k, types.type_k }), run({ types.type_v, types.type_v })), 1e-6);
@@ -371,7 +371,7 @@ static void test_shift(const setup & types) {
             check_at_most(what + ", one shift", nmse(expected, shift_and_continue(session::make(rotated(s)), 1)),
                           bound);
             check_at_most(what + ", two shifts", nmse(twice, shift_and_continue(session::make(rotated(s)), 2)), bound);
-            check_log_has("... which is rotated", "attn_rot_k = 1");
+            check("... which is rotated", is_rotated('k'));
             check_at_least("control: RoPE in the wrong basis", nmse(expected, shift_in_wrong_basis(s)), NMSE_MISTAKE);
         }
     }
@@ -429,7 +429,7 @@ static void test_errors(const setup & types) {
     }
 
     const session good = session::make(types);
-    check("after all that a context can be made", !log_has("by layer"));
+    check("after all that a context can be made", !cache_line_has(" k="));
 }
 
 static void test_flash_attn(const setup & types) {
@@ -504,7 +504,7 @@ static void test_contexts(const setup & types) {
     const session one   = session::make(by_layer(item("0", a)));
     const session two   = session::make(by_layer(item("-1", a) + ";" + item("*", b), item("*", b)));
     const session three = session::make({ BASE, BASE });
-    check("a context without settings says nothing of layers", !log_has("by layer"));
+    check("a context without settings says nothing of layers", !cache_line_has(" k="));
     check("the first context has its map", types_of(one) == first);
     check("the second context has another", types_of(two) == second);
     check("the third context has none", types_of(three) == types_t(2 * n, BASE));
@@ -514,7 +514,7 @@ static void test_contexts(const setup & types) {
     draft.other        = one.ctx.get();
     draft.decay        = "no";
     const session four = session::make(draft);
-    check("a context of another context has none", types_of(four) == types_t(2 * n, BASE) && !log_has("by layer"));
+    check("a context of another context has none", types_of(four) == types_t(2 * n, BASE) && !cache_line_has(" k="));
 
     const session again = session::make(by_layer(item("0", a)));
     check("a context made later has a map", types_of(again) == first);

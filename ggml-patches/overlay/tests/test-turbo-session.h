@@ -93,6 +93,41 @@ inline void check_log_has(const std::string & what, const std::string & part) {
     report(log_has(part), what, (log_has(part) ? "'" : "not in the log: '") + part.substr(0, part.find('\n')) + "'");
 }
 
+// The lines that tell of caches: one for each, see src/turbo/log.h.
+inline std::string cache_lines() {
+    static const std::string head = "llama_turbo_cache: ";
+
+    std::string res;
+    for (size_t begin = 0; (begin = log_text.find(head, begin)) != std::string::npos; begin += head.size()) {
+        res += log_text.substr(begin, log_text.find('\n', begin) + 1 - begin);
+    }
+    return res;
+}
+
+inline bool cache_line_has(const std::string & part) {
+    return cache_lines().find(part) != std::string::npos;
+}
+
+inline void check_cache_line_has(const std::string & what, const std::string & part) {
+    report(cache_line_has(part), what,
+           cache_line_has(part) ? "'" + part + "'" : "'" + part + "' not in " + cache_lines());
+}
+
+// Whether the graph rotates K ('k'), or V ('v'), of all caches.
+inline bool is_rotated(char side) {
+    const std::string lines = cache_lines();
+    const std::string head  = " | rotated ";
+
+    bool found = false;
+    for (size_t at = 0; (at = lines.find(head, at)) != std::string::npos; found = true) {
+        at += head.size();
+        if (lines[at + (side == 'k' ? 0 : 2)] != '1') {
+            return false;
+        }
+    }
+    return found;
+}
+
 // Float error only: measured 1e-13 to 4e-13, and 3e-9 where the model rounds to f16 elsewhere (GELU).
 constexpr double NMSE_FLOAT         = 3e-8;
 // As above with one side of the cache in f16, or flash attention, which reads f32 as f16: measured up to 2e-6.

@@ -49,8 +49,8 @@ def command(
 ) -> None:
     """Measure prefill and decode speed against depth, in rounds over all types.
 
-    f16 is always among them: every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept in
-    results/llama-bench.jsonl as they are, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
+    f16 is always among them, and every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept as
+    they are in results/llama-bench.jsonl, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
     """
     if not prompt and not gen:
         raise click.UsageError("--prompt 0 and --gen 0 leave nothing to measure")

@@ -20,7 +20,7 @@ from turbo_gguf.measure.store import Store
 
 EPILOG = """\b
 Exit codes: 0 no gate failed, 1 a gate failed, 2 usage, 3 something is missing, 4 a tool crashed or ran something else
-than asked for. Only 1 is a verdict on quality.
+than was asked for. Only 1 is a verdict on quality.
 """
 
 
@@ -35,7 +35,7 @@ than asked for. Only 1 is a verdict on quality.
     "--types",
     multiple=True,
     metavar="K/V,...",
-    help="Cache types such as turbo3, turbo4/turbo3, 'turbo3 k=0,-1:q8_0' or 'turbo3 decay=balanced'.  [default: as in --config]",
+    help="Cache types such as turbo3t, turbo4t/turbo3t or 'turbo3t cal=FILE sink=4 tail=64'.  [default: as in --config]",
 )
 @click.option("--ctx", multiple=True, type=click.IntRange(min=16), help="Context, may be repeated.  [default: as in --config]")
 @click.option("--chunks", type=int, help="Chunks per context, -1 for the whole text.  [default: as in --config]")
@@ -69,9 +69,9 @@ def command(
 ) -> None:
     """Measure what KV cache types cost in quality, and judge ours against upstream's.
 
-    For each context the f16 cache gives base logits; then KL divergence, perplexity ratio, changed top tokens and real bits per
-    value of each type are measured against it, always together with f16 at another batch size (the noise floor) and upstream's
-    q8_0, q5_0 and q4_0. The table goes to standard output, progress to standard error; results are kept, so that running again
+    For each context the f16 cache gives base logits. KL divergence, perplexity ratio, changed top tokens and real bits per value of
+    each type are measured against them. f16 at another batch size (the noise floor) and upstream's q8_0, q5_0 and q4_0 are always
+    measured, too. The table goes to standard output, progress to standard error. Results are kept, so the same command again
     continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")

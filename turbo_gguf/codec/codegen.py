@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from turbo_gguf.assets import patches_dir
@@ -214,16 +215,28 @@ def constants() -> str:
 
 
 #
+# turbo-attn-decode-*.cu
+#
+
+
+def decode_instances(k: str) -> str:
+    """Return the file with the kernels of decode attention for K of the type ``k``; files of their own compile side by side."""
+    return f'{_GENERATED}#include "turbo/decode-instances.cuh"\nTURBO_DECODE_INSTANCES({tables.enum_of(k)});\n'
+
+
+#
 # all files
 #
 
 _GGML = Path("overlay") / "ggml"
+_DECODE_K = tuple(dict.fromkeys(k for k, _ in tables.DECODE_PAIRS))
 
 GENERATED: Mapping[Path, Callable[[], str]] = {
     _GGML / "include" / "ggml-turbo-enum.inc": enum,
     _GGML / "include" / "ggml-turbo-list.h": type_list,
     _GGML / "src" / "turbo" / "list.h": gpu_list,
     _GGML / "src" / "turbo" / "tables.h": constants,
+    **{_GGML / "src" / "ggml-cuda" / f"turbo-attn-decode-{k}.cu": partial(decode_instances, k) for k in _DECODE_K},
 }
 """What is generated: path in the patch set, and text."""
 

@@ -11,8 +11,8 @@
 
 #include "ggml-cuda/common.cuh"
 #include "turbo/list.h"
-#include "turbo/scalar.h"
-#include "turbo/trellis.h"
+#include "ggml-turbo.h"
+#include "ggml-turbo-trellis.h"
 
 #include <cstdint>
 

@@ -10,9 +10,9 @@
 // (tests/kernels/lanes).
 
 #include "ggml-cuda/common.cuh"
-#include "turbo/list.h"
-#include "ggml-turbo.h"
 #include "ggml-turbo-trellis.h"
+#include "ggml-turbo.h"
+#include "turbo/list.h"
 
 #include <cstdint>
 

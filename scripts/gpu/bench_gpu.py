@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+
+sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in ("bench", ".")]  # called as a script
 from bench_ops import (
     KV_HEADS,
     PROGRAM,

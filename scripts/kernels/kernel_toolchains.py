@@ -26,7 +26,7 @@ CUDA_SOURCES = "ggml/src/ggml-cuda"
 _SCRIPTS = Path(__file__).parent
 _HIP_ROOT = _SCRIPTS.parent / "hip_root.sh"
 _WARNINGS = ("-Wall", "-Wextra", "-Wcast-qual")
-_INCLUDES = ("-Iggml/include", "-Iggml/src", f"-I{CUDA_SOURCES}")
+_INCLUDES = ("-Iggml/include", "-Iggml/src")  # those of upstream's CMake files
 _HIP_FLAGS = ("-O3", "-DNDEBUG", "-std=gnu++17", "-fPIC", "-DGGML_USE_HIP", "-DGGML_HIP_NO_VMM", "-DGGML_HIP_GRAPHS")
 _CUDA_FLAGS = ("-O3", "-DNDEBUG", "-std=c++17", "-use_fast_math", "-extended-lambda", "-DGGML_CUDA_USE_GRAPHS", "-Xptxas", "-v")
 

@@ -106,7 +106,7 @@ def test_another_perplexity_without_graphs_is_a_failure(suite: Suite, monkeypatc
 
 
 def test_memory_is_held_against_the_rivals(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    peaks = {"f16": 900, "q8_0": 500, "q4_0": 400, "turbo4": 350, "turbo3": 300, "turbo2": 250}
+    peaks = dict(zip(gpu_stages.CACHE_TYPES, (900, 500, 400, 350, 300, 250, 340, 290, 240), strict=True))
     now = {"used": 1000}
     suite.out.mkdir()
 

@@ -19,7 +19,7 @@ DECODE = "turbo_attn_decode_kernel<64, 64, turbo3, q8_0, 4>"
 
 def test_a_code_object_says_what_its_kernels_take() -> None:
     found = {kernel.symbol: kernel for kernel in resources.from_code_object((DATA / "gfx1100.elf").read_bytes())}
-    symbol = "_ZL25turbo_fattn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf"
+    symbol = "_ZL24turbo_attn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf"
     assert set(found) == {symbol, "_ZL14turbo_set_rowsPf", "_ZL5otherPf"}
     assert found[symbol] == Kernel(symbol, vgpr=67, sgpr=107, scratch=272, lds=256)
     assert found["_ZL14turbo_set_rowsPf"] == Kernel("_ZL14turbo_set_rowsPf", vgpr=2, sgpr=2)
@@ -34,7 +34,7 @@ def test_what_is_no_code_object_is_refused(data: bytes) -> None:
 def test_ptxas_says_what_kernels_take() -> None:
     found = resources.from_ptxas((DATA / "sm_90.txt").read_text())
     assert found == [
-        Kernel("_Z25turbo_fattn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf", vgpr=38, scratch=256, lds=256),
+        Kernel("_Z24turbo_attn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf", vgpr=38, scratch=256, lds=256),
         Kernel("_Z5otherPf", vgpr=8),
         Kernel("_Z14turbo_set_rowsPf", vgpr=8),
     ]

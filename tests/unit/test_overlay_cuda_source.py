@@ -97,3 +97,9 @@ def test_instructions_of_a_vendor_are_seen(defines: tuple[str, ...], expected: s
 )
 def test_directives_in_parentheses_are_seen(text: str, expected: list[int]) -> None:
     assert directives_in_parentheses(text) == expected
+
+
+def test_types_are_named_only_where_their_formats_are_written_out() -> None:
+    """All else expands the lists, so that a type that is added is not left out somewhere."""
+    named = {path.name for path in SOURCES if re.search(r"\b(?:GGML_TYPE_|block_)?(?:TURBO|turbo)\d_(?:0|T|t)", path.read_text("utf-8"))}
+    assert {name for name in named if not name.startswith("turbo-attn-decode-")} == {"scalar.cuh", "turbo-ops.cu"}

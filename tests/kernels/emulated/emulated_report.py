@@ -14,12 +14,13 @@ import emulated_tools
 from emulated_runs import JOBS, MORE_JOBS, UPSTREAM, Outcome, perplexity, run_jobs
 
 from turbo_gguf.assets import embedded_model, home
+from turbo_gguf.codec import tables
 from turbo_gguf.inputs.eval_text import write_held_out_text
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.upstream import default_name
 
 RESULT = Path(__file__).resolve().parents[3] / "eval" / "results" / "hip-emulated.md"
-TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4t", "turbo3t", "turbo2t")
+TYPES = ("f16", "q8_0", "q4_0", *(t.name for t in (*reversed(tables.SCALAR), *reversed(tables.TRELLIS))))
 TINY = ("head64", "head128")
 EMBEDDED_UBATCH = 8  # more queries at once would need upstream's matrix kernels for q8_0 weights, which are not compiled
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import emulated_tools
 from emulated_tools import Case
 
-TURBO = ("turbo2", "turbo3", "turbo4")
-TRELLIS = ("turbo2t", "turbo3t", "turbo4t")
+from turbo_gguf.codec import tables
+
+SCALAR = tuple(t.name for t in tables.SCALAR)
+TRELLIS = tuple(t.name for t in tables.TRELLIS)
 HEAD_SIZES = ("64", "96", "128", "256")
 BATCHES = ("1", "3", "32")
 
 PARTNERS = ("f16", "q8_0", "bf16", "q5_0", "q4_0")
-PAIRS = {*product(TURBO, TURBO), *product(TURBO, PARTNERS), *product(PARTNERS, TURBO)}
+PAIRS = {*product(SCALAR, SCALAR), *product(SCALAR, PARTNERS), *product(PARTNERS, SCALAR)}
 TRELLIS_PAIRS = {
     *((t, t) for t in TRELLIS),
     ("turbo4t", "turbo3t"),

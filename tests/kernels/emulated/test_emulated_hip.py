@@ -10,7 +10,9 @@ from pathlib import Path
 
 import emulated_tools
 import pytest
-from emulated_runs import BATCHES, FAULTY, HEAD_SIZES, JOBS, PAIRS, TRELLIS, TRELLIS_PAIRS, TURBO, UPSTREAM, Outcome, perplexity, run_jobs
+from emulated_runs import BATCHES, FAULTY, HEAD_SIZES, JOBS, PAIRS, SCALAR, TRELLIS, TRELLIS_PAIRS, UPSTREAM, Outcome, perplexity, run_jobs
+
+from turbo_gguf.codec import tables
 
 pytestmark = pytest.mark.emulated
 
@@ -39,13 +41,13 @@ ROWS = [("SET_ROWS", "type_dst", 40), ("GET_ROWS", "type", 8), ("CPY", "type_dst
 @pytest.mark.parametrize(("op", "key", "at_least"), ROWS)
 def test_every_type_ran(op: str, key: str, at_least: int) -> None:
     ran = [case.parameters[key] for case in outcomes()[op].cases]
-    for name in (*TURBO, *TRELLIS):
+    for name in (*SCALAR, *TRELLIS):
         assert ran.count(name) >= at_least, name
 
 
 def test_decay_ran() -> None:
     outcome = outcomes()["decay"]
-    assert {case.parameters["type"] for case in outcome.cases} == {"turbo3", "turbo4"}
+    assert {case.parameters["type"] for case in outcome.cases} == {t.name for t in tables.SCALAR if t.decays}
     assert any("turbo_decay_blocks" in name for name in outcome.kernels)
 
 
@@ -59,7 +61,7 @@ def test_every_pair_and_batch_ran(size: str) -> None:
 def test_our_kernels_ran_and_not_the_cpu() -> None:
     ran = outcomes()["attention, head size 128"].kernels
     decode = [name for name in ran if "turbo_attn_decode" in name]
-    assert len(decode) >= 2 * (len(TURBO) + len(TRELLIS))
+    assert len(decode) >= 2 * (len(SCALAR) + len(TRELLIS))
     assert any("turbo_dequantize" in name for name in ran)
     assert any("turbo_quantize" in name for name in outcomes()["SET_ROWS"].kernels)
     assert any("turbo_quantize_trellis" in name for name in outcomes()["SET_ROWS"].kernels)
@@ -69,7 +71,7 @@ def test_our_kernels_ran_and_not_the_cpu() -> None:
 def test_two_segments_ran() -> None:
     outcome = outcomes()["attention, two segments, head size 128"]
     types = {case.parameters["type_K"] for case in outcome.cases}
-    assert types == {"f16", "bf16", "q8_0", "q5_1", "q4_0", *TURBO, *TRELLIS}, "iq4_nl is refused"
+    assert types == {"f16", "bf16", "q8_0", "q5_1", "q4_0", *SCALAR, *TRELLIS}, "iq4_nl is refused"
     assert {(case.parameters["nb"], case.parameters["kind"]) for case in outcome.cases} >= {*(("1", kind) for kind in "0123"), ("40", "0")}
     assert any("turbo_attn_decode_kernelILi128ELi128EL9ggml_type1ELS0_1E" in name for name in outcome.kernels), "f16/f16"
     for parts in ("turbo_tile_parts", "turbo_mma_parts"):

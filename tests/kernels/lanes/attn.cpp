@@ -49,10 +49,10 @@ static void decode(turbo_attn_args a, const turbo_attn_args * second, int64_t n_
     launch<LANES_K, LANES_V>(a, n_seq, n_split);
 #ifdef LANES_SECOND
     turbo_attn_args b = *second;
-    b.dst              = a.dst;
-    b.meta             = a.meta;
-    b.part0            = n_split;
-    b.n_parts          = a.n_parts;
+    b.dst             = a.dst;
+    b.meta            = a.meta;
+    b.part0           = n_split;
+    b.n_parts         = a.n_parts;
     launch<GGML_TYPE_F16, GGML_TYPE_F16>(b, n_seq, n_split);
 #endif  // LANES_SECOND
     if (a.n_parts > 1) {
@@ -63,7 +63,7 @@ static void decode(turbo_attn_args a, const turbo_attn_args * second, int64_t n_
 
 LANES_EXPORT const char * lanes_decode(const turbo_attn_args * a,
                                        const turbo_attn_args * second,
-                                       int64_t                  n_seq,
-                                       int64_t                  n_split) {
+                                       int64_t                 n_seq,
+                                       int64_t                 n_split) {
     return lanes::guarded([&] { decode(*a, second, n_seq, n_split); });
 }

@@ -15,7 +15,7 @@ static void encode_kernel(const float *                        x,
 
     float v[4];
     for (int k = 0; k < 4; ++k) {
-        v[k] = store ? x[i / 8 * QK_TURBO + lane + 8 * k] : 0.0f;
+        v[k] = store ? x[i / 8 * QK_SCALAR + lane + 8 * k] : 0.0f;
     }
     turbo_encode_block<type>(v, rule, lane, store, y + i / 8);
 }
@@ -27,7 +27,7 @@ template <ggml_type type> static void encode(const float * x, void * y, ggml_tur
 }
 
 // one block by itself, or quarter by quarter
-template <ggml_type type> static void decode(const void * x, float * y, int64_t n_blocks, bool by_quarters) {
+template <ggml_type type> static void unpack(const void * x, float * y, int64_t n_blocks, bool by_quarters) {
     const auto * blocks = static_cast<const typename turbo_traits<type>::block *>(x);
     for (int64_t ib = 0; ib < n_blocks; ++ib) {
         uint32_t words[turbo_traits<type>::words];
@@ -47,7 +47,7 @@ template <ggml_type type> static void decode(const void * x, float * y, int64_t 
         for (int i = 0; i < 8; ++i) {
             for (int b = 0; b < 4; ++b) {
                 const auto value = static_cast<int8_t>(w[i] >> 8 * b);
-                y[ib * QK_TURBO + turbo_value_order(i, b)] =
+                y[ib * QK_SCALAR + turbo_value_order(i, b)] =
                     static_cast<float>(blocks[ib].d) * static_cast<float>(value);
             }
         }
@@ -56,11 +56,11 @@ template <ggml_type type> static void decode(const void * x, float * y, int64_t 
 
 LANES_EXPORT const char * lanes_encode(int64_t type, const float * x, void * y, int64_t rule, int64_t n_blocks) {
     return lanes::guarded([&] {
-        lanes::for_turbo_type(type, [&](auto t) { encode<t>(x, y, static_cast<ggml_turbo_scale>(rule), n_blocks); });
+        lanes::for_scalar_type(type, [&](auto t) { encode<t>(x, y, static_cast<ggml_turbo_scale>(rule), n_blocks); });
     });
 }
 
-LANES_EXPORT const char * lanes_decode(int64_t type, const void * x, float * y, int64_t n_blocks, bool by_quarters) {
+LANES_EXPORT const char * lanes_unpack(int64_t type, const void * x, float * y, int64_t n_blocks, bool by_quarters) {
     return lanes::guarded(
-        [&] { lanes::for_turbo_type(type, [&](auto t) { decode<t>(x, y, n_blocks, by_quarters); }); });
+        [&] { lanes::for_scalar_type(type, [&](auto t) { unpack<t>(x, y, n_blocks, by_quarters); }); });
 }

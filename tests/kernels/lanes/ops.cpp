@@ -13,18 +13,11 @@ ggml_turbo_scale ggml_turbo_get_scale(void) {
 
 size_t ggml_type_size(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_TURBO2_0:
-            return sizeof(block_turbo2_0);
-        case GGML_TYPE_TURBO3_0:
-            return sizeof(block_turbo3_0);
-        case GGML_TYPE_TURBO4_0:
-            return sizeof(block_turbo4_0);
-        case GGML_TYPE_TURBO2_T:
-            return sizeof(block_turbo2_t);
-        case GGML_TYPE_TURBO3_T:
-            return sizeof(block_turbo3_t);
-        case GGML_TYPE_TURBO4_T:
-            return sizeof(block_turbo4_t);
+#define LANES_SIZE(ENUM, NAME, C_NAME, FAMILY, BITS) \
+    case GGML_TYPE_##ENUM:                           \
+        return sizeof(block_##C_NAME);
+        GGML_TURBO_TYPES_X(LANES_SIZE)
+#undef LANES_SIZE
         case GGML_TYPE_F16:
         case GGML_TYPE_BF16:
             return 2;

@@ -10,19 +10,16 @@ import numpy.typing as npt
 import pytest
 from lanes_tools import CUDA, HIP32, HIP64, Device, Library, each_device, load
 
-from turbo_gguf.codec import oracle, reference
-from turbo_gguf.codec.tables import TRELLIS_TYPES, TYPES
+from turbo_gguf.codec import oracle, reference, tables
 
 Floats = npt.NDArray[np.float32]
 
-TURBO = {t.name: t for t in TYPES}
-TRELLIS = {t.name: t for t in TRELLIS_TYPES}
-C_NAMES = {**{name: f"TURBO{t.bits}_0" for name, t in TURBO.items()}, **{name: f"TURBO{t.bits}_T" for name, t in TRELLIS.items()}}
-C_NAMES |= {"q8_0": "Q8_0", "f16": "F16"}
-SCALAR = (*TURBO, "q8_0", "f16")
-PAIRS = [(k, v) for k in SCALAR for v in SCALAR if k in TURBO or v in TURBO]
+SCALAR = {t.name: t for t in tables.SCALAR}
+TRELLIS = {t.name: t for t in tables.TRELLIS}
+PLAIN = (*SCALAR, "q8_0", "f16")
+PAIRS = [(k, v) for k in PLAIN for v in PLAIN if k in SCALAR or v in SCALAR]
 TRELLIS_PAIRS = [*((t, t) for t in TRELLIS), ("turbo4t", "turbo3t"), ("turbo3t", "turbo4t"), ("f16", "turbo4t"), ("turbo2t", "f16")]
-HEAD_SIZES = [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (512, 512), (576, 512)]
+HEAD_SIZES = tables.HEAD_SIZES
 
 # The int8 query has a step of 1/127 of its largest value: measured 5e-5 to 1.2e-4 of the result; with K in f16 3e-7 to 8e-7.
 NMSE_INT8, NMSE_F16 = 2e-4, 2e-6
@@ -77,13 +74,13 @@ class Case:
 
     def library(self, device: Device) -> Library:
         dk, dv = self.head_size
-        types = (f"LANES_K=GGML_TYPE_{C_NAMES[self.type_k]}", f"LANES_V=GGML_TYPE_{C_NAMES[self.type_v]}")
+        types = (f"LANES_K=GGML_TYPE_{tables.enum_of(self.type_k)}", f"LANES_V=GGML_TYPE_{tables.enum_of(self.type_v)}")
         more = ("LANES_SECOND=1",) if self.n_exact else ()
         return load("attn.cpp", device, f"LANES_DK={dk}", f"LANES_DV={dv}", *types, f"LANES_COLS={self.n_cols}", *more)
 
 
 def pack(kind: str, x: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """Rows as a cache stores them, and what they decode to."""
+    """Rows as a cache stores them, and what they unpack to."""
     if kind == "f16":
         half = x.astype(np.float16)
         return half.view(np.uint8), half.astype(np.float32)
@@ -96,8 +93,8 @@ def pack(kind: str, x: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     if kind in TRELLIS:
         packed = oracle.load().quantize_trellis(TRELLIS[kind], x)
         return packed, oracle.load().dequantize(TRELLIS[kind], packed)
-    packed = reference.quantize(TURBO[kind], x.reshape(-1, x.shape[-1]))
-    return packed.reshape(*x.shape[:-1], -1), reference.dequantize(TURBO[kind], packed).reshape(x.shape)
+    packed = reference.quantize(SCALAR[kind], x.reshape(-1, x.shape[-1]))
+    return packed.reshape(*x.shape[:-1], -1), reference.dequantize(SCALAR[kind], packed).reshape(x.shape)
 
 
 def at_16(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -133,7 +130,7 @@ def expected(case: Case, q: Floats, kv: tuple[Floats, Floats], mask: Floats, sin
 
 @dataclass
 class Keys:
-    """A segment of keys: rows as they are stored and what they decode to, and the mask."""
+    """A segment of keys: rows as they are stored and what they unpack to, and the mask."""
 
     packed: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
     values: tuple[Floats, Floats]
@@ -169,7 +166,7 @@ class Keys:
 
 
 def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
-    """Run the kernel; mean squared error relative to the mean square. ``broken`` decodes K wrongly, as a negative control.
+    """Run the kernel; mean squared error relative to the mean square. ``broken`` negates K, as a negative control.
 
     It runs with both orders of threads: a missing barrier would make a difference.
     """
@@ -232,7 +229,7 @@ def test_head_sizes_of_trellis_types(pair: tuple[str, str], head_size: tuple[int
 @pytest.mark.parametrize("head_size", HEAD_SIZES, ids=str)
 @pytest.mark.parametrize("device", [CUDA, HIP32, HIP64], ids=["cuda", "hip32", "hip64"])
 def test_head_sizes(head_size: tuple[int, int], device: Device) -> None:
-    """What each head size changes is the way into shared memory: segments, pieces, parts of rows. HIP orders decoded values otherwise."""
+    """What each head size changes is the way into shared memory: segments, pieces, parts of rows. HIP orders unpacked values otherwise."""
     check(Case("turbo4", "turbo2", head_size, n_kv=200), device)
 
 
@@ -295,5 +292,5 @@ def test_unaligned_rows_of_trellis_types() -> None:
 
 
 @pytest.mark.parametrize("kind", ["turbo3", "turbo3t"])
-def test_a_wrong_decoder_is_seen(kind: str) -> None:
+def test_a_wrong_k_is_seen(kind: str) -> None:
     assert nmse(Case(kind, kind), CUDA, broken=True) > 0.1

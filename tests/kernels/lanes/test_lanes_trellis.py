@@ -1,4 +1,4 @@
-"""turbo-trellis.cuh and turbo-trellis-encode.cuh, run lane by lane on the CPU, store and decode the same bits as the C reference."""
+"""turbo/trellis.cuh and turbo/trellis-encode.cuh, run lane by lane on the CPU, store and unpack the same bits as the C reference."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from lanes_tools import CUDA, Device, each_device, load
 
 from turbo_gguf.codec import oracle
-from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, TRELLIS_TYPES, TrellisType
+from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, TRELLIS, TrellisType
 
 FLT_MAX = np.finfo(np.float32).max
 
-each_type = pytest.mark.parametrize("t", TRELLIS_TYPES, ids=lambda t: t.name)
+each_type = pytest.mark.parametrize("t", TRELLIS, ids=lambda t: t.name)
 
 
 def gaussian(blocks: int, seed: int = 1) -> np.ndarray:
@@ -72,16 +72,16 @@ def test_encoder_does_not_depend_on_which_thread_goes_first(t: TrellisType) -> N
 
 @pytest.mark.parametrize("count", [1, 7, 9])
 def test_lanes_without_a_block_store_nothing(count: int) -> None:
-    t = TRELLIS_TYPES[1]
+    t = TRELLIS[1]
     check(CUDA, t, gaussian(count))
 
 
 @each_device
 @each_type
 @pytest.mark.parametrize("by_quarters", [False, True], ids=["halves", "quarters"])
-def test_decoder_equals_the_reference_for_all_bit_patterns(device: Device, t: TrellisType, by_quarters: bool) -> None:
+def test_unpacking_equals_the_reference_for_all_bit_patterns(device: Device, t: TrellisType, by_quarters: bool) -> None:
     packed = np.random.default_rng(2).integers(0, 256, (20_000, t.block_bytes), dtype=np.uint8)
     packed[:512, 0] = np.arange(512) % 256
     values = np.empty((len(packed), QK_TRELLIS), dtype=np.float32)
-    load("trellis.cpp", device).call("lanes_decode", t.type_id, packed, values, len(packed), by_quarters)
+    load("trellis.cpp", device).call("lanes_unpack", t.type_id, packed, values, len(packed), by_quarters)
     assert np.array_equal(values, oracle.load().dequantize(t, packed), equal_nan=True)

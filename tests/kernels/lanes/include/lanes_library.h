@@ -24,15 +24,14 @@ template <typename Function> const char * guarded(Function function) {
     }
 }
 
-// Calls function with the scalar turbo type as a constant: [&](auto type) { kernel<type>(...); }
-template <typename Function> void for_turbo_type(int64_t type, Function function) {
+#define LANES_CALL(ENUM, NAME, C_NAME, FAMILY, BITS) \
+    case GGML_TYPE_##ENUM:                           \
+        return function(std::integral_constant<ggml_type, GGML_TYPE_##ENUM>());
+
+// Calls function with the scalar type as a constant: [&](auto type) { kernel<type>(...); }
+template <typename Function> void for_scalar_type(int64_t type, Function function) {
     switch (type) {
-        case GGML_TYPE_TURBO2_0:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO2_0>());
-        case GGML_TYPE_TURBO3_0:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_0>());
-        case GGML_TYPE_TURBO4_0:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_0>());
+        GGML_TURBO_SCALAR_TYPES_X(LANES_CALL)
         default:
             throw std::invalid_argument("type " + std::to_string(type));
     }
@@ -40,16 +39,13 @@ template <typename Function> void for_turbo_type(int64_t type, Function function
 
 template <typename Function> void for_trellis_type(int64_t type, Function function) {
     switch (type) {
-        case GGML_TYPE_TURBO2_T:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO2_T>());
-        case GGML_TYPE_TURBO3_T:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_T>());
-        case GGML_TYPE_TURBO4_T:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_T>());
+        GGML_TURBO_TRELLIS_TYPES_X(LANES_CALL)
         default:
             throw std::invalid_argument("type " + std::to_string(type));
     }
 }
+
+#undef LANES_CALL
 
 }  // namespace lanes
 

@@ -17,9 +17,11 @@ static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
 #include "fattn-mma-f16.cuh"
 
 // The header only declares them. Few, since each takes some seconds to compile: the other head sizes and groups go to the tile kernel.
+#define TURBO_MMA_HEAD_SIZES_X(X) X(64) X(128) X(256)
+
 #define TURBO_MMA_CASES(D)                \
     DECL_FATTN_MMA_F16_CASE(D, D, 16, 4); \
-    DECL_FATTN_MMA_F16_CASE(D, D, TURBO_MMA_NCOLS1, TURBO_MMA_NCOLS2)
+    DECL_FATTN_MMA_F16_CASE(D, D, TURBO_MMA_NCOLS1, TURBO_MMA_NCOLS2);
 
 // 64 columns of a tile of the result are 64 / ncols2 queries of ncols2 heads of a group. AMD's kernels need a group.
 #ifdef GGML_USE_HIP
@@ -30,9 +32,7 @@ static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
 #    define TURBO_MMA_NCOLS2 1
 #endif  // GGML_USE_HIP
 
-TURBO_MMA_CASES(64);
-TURBO_MMA_CASES(128);
-TURBO_MMA_CASES(256);
+TURBO_MMA_HEAD_SIZES_X(TURBO_MMA_CASES)
 
 #undef launch_fattn
 #undef ggml_cuda_flash_attn_ext_mma_f16_case
@@ -40,6 +40,10 @@ TURBO_MMA_CASES(256);
 // The kernel counts the steps over the keys of all tiles of the result, and gives each block an equal share. Here n_parts blocks share a
 // tile. The last one writes its part to the result and its maximum and sum to meta[block]; the others write both to a buffer behind:
 // meta[n_blocks + block], then the values.
+//
+//     DV        head size of V in values
+//     ncols1    queries of a tile
+//     ncols2    query heads of a tile, which share a KV head
 template <int DV, int ncols1, int ncols2> struct turbo_mma_parts {
     const float *  result;
     const float2 * meta;
@@ -131,8 +135,7 @@ static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
 static int turbo_mma_ncols2(const ggml_tensor * dst) {
     const ggml_tensor * mask = dst->src[3];
 
-    float max_bias;
-    memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
+    const float max_bias = turbo_attn_params_of(dst).max_bias;
 
     const int gqa_ratio = dst->src[0]->ne[2] / dst->src[1]->ne[2];
     if (mask && max_bias == 0.0f && dst->src[1]->ne[1] % FATTN_KQ_STRIDE == 0 && mask->nb[1] % 16 == 0) {
@@ -148,9 +151,11 @@ static int turbo_mma_ncols2(const ggml_tensor * dst) {
 bool ggml_cuda_turbo_prefill_mma_supported(const int device, const turbo_slice & slice) {
     const int cc = ggml_cuda_info().devices[device].cc;
     const int DK = slice.src[0]->ne[0];
-    if (DK != slice.ne[0] || (DK != 64 && DK != 128 && DK != 256)) {
+#define TURBO_IS_HEAD_SIZE(D) || DK == D
+    if (DK != slice.ne[0] || !(false TURBO_MMA_HEAD_SIZES_X(TURBO_IS_HEAD_SIZE))) {
         return false;
     }
+#undef TURBO_IS_HEAD_SIZE
     // parts need two steps over the keys, of at most so many each
     if (slice.src[1]->ne[1] <= FATTN_KQ_STRIDE && !(slice.first && slice.last)) {
         return false;
@@ -177,12 +182,11 @@ template <int D> static void turbo_prefill_mma(ggml_backend_cuda_context & ctx, 
 
 void ggml_cuda_turbo_prefill_mma(ggml_backend_cuda_context & ctx, turbo_slice & slice) {
     switch (slice.src[0]->ne[0]) {
-        case 64:
-            return turbo_prefill_mma<64>(ctx, slice);
-        case 128:
-            return turbo_prefill_mma<128>(ctx, slice);
-        case 256:
-            return turbo_prefill_mma<256>(ctx, slice);
+#define TURBO_MMA_CASE(D) \
+    case D:               \
+        return turbo_prefill_mma<D>(ctx, slice);
+        TURBO_MMA_HEAD_SIZES_X(TURBO_MMA_CASE)
+#undef TURBO_MMA_CASE
         default:
             GGML_ABORT("head size %d", (int) slice.src[0]->ne[0]);
     }

@@ -2,6 +2,7 @@
 
 #include "common.cuh"
 #include "fattn-tile.cuh"
+#include "turbo/list.h"
 #include "turbo/prefill.cuh"
 
 // gridDim.y blocks share the keys of a tile; part y of a row is row * gridDim.y + y.
@@ -19,6 +20,7 @@ template <int DV> struct turbo_tile_parts {
     }
 };
 
+// DK, DV: head sizes of K and V in values. n_cols: queries of a tile.
 template <int DK, int DV, int n_cols, bool use_softcap>
 static void turbo_prefill_tile(ggml_backend_cuda_context & ctx, turbo_slice & slice) {
     const int cc = ggml_cuda_info().devices[ctx.device].cc;
@@ -43,34 +45,28 @@ static void turbo_prefill_tile(ggml_backend_cuda_context & ctx, turbo_slice & sl
     turbo_attn_merge<DV>(ctx, slice, turbo_tile_parts<DV>{ values.ptr, meta.ptr, (int) grid.y });
 }
 
-template <int DK, int DV, int n_cols>
-static void turbo_prefill_tile_softcap(ggml_backend_cuda_context & ctx, turbo_slice & slice) {
-    float softcap;
-    memcpy(&softcap, (const float *) slice.op_params + 2, sizeof(float));
-    if (softcap == 0.0f) {
-        turbo_prefill_tile<DK, DV, n_cols, false>(ctx, slice);
-    } else {
-        turbo_prefill_tile<DK, DV, n_cols, true>(ctx, slice);
+// Upstream compiles the soft cap for heads from 128 on, and tiles of 16 columns at most for the largest.
+template <int DK, int DV> static void turbo_prefill_tile_head(ggml_backend_cuda_context & ctx, turbo_slice & slice) {
+    constexpr int n_cols = DV > 256 ? 16 : 32;
+
+    const float softcap = turbo_attn_params_of(&slice).softcap;
+    if constexpr (DV >= 128) {
+        if (softcap != 0.0f) {
+            turbo_prefill_tile<DK, DV, n_cols, true>(ctx, slice);
+            return;
+        }
     }
+    turbo_prefill_tile<DK, DV, n_cols, false>(ctx, slice);
 }
 
 void ggml_cuda_turbo_prefill_tile(ggml_backend_cuda_context & ctx, turbo_slice & slice) {
-    switch (slice.src[0]->ne[0]) {
-        case 64:
-            return turbo_prefill_tile<64, 64, 32, false>(ctx, slice);
-        case 96:
-            return turbo_prefill_tile<96, 96, 32, false>(ctx, slice);
-        case 128:
-            return turbo_prefill_tile_softcap<128, 128, 32>(ctx, slice);
-        case 192:
-            return turbo_prefill_tile_softcap<192, 128, 32>(ctx, slice);
-        case 256:
-            return turbo_prefill_tile_softcap<256, 256, 32>(ctx, slice);
-        case 512:
-            return turbo_prefill_tile_softcap<512, 512, 16>(ctx, slice);
-        case 576:
-            return turbo_prefill_tile_softcap<576, 512, 16>(ctx, slice);
-        default:
-            GGML_ABORT("head size %d", (int) slice.src[0]->ne[0]);
+    const int DK = slice.src[0]->ne[0];
+    const int DV = slice.ne[0];
+#define TURBO_HEAD_SIZE(K, V)                             \
+    if (DK == K && DV == V) {                             \
+        return turbo_prefill_tile_head<K, V>(ctx, slice); \
     }
+    GGML_TURBO_HEAD_SIZES_X(TURBO_HEAD_SIZE)
+#undef TURBO_HEAD_SIZE
+    GGML_ABORT("head sizes %d/%d", DK, DV);
 }

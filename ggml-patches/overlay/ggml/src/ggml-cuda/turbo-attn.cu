@@ -2,6 +2,7 @@
 
 #include "convert.cuh"
 #include "fattn.cuh"
+#include "turbo/attn-host.cuh"
 #include "turbo/decode-pairs.cuh"
 #include "turbo/decode.cuh"
 #include "turbo/prefill.cuh"
@@ -35,9 +36,9 @@ static turbo_kv turbo_second_kv(const ggml_tensor * dst) {
 //
 
 static bool turbo_is_head_size(const int64_t DK, const int64_t DV) {
-    return DK == 192 ? DV == 128 :
-           DK == 576 ? DV == 512 :
-                       DK == DV && (DK == 64 || DK == 96 || DK == 128 || DK == 256 || DK == 512);
+#define TURBO_IS_HEAD_SIZE(K, V) || (DK == K && DV == V)
+    return false GGML_TURBO_HEAD_SIZES_X(TURBO_IS_HEAD_SIZE);
+#undef TURBO_IS_HEAD_SIZE
 }
 
 static bool turbo_has_whole_blocks(const ggml_tensor * t) {
@@ -46,22 +47,11 @@ static bool turbo_has_whole_blocks(const ggml_tensor * t) {
 
 static turbo_attn_decode_t turbo_decode_kernel(const ggml_type type_k, const ggml_type type_v) {
     switch (type_k) {
-        case GGML_TYPE_TURBO2_0:
-            return ggml_cuda_turbo_decode_k_turbo2(type_v);
-        case GGML_TYPE_TURBO3_0:
-            return ggml_cuda_turbo_decode_k_turbo3(type_v);
-        case GGML_TYPE_TURBO4_0:
-            return ggml_cuda_turbo_decode_k_turbo4(type_v);
-        case GGML_TYPE_TURBO2_T:
-            return ggml_cuda_turbo_decode_k_turbo2t(type_v);
-        case GGML_TYPE_TURBO3_T:
-            return ggml_cuda_turbo_decode_k_turbo3t(type_v);
-        case GGML_TYPE_TURBO4_T:
-            return ggml_cuda_turbo_decode_k_turbo4t(type_v);
-        case GGML_TYPE_Q8_0:
-            return ggml_cuda_turbo_decode_k_q8_0(type_v);
-        case GGML_TYPE_F16:
-            return ggml_cuda_turbo_decode_k_f16(type_v);
+#define TURBO_DECODE_K(ENUM, NAME, C_NAME, FAMILY, BITS) \
+    case GGML_TYPE_##ENUM:                               \
+        return ggml_cuda_turbo_decode_pair<GGML_TYPE_##ENUM>(type_v);
+        TURBO_DECODE_TYPES_X(TURBO_DECODE_K)
+#undef TURBO_DECODE_K
         default:
             return nullptr;
     }
@@ -96,9 +86,8 @@ bool ggml_cuda_turbo_flash_attn_supported(const int device, const ggml_tensor * 
     const ggml_tensor * V    = dst->src[2];
     const ggml_tensor * mask = dst->src[3];
 
-    // the soft cap of upstream's kernels exists for some head sizes only
-    float softcap;
-    memcpy(&softcap, (const float *) dst->op_params + 2, sizeof(float));
+    // upstream's kernels have the soft cap for some head sizes only
+    const float softcap = turbo_attn_params_of(dst).softcap;
 
     return Q->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 && turbo_is_head_size(K->ne[0], V->ne[0]) &&
            turbo_has_whole_blocks(K) && turbo_has_whole_blocks(V) && turbo_to_f16_supported(K->type) &&
@@ -162,15 +151,14 @@ static turbo_attn_args turbo_decode_args(const ggml_tensor * dst, const turbo_kv
     a.nbm1 = mask ? mask->nb[1] : 0;
     a.nbm3 = mask ? mask->nb[3] : 0;
 
-    memcpy(&a.scale, (const float *) dst->op_params + 0, sizeof(float));
-    memcpy(&a.max_bias, (const float *) dst->op_params + 1, sizeof(float));
-    memcpy(&a.softcap, (const float *) dst->op_params + 2, sizeof(float));
-    if (a.softcap != 0.0f) {
-        a.scale /= a.softcap;
-    }
-    a.n_head_log2 = 1u << (uint32_t) floorf(log2f((float) a.n_head));
-    a.m0          = powf(2.0f, -a.max_bias / a.n_head_log2);
-    a.m1          = powf(2.0f, -a.max_bias / 2.0f / a.n_head_log2);
+    const turbo_attn_params params = turbo_attn_params_of(dst);
+
+    a.scale       = params.scale;
+    a.softcap     = params.softcap;
+    a.max_bias    = params.max_bias;
+    a.n_head_log2 = params.n_head_log2;
+    a.m0          = params.m0;
+    a.m1          = params.m1;
 
     a.aligned = turbo_is_aligned(K) && turbo_is_aligned(V);
     return a;
@@ -185,13 +173,9 @@ struct turbo_decode_launch {
 
 // Splits of the keys: as many blocks as run at once, but no split without a tile for each warp.
 static int turbo_decode_n_split(const turbo_decode_kernels & kernels, const int n_blocks, const int n_kv) {
-    int n_active = 1;  // blocks on one multiprocessor
-    CUDA_CHECK(
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_active, kernels.decode, TURBO_DECODE_WARPS * TURBO_WARP, 0));
-
-    const int n_sm    = ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
-    const int n_tiles = (n_kv + TURBO_TILE * TURBO_DECODE_WARPS - 1) / (TURBO_TILE * TURBO_DECODE_WARPS);
-    return std::max(1, std::min(n_tiles, n_active * n_sm / n_blocks));
+    const int n_at_once = turbo_blocks_at_once(kernels.decode, TURBO_DECODE_WARPS * TURBO_WARP, 0);
+    const int n_tiles   = (n_kv + TURBO_TILE * TURBO_DECODE_WARPS - 1) / (TURBO_TILE * TURBO_DECODE_WARPS);
+    return std::max(1, std::min(n_tiles, n_at_once / n_blocks));
 }
 
 static turbo_decode_launch turbo_decode_make_launch(const ggml_tensor *       dst,
@@ -215,7 +199,7 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
     launches[n_launches++] = turbo_decode_make_launch(dst, turbo_first_kv(dst), decode);
     if (ggml_turbo_flash_attn_has_segment(dst)) {
         launches[n_launches++] =
-            turbo_decode_make_launch(dst, turbo_second_kv(dst), ggml_cuda_turbo_decode_k_f16(GGML_TYPE_F16));
+            turbo_decode_make_launch(dst, turbo_second_kv(dst), turbo_decode_kernel(GGML_TYPE_F16, GGML_TYPE_F16));
     }
     if (dst->src[4]) {
         launches[0].args.sinks = (const float *) dst->src[4]->data;  // they count once
@@ -396,14 +380,11 @@ static void turbo_prefill(ggml_backend_cuda_context & ctx, const ggml_tensor * d
 // entry
 //
 
-// Not in the argument of a macro: MSVC takes no directives there.
-#ifdef GGML_TURBO_CUDA_ALL_PAIRS
-static constexpr char TURBO_PAIRS_HINT[] = "Pairs of turbo types, q8_0 and f16 have one.";
-#else
-static constexpr char TURBO_PAIRS_HINT[] =
-    "Pairs of turbo types, q8_0 and f16 have one in a build with GGML_TURBO_CUDA_ALL_PAIRS defined "
-    "(turbo-gguf build --preset rocm-all-pairs or cuda-all-pairs).";
-#endif  // GGML_TURBO_CUDA_ALL_PAIRS
+// A directive in the arguments of GGML_LOG_WARN would be too much for MSVC.
+static constexpr const char * TURBO_PAIRS_HINT =
+    TURBO_ALL_PAIRS ? "Pairs of turbo types, q8_0 and f16 have one." :
+                      "Pairs of turbo types, q8_0 and f16 have one in a build with GGML_TURBO_CUDA_ALL_PAIRS defined "
+                      "(turbo-gguf build --preset rocm-all-pairs or cuda-all-pairs).";
 
 static void turbo_warn_no_decode_kernel(const ggml_type type_k, const ggml_type type_v) {
     static bool warned = false;

@@ -12,6 +12,7 @@
 #include "ggml-cuda/common.cuh"
 #include "ggml-turbo-trellis.h"
 #include "ggml-turbo.h"
+#include "turbo/list.h"
 
 #include <cstdint>
 
@@ -39,10 +40,25 @@ static constexpr TURBO_HOST_DEVICE uint32_t turbo_pack4(int b0, int b1, int b2, 
     return (b0 & 0xffu) | (b1 & 0xffu) << 8 | (b2 & 0xffu) << 16 | (b3 & 0xffu) << 24;
 }
 
+#define TURBO_IS_TYPE(ENUM, NAME, C_NAME, FAMILY, BITS) || type == GGML_TYPE_##ENUM
+
+// ggml_is_turbo and ggml_turbo_is_trellis for constants
+static constexpr TURBO_HOST_DEVICE bool turbo_is_turbo(ggml_type type) {
+    return false GGML_TURBO_TYPES_X(TURBO_IS_TYPE);
+}
+
+static constexpr TURBO_HOST_DEVICE bool turbo_is_of_trellis(ggml_type type) {
+    return false GGML_TURBO_TRELLIS_TYPES_X(TURBO_IS_TYPE);
+}
+
+#undef TURBO_IS_TYPE
+
 // Values of a block
 static constexpr TURBO_HOST_DEVICE int turbo_block_values(ggml_type type) {
-    return type >= GGML_TYPE_TURBO2_T && type < GGML_TYPE_TURBO_COUNT ? QK_TRELLIS : QK_TURBO;
+    return turbo_is_of_trellis(type) ? QK_TRELLIS : QK_SCALAR;
 }
+
+template <ggml_type type> static constexpr bool turbo_is_trellis = turbo_is_of_trellis(type);
 
 // What is known of a type at compile time: scalar.cuh, trellis.cuh.
 template <ggml_type type> struct turbo_traits;

@@ -33,13 +33,31 @@ static turbo_decode_kernels turbo_attn_decode(const int DK, const int DV, const 
             return turbo_attn_decode_columns<K, V, type_K, type_V>(n_columns);                  \
         }                                                                                       \
     }
-    TURBO_HEAD_SIZE(64, 64)
-    TURBO_HEAD_SIZE(96, 96)
-    TURBO_HEAD_SIZE(128, 128)
-    TURBO_HEAD_SIZE(192, 128)
-    TURBO_HEAD_SIZE(256, 256)
-    TURBO_HEAD_SIZE(512, 512)
-    TURBO_HEAD_SIZE(576, 512)
+    GGML_TURBO_HEAD_SIZES_X(TURBO_HEAD_SIZE)
 #undef TURBO_HEAD_SIZE
     GGML_ABORT("head sizes %d/%d", DK, DV);
 }
+
+template <ggml_type type_K, ggml_type type_V> static turbo_attn_decode_t turbo_attn_decode_or_null() {
+    if constexpr (turbo_is_decode_pair(type_K, type_V)) {
+        return turbo_attn_decode<type_K, type_V>;
+    } else {
+        return nullptr;
+    }
+}
+
+template <ggml_type type_K> turbo_attn_decode_t ggml_cuda_turbo_decode_pair(const ggml_type type_v) {
+    switch (type_v) {
+#define TURBO_DECODE_V(ENUM, NAME, C_NAME, FAMILY, BITS) \
+    case GGML_TYPE_##ENUM:                               \
+        return turbo_attn_decode_or_null<type_K, GGML_TYPE_##ENUM>();
+        TURBO_DECODE_TYPES_X(TURBO_DECODE_V)
+#undef TURBO_DECODE_V
+        default:
+            return nullptr;
+    }
+}
+
+// All that a file turbo-attn-decode-*.cu has. K: as in GGML_TYPE_##K
+#define TURBO_DECODE_INSTANCES(K) \
+    template turbo_attn_decode_t ggml_cuda_turbo_decode_pair<GGML_TYPE_##K>(ggml_type type_v)

@@ -30,17 +30,14 @@ static __device__ __forceinline__ void turbo_sched_fence() {
 #endif  // __HIP_DEVICE_COMPILE__
 }
 
-// Bytes of a block; f16 rows are not packed and have none.
-template <ggml_type type>
-static constexpr int turbo_block_bytes = type == GGML_TYPE_TURBO2_0 ? (int) sizeof(block_turbo2_0) :
-                                         type == GGML_TYPE_TURBO3_0 ? (int) sizeof(block_turbo3_0) :
-                                         type == GGML_TYPE_TURBO4_0 ? (int) sizeof(block_turbo4_0) :
-                                         type == GGML_TYPE_TURBO2_T ? (int) sizeof(block_turbo2_t) :
-                                         type == GGML_TYPE_TURBO3_T ? (int) sizeof(block_turbo3_t) :
-                                         type == GGML_TYPE_TURBO4_T ? (int) sizeof(block_turbo4_t) :
-                                                                      (int) sizeof(block_q8_0);
+template <> struct turbo_traits<GGML_TYPE_Q8_0> {
+    using block = block_q8_0;
+};
 
-// Segments of a row of D values, and groups: 32 values, which are unpacked together.
+// f16 rows are not packed and have no blocks.
+template <ggml_type type> static constexpr int turbo_block_bytes = (int) sizeof(typename turbo_traits<type>::block);
+
+// Spans of a row of D values, and groups: 32 values, which are unpacked together.
 template <ggml_type type, int D> struct turbo_spans {
     static constexpr int block_groups = turbo_block_values(type) / 32;
     static constexpr int row_blocks   = D / (32 * block_groups);
@@ -103,7 +100,7 @@ turbo_unpack_group(const uint32_t * span, const int b, const int g, int32_t (&w)
         }
     } else if constexpr (turbo_is_trellis<type>) {
         turbo_unpack_trellis_half<type>(q, head >> 8, g, w);
-        return __float2half(turbo_trellis_scale(head & 0xff) * (1.0f / TURBO_T_LEVEL_STEPS));
+        return __float2half(turbo_trellis_scale(head & 0xff) * (1.0f / TRELLIS_LEVEL_STEPS));
     } else {
         turbo_unpack_block<type>(q, w);
     }
@@ -112,7 +109,12 @@ turbo_unpack_group(const uint32_t * span, const int b, const int g, int32_t (&w)
 
 // Moves n_rows pieces of rows, each n_spans spans long, into shared memory: loads them into registers, so that they are under way
 // while the tile before is worked on, and stores them when its turn comes.
-// by_span: span s of row r goes to place s*n_rows + r, else to r*n_spans + s.
+//
+//     type       of the rows
+//     D          head size in values
+//     n_rows     pieces of a tile, one of each row
+//     n_spans    spans of a piece
+//     by_span    span s of row r goes to place s*n_rows + r, else to r*n_spans + s
 template <ggml_type type, int D, int n_rows, int n_spans, bool by_span> struct turbo_tile_loader {
     using spans = turbo_spans<type, D>;
 

@@ -17,7 +17,11 @@ static constexpr float TURBO_MASKED   = -1e30f;
 
 static constexpr float TURBO_LOG2E = 1.4426950408889634f;
 
-// Shapes that follow from the template arguments of the kernel.
+// Shapes that follow from the template arguments of the kernel:
+//
+//     DK, DV            head sizes of K and V in values
+//     type_K, type_V    types of their rows: a turbo type, q8_0 or f16
+//     n_cols            columns of a block, which are query heads of one KV head, times queries: 2, 4 or 8
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct turbo_decode_shape {
     static constexpr bool packed_K = type_K != GGML_TYPE_F16;
     static constexpr bool packed_V = type_V != GGML_TYPE_F16;
@@ -75,7 +79,7 @@ struct turbo_decode_column {
     int          row;    // of the result; -1: no column
 };
 
-// Between registers and shared memory, in 16-byte steps where there are as many.
+// bytes between registers and shared memory, in 16-byte steps where there are as many.
 template <int bytes> static __device__ __forceinline__ void turbo_copy(void * dst, const void * src) {
     constexpr int step = bytes < 16 ? bytes : 16;
 #pragma unroll
@@ -133,7 +137,7 @@ template <int DK, int n_cols> static constexpr int turbo_decode_blocks() {
 #endif  // GGML_USE_HIP
 }
 
-// The state of one warp. All arrays are in registers.
+// The state of one warp. All arrays are in registers. Template arguments as in turbo_decode_shape.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct turbo_decode_warp {
     using shape = turbo_decode_shape<DK, DV, type_K, type_V, n_cols>;
 

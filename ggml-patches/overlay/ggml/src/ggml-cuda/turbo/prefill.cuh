@@ -1,9 +1,11 @@
 #pragma once
 
 // Attention of many queries: a slice of K and V at a time is unpacked to f16 and given to upstream's own kernels; a second segment of keys
-// is in f16 already, and the last slice. Where there are several slices, the kernels are launched such that they leave partial results, which are merged into the result by online softmax.
+// is in f16 already, and the last slice. Where there are several slices, the kernels are launched such that they leave partial results,
+// which are merged into the result by online softmax.
 // So the scratch does not depend on the length of the context.
 
+#include "attn-host.cuh"
 #include "ggml-cuda/fattn-common.cuh"
 #include "launch.cuh"
 
@@ -23,7 +25,7 @@ void ggml_cuda_turbo_prefill_tile(ggml_backend_cuda_context & ctx, turbo_slice &
 // merging
 //
 
-// One block for each row, a thread for each channel. Parts tells where the parts of a row are that several blocks left.
+// One block for each row, a thread for each channel. DV: head size of V in values. Parts tells where the parts of a row are that several blocks left.
 template <int DV, typename Parts>
 static __global__ void turbo_attn_merge_slice(const Parts parts,
                                               float *     dst,
@@ -84,24 +86,13 @@ static inline void turbo_attn_launch_upstream(const fattn_kernel_t kernel,
     const ggml_tensor * mask  = slice.src[3];
     const ggml_tensor * sinks = slice.src[4];
 
-    float scale, max_bias, softcap;
-    memcpy(&scale, (const float *) slice.op_params + 0, sizeof(float));
-    memcpy(&max_bias, (const float *) slice.op_params + 1, sizeof(float));
-    memcpy(&softcap, (const float *) slice.op_params + 2, sizeof(float));
-    if (softcap != 0.0f) {
-        scale /= softcap;
-    }
-
-    const uint32_t n_head      = Q->ne[2];
-    const uint32_t n_head_log2 = 1u << (uint32_t) floorf(log2f((float) n_head));
-    const float    m0          = powf(2.0f, -max_bias / n_head_log2);
-    const float    m1          = powf(2.0f, -max_bias / 2.0f / n_head_log2);
+    const turbo_attn_params p = turbo_attn_params_of(&slice);
 
     // clang-format off
     turbo_launch(kernel, grid, block, shared, stream,
         (const char *) Q->data, (const char *) K->data, (const char *) V->data,
         (const char *) (mask ? mask->data : nullptr), (const char *) (sinks ? sinks->data : nullptr), (const int *) nullptr,
-        dst, meta, scale, max_bias, m0, m1, n_head_log2, softcap,
+        dst, meta, p.scale, p.max_bias, p.m0, p.m1, p.n_head_log2, p.softcap,
         (int32_t) Q->ne[0], init_fastdiv_values(Q->ne[1]), (int32_t) Q->ne[2], (int32_t) Q->ne[3],
         (int32_t) Q->nb[1], (int32_t) Q->nb[2], (int32_t) Q->nb[3],
         (int32_t) K->ne[0], (int32_t) K->ne[1], (int32_t) K->ne[2], (int32_t) K->ne[3],
@@ -120,11 +111,8 @@ static inline int turbo_attn_n_parts(const fattn_kernel_t kernel,
                                      const size_t         shared,
                                      const int            n_tiles,
                                      const int            n_keys_step) {
-    int n_active = 1;  // blocks on one multiprocessor
-    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_active, kernel, n_threads, shared));
-
-    const int n_sm    = ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
-    const int n_steps = (slice.src[1]->ne[1] + n_keys_step - 1) / n_keys_step;
-    const int n_min   = slice.first && slice.last ? 1 : 2;
-    return std::max(std::min({ n_active * n_sm / n_tiles, n_steps, 8 }), n_min);
+    const int n_at_once = turbo_blocks_at_once(kernel, n_threads, shared);
+    const int n_steps   = (slice.src[1]->ne[1] + n_keys_step - 1) / n_keys_step;
+    const int n_min     = slice.first && slice.last ? 1 : 2;
+    return std::max(std::min({ n_at_once / n_tiles, n_steps, 8 }), n_min);
 }

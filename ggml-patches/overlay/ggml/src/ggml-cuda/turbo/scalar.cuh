@@ -1,6 +1,6 @@
 #pragma once
 
-// Unpacking and encoding of blocks of the scalar types on a GPU: what ggml-turbo.c does, bit for bit. Format: ggml-turbo.h.
+// Unpacking and encoding of blocks of the scalar types on a GPU: what turbo/scalar.c does, bit for bit. Format: turbo/scalar.h.
 //
 // Instructions from the words of a block in registers to 8 words of int8 (constants already in registers):
 //                    turbo2    turbo3    turbo4
@@ -13,24 +13,28 @@
 // types
 //
 
-// words: of a block, after d. magnitudes: half of the codebook.
-template <> struct turbo_traits<GGML_TYPE_TURBO2_0> {
-    using block                     = block_turbo2_0;
-    static constexpr int words      = 2;
-    static constexpr int magnitudes = 2;
-};
-
-template <> struct turbo_traits<GGML_TYPE_TURBO3_0> {
-    using block                     = block_turbo3_0;
-    static constexpr int words      = 3;
-    static constexpr int magnitudes = 4;
-};
-
-template <> struct turbo_traits<GGML_TYPE_TURBO4_0> {
-    using block                     = block_turbo4_0;
-    static constexpr int words      = 4;
-    static constexpr int magnitudes = 8;
-};
+// bits: of a value, and words of a block after d. magnitudes: half of the codebook.
+// threshold, magnitude_word: rows of the scale search, and four magnitudes as a word; beyond the last they are 0.
+#define TURBO_SCALAR_TRAITS(ENUM, NAME, C_NAME, FAMILY, BITS)                                   \
+    template <> struct turbo_traits<GGML_TYPE_##ENUM> {                                         \
+        using block                     = block_##C_NAME;                                       \
+        static constexpr int bits       = BITS;                                                 \
+        static constexpr int words      = BITS;                                                 \
+        static constexpr int magnitudes = 1 << (BITS - 1);                                      \
+        static constexpr int n_steps    = ENUM##_N_STEPS;                                       \
+                                                                                                \
+        static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {                     \
+            constexpr int16_t rows[][(1 << (BITS - 1)) - 1] = { ENUM##_THRESHOLDS };            \
+            return rows[step][m];                                                               \
+        }                                                                                       \
+                                                                                                \
+        static constexpr TURBO_HOST_DEVICE uint32_t magnitude_word(int word) {                  \
+            constexpr int8_t c[8] = { ENUM##_MAGNITUDES };                                      \
+            return turbo_pack4(c[4 * word], c[4 * word + 1], c[4 * word + 2], c[4 * word + 3]); \
+        }                                                                                       \
+    };
+GGML_TURBO_SCALAR_TYPES_X(TURBO_SCALAR_TRAITS)
+#undef TURBO_SCALAR_TRAITS
 
 //
 // unpacking
@@ -45,7 +49,7 @@ template <ggml_type type> struct turbo_unpacker;
 
 template <> struct turbo_unpacker<GGML_TYPE_TURBO2_0> {
     static TURBO_DEVICE void quarter(uint32_t qs, uint32_t /*signs*/, int q, uint32_t & w0, uint32_t & w1) {
-        constexpr int8_t   c[]   = { TURBO2_CODEBOOK };
+        constexpr int8_t   c[]   = { TURBO2_0_CODEBOOK };
         constexpr uint32_t table = turbo_pack4(c[0], c[1], c[2], c[3]);
 
         uint32_t sel0, sel1;
@@ -57,7 +61,7 @@ template <> struct turbo_unpacker<GGML_TYPE_TURBO2_0> {
 
 template <> struct turbo_unpacker<GGML_TYPE_TURBO3_0> {
     static TURBO_DEVICE void quarter(uint32_t qs, uint32_t signs, int q, uint32_t & w0, uint32_t & w1) {
-        constexpr int8_t   c[]    = { TURBO3_CODEBOOK };
+        constexpr int8_t   c[]    = { TURBO3_0_CODEBOOK };
         constexpr uint32_t table0 = turbo_pack4(c[0], c[1], c[2], c[3]);
         constexpr uint32_t table1 = turbo_pack4(c[4], c[5], c[6], c[7]);
 
@@ -74,7 +78,7 @@ template <> struct turbo_unpacker<GGML_TYPE_TURBO3_0> {
 
 template <> struct turbo_unpacker<GGML_TYPE_TURBO4_0> {
     static TURBO_DEVICE void quarter(uint32_t qs, uint32_t /*signs*/, int /*q*/, uint32_t & w0, uint32_t & w1) {
-        constexpr int8_t   c[]    = { TURBO4_CODEBOOK };
+        constexpr int8_t   c[]    = { TURBO4_0_CODEBOOK };
         constexpr uint32_t table0 = turbo_pack4(c[0], c[1], c[2], c[3]);
         constexpr uint32_t table1 = turbo_pack4(c[4], c[5], c[6], c[7]);
         constexpr uint32_t table2 = turbo_pack4(c[8], c[9], c[10], c[11]);
@@ -116,50 +120,6 @@ template <ggml_type type> static TURBO_DEVICE void turbo_unpack_block(const uint
 // bytes). Sums over the block are integers, so their order does not matter; each operation on floats is rounded by itself, also
 // with -use_fast_math. All lanes of the warp must take part.
 
-template <ggml_type type> struct turbo_steps;
-
-template <> struct turbo_steps<GGML_TYPE_TURBO2_0> {
-    static constexpr int count = TURBO2_N_STEPS;
-
-    static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {
-        constexpr int16_t rows[][1] = { TURBO2_THRESHOLDS };
-        return rows[step][m];
-    }
-
-    static constexpr TURBO_HOST_DEVICE uint32_t magnitudes(int word) {
-        constexpr int8_t c[] = { TURBO2_MAGNITUDES };
-        return word == 0 ? turbo_pack4(c[0], c[1], 0, 0) : 0;
-    }
-};
-
-template <> struct turbo_steps<GGML_TYPE_TURBO3_0> {
-    static constexpr int count = TURBO3_N_STEPS;
-
-    static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {
-        constexpr int16_t rows[][3] = { TURBO3_THRESHOLDS };
-        return rows[step][m];
-    }
-
-    static constexpr TURBO_HOST_DEVICE uint32_t magnitudes(int word) {
-        constexpr int8_t c[] = { TURBO3_MAGNITUDES };
-        return word == 0 ? turbo_pack4(c[0], c[1], c[2], c[3]) : 0;
-    }
-};
-
-template <> struct turbo_steps<GGML_TYPE_TURBO4_0> {
-    static constexpr int count = TURBO4_N_STEPS;
-
-    static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {
-        constexpr int16_t rows[][7] = { TURBO4_THRESHOLDS };
-        return rows[step][m];
-    }
-
-    static constexpr TURBO_HOST_DEVICE uint32_t magnitudes(int word) {
-        constexpr int8_t c[] = { TURBO4_MAGNITUDES };
-        return word == 0 ? turbo_pack4(c[0], c[1], c[2], c[3]) : turbo_pack4(c[4], c[5], c[6], c[7]);
-    }
-};
-
 // The values of a lane as integers: |x[i]| is about t[i] * unit.
 struct turbo_ints {
     int32_t t[4];
@@ -177,8 +137,8 @@ struct turbo_fit {
 
 // Magnitudes are compared as integers: the order of the bit patterns is that of the numbers, NaN comes last.
 static TURBO_DEVICE turbo_ints turbo_to_ints(const float x[4]) {
-    const uint32_t max_finite = 0x7f7fffff;
-    const uint32_t infinity   = 0x7f800000;
+    const uint32_t max_finite = TURBO_FLT_MAX_BITS;
+    const uint32_t infinity   = TURBO_INFINITY_BITS;
 
     uint32_t a[4];
     uint32_t amax = 0;
@@ -196,11 +156,11 @@ static TURBO_DEVICE turbo_ints turbo_to_ints(const float x[4]) {
 
     turbo_ints b;
     b.is_nan  = amax > infinity;
-    b.is_zero = f < TURBO_AMAX_MIN;
+    b.is_zero = f < SCALAR_AMAX_MIN;
 
     const float finite = b.is_zero ? 1.0f : f;
-    const float scale  = __fdiv_rn((float) TURBO_T_MAX, finite);
-    b.unit             = __fdiv_rn(finite, (float) TURBO_T_MAX);
+    const float scale  = __fdiv_rn((float) SCALAR_T_MAX, finite);
+    b.unit             = __fdiv_rn(finite, (float) SCALAR_T_MAX);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         b.t[i] = __float2int_rn(__fmul_rn(__uint_as_float(min(a[i], max_finite)), scale));
@@ -214,11 +174,11 @@ template <ggml_type type> static TURBO_DEVICE turbo_fit turbo_fit_step(const int
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
         for (int m = 0; m < turbo_traits<type>::magnitudes - 1; ++m) {
-            fit.selectors += t[i] > turbo_steps<type>::threshold(step, m) ? 1u << TURBO_SELECTOR_BITS * i : 0;
+            fit.selectors += t[i] > turbo_traits<type>::threshold(step, m) ? 1u << TURBO_SELECTOR_BITS * i : 0;
         }
     }
     const uint32_t c4 =
-        turbo_permute(turbo_steps<type>::magnitudes(0), turbo_steps<type>::magnitudes(1), fit.selectors);
+        turbo_permute(turbo_traits<type>::magnitude_word(0), turbo_traits<type>::magnitude_word(1), fit.selectors);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int32_t c = c4 >> 8 * i & 0xff;
@@ -239,7 +199,7 @@ template <ggml_type type> static TURBO_DEVICE turbo_fit turbo_best_fit(const int
     turbo_fit best      = turbo_fit_step<type>(t, 0);
     float     best_gain = turbo_gain(best);
 #pragma unroll
-    for (int step = 1; step < turbo_steps<type>::count; ++step) {
+    for (int step = 1; step < turbo_traits<type>::n_steps; ++step) {
         const turbo_fit fit  = turbo_fit_step<type>(t, step);
         const float     gain = turbo_gain(fit);
         if (gain > best_gain) {  // the first of equals stays
@@ -250,13 +210,13 @@ template <ggml_type type> static TURBO_DEVICE turbo_fit turbo_best_fit(const int
     return best;
 }
 
-// d as turbo_block_scale (ggml-turbo-impl.h) has it
+// d as turbo_block_scale (turbo/scalar-impl.h) has it
 static TURBO_DEVICE half turbo_scale(ggml_turbo_scale rule, const turbo_fit & fit, int32_t tt, float unit) {
     const float num   = (float) (rule == GGML_TURBO_SCALE_LEAST_SQUARES ? fit.tc : tt);
     const float den   = (float) (rule == GGML_TURBO_SCALE_INNER_PRODUCT ? fit.tc : fit.cc);
     const float ratio = __fdiv_rn(num, den);
     const float d     = __fmul_rn(rule == GGML_TURBO_SCALE_MATCHED_NORM ? turbo_sqrt(ratio) : ratio, unit);
-    return __float2half_rn(fminf(d, TURBO_HALF_MAX));
+    return __float2half_rn(fminf(d, SCALAR_HALF_MAX));
 }
 
 // What a lane stores: d, and the indices of its 4 values as selectors.
@@ -274,7 +234,7 @@ template <ggml_type type> static TURBO_DEVICE turbo_code turbo_encode(const floa
     const uint16_t   d   = __half_as_ushort(turbo_scale(rule, fit, tt, b.unit));
 
     if (b.is_nan || b.is_zero || d == 0) {
-        return { (uint16_t) (b.is_nan ? TURBO_HALF_NAN : 0), 0 };
+        return { (uint16_t) (b.is_nan ? SCALAR_HALF_NAN : 0), 0 };
     }
 
     // of n magnitudes, the m-th has index n + m = m ^ n, or n - 1 - m = m ^ (n - 1) where negative

@@ -1,6 +1,6 @@
 #pragma once
 
-// Unpacking of trellis-coded blocks on a GPU: what ggml-turbo-trellis.c does, bit for bit. Format: ggml-turbo-trellis.h.
+// Unpacking of trellis-coded blocks on a GPU: what turbo/trellis.c does, bit for bit. Format: turbo/trellis.h.
 //
 // A half of a block, 32 values, unpacks to 8 words of int8 in the order of the scalar types (turbo_value_order), a quarter of it at a time:
 // bits q and q + 4 of the bytes of coded and high, and those of low, are the indices of quarter q, as nibbles. Byte permutes take 8 levels
@@ -14,34 +14,23 @@
 // types
 //
 
-// words: of a block, after d and selectors: coded, low, high.
-template <> struct turbo_traits<GGML_TYPE_TURBO2_T> {
-    using block                = block_turbo2_t;
-    static constexpr int bits  = 2;
-    static constexpr int words = 4;
-};
-
-template <> struct turbo_traits<GGML_TYPE_TURBO3_T> {
-    using block                = block_turbo3_t;
-    static constexpr int bits  = 3;
-    static constexpr int words = 6;
-};
-
-template <> struct turbo_traits<GGML_TYPE_TURBO4_T> {
-    using block                = block_turbo4_t;
-    static constexpr int bits  = 4;
-    static constexpr int words = 8;
-};
-
-template <ggml_type type> static constexpr bool turbo_is_trellis = turbo_block_values(type) == QK_TRELLIS;
-
-// Level i of a type: those of the fine codebook, then those of the coarse one.
-template <ggml_type type> static constexpr TURBO_HOST_DEVICE int turbo_level(int i) {
-    constexpr int8_t levels2[] = { TURBO2T_FINE, TURBO2T_COARSE };
-    constexpr int8_t levels3[] = { TURBO3T_FINE, TURBO3T_COARSE };
-    constexpr int8_t levels4[] = { TURBO4T_FINE, TURBO4T_COARSE };
-    return type == GGML_TYPE_TURBO2_T ? levels2[i] : type == GGML_TYPE_TURBO3_T ? levels3[i] : levels4[i];
-}
+// words: of a block, after d and selectors: coded, low, high. level: those of the fine codebook, then those of the coarse one.
+#define TURBO_TRELLIS_TRAITS(ENUM, NAME, C_NAME, FAMILY, BITS)          \
+    template <> struct turbo_traits<GGML_TYPE_##ENUM> {                 \
+        using block                    = block_##C_NAME;                \
+        static constexpr int   bits    = BITS;                          \
+        static constexpr int   words   = 2 * BITS;                      \
+        static constexpr int   x_steps = ENUM##_X_STEPS;                \
+        static constexpr float x_scale = ENUM##_X_SCALE;                \
+        static constexpr float reach   = ENUM##_REACH;                  \
+                                                                        \
+        static constexpr TURBO_HOST_DEVICE int level(int i) {           \
+            constexpr int8_t levels[] = { ENUM##_FINE, ENUM##_COARSE }; \
+            return levels[i];                                           \
+        }                                                               \
+    };
+GGML_TURBO_TRELLIS_TYPES_X(TURBO_TRELLIS_TRAITS)
+#undef TURBO_TRELLIS_TRAITS
 
 // of a codebook
 template <ggml_type type> static constexpr int turbo_n_levels = 2 << turbo_traits<type>::bits;
@@ -89,10 +78,10 @@ static TURBO_DEVICE turbo_trellis_half turbo_read_half(uint32_t own, uint32_t ot
 template <ggml_type type, int first, int n>
 static TURBO_DEVICE uint32_t turbo_select_levels(uint32_t sel, const uint32_t * merge) {
     if constexpr (n == 8) {
-        constexpr uint32_t lo = turbo_pack4(turbo_level<type>(first + 0), turbo_level<type>(first + 1),
-                                            turbo_level<type>(first + 2), turbo_level<type>(first + 3));
-        constexpr uint32_t hi = turbo_pack4(turbo_level<type>(first + 4), turbo_level<type>(first + 5),
-                                            turbo_level<type>(first + 6), turbo_level<type>(first + 7));
+        constexpr uint32_t lo = turbo_pack4(turbo_traits<type>::level(first + 0), turbo_traits<type>::level(first + 1),
+                                            turbo_traits<type>::level(first + 2), turbo_traits<type>::level(first + 3));
+        constexpr uint32_t hi = turbo_pack4(turbo_traits<type>::level(first + 4), turbo_traits<type>::level(first + 5),
+                                            turbo_traits<type>::level(first + 6), turbo_traits<type>::level(first + 7));
         return turbo_permute(lo, hi, sel);
     } else {
         return turbo_merge(turbo_select_levels<type, first, n / 2>(sel, merge),

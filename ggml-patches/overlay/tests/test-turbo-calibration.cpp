@@ -5,8 +5,8 @@
 // The files are random: scales over two decades, not the same in the two channels of a RoPE pair, and means larger than the keys.
 
 #include "../src/llama-model.h"
-#include "../src/llama-turbo-cache.h"
-#include "../src/llama-turbo-calibration.h"
+#include "../src/turbo/calibration.h"
+#include "../src/turbo/model.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "test-turbo-session.h"
@@ -28,8 +28,7 @@ static double nmse_equal() {
 enum part { K_MEAN = 1, K_SCALE = 2, V_MEAN = 4, V_SCALE = 8, ALL = 15 };
 
 static std::vector<uint32_t> kv_layers() {
-    set_env("TURBO_CALIBRATION", "");
-    return llama_turbo_read_settings(*model, llama_context_default_params()).layers;
+    return llama_turbo_layers_with_kv(*model);
 }
 
 static bool can_center(part what) {

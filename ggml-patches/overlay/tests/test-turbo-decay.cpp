@@ -743,7 +743,7 @@ static void test_device(const setup & types) {
         check_no_session(
             "a device that can't", balanced(types),
             "device LIMITED can't do temporal decay of cache type " + name +
-                " in layer 0: leave TURBO_DECAY and --cache-decay out, keep the cache in host memory with -nkvo");
+                " in layer 0: leave TURBO_CACHE_DECAY and --cache-decay out, keep the cache in host memory with -nkvo");
         check_same("... works without decay", never, run(plain(types)));
 
         setup in_host     = balanced(types);
@@ -756,6 +756,13 @@ static void test_device(const setup & types) {
         half.layers_v = "-1:turbo2";
         run(half);
         check_cache_line_has("... but for types that decay only", " | no decay: no layer\n");
+    }
+    {
+        // such as RPC, which forwards custom operations and can't know
+        const limited_device device([](const ggml_tensor *) { return false; }, /*knows_turbo =*/false);
+        check_no_session("a device whose backend does not say that it can", balanced(types),
+                         "device LIMITED can't do temporal decay of cache type ");
+        check_same("... works without decay", never, run(plain(types)));
     }
     {
         const limited_device device([](const ggml_tensor *) { return false; });

@@ -1,4 +1,4 @@
-// Tests of an exact sink and tail (src/llama-turbo-exact.h): which tokens are attended in f16, and that they stay right whatever happens to
+// Tests of an exact sink and tail (src/turbo/exact.h): which tokens are attended in f16, and that they stay right whatever happens to
 // the cache.
 //
 //   test-turbo-exact MODEL SCENARIO TYPE_K TYPE_V [-ctkl MAP] [-ctvl MAP] [-t THREADS] [-v]
@@ -11,7 +11,7 @@
 
 constexpr int SINK   = 4;
 constexpr int TAIL   = 8;
-constexpr int REWIND = 16;  // src/llama-turbo-exact.h
+constexpr int REWIND = 16;  // src/turbo/exact.h
 
 static setup with(setup s, const std::string & sink, const std::string & tail) {
     s.sink = sink;
@@ -509,7 +509,7 @@ static void test_refusals(const setup & types) {
     off.flash_attn = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     check_no_session(
         "without flash attention", off,
-        "a window of exact tokens (--cache-sink, --cache-tail) needs flash attention, which was switched off");
+        "an exact sink and tail (--cache-sink, --cache-tail) needs flash attention, which was switched off");
 
     for (const char * wrong : { "x", "-1", "1.5", "4x", " 4", "16777217", "99999999", "123456789012" }) {
         check_no_session(std::string("a sink of '") + wrong + "'", with(types, wrong, ""),

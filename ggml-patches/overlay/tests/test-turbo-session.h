@@ -181,14 +181,14 @@ struct setup {
     ggml_type type_k;
     ggml_type type_v;
 
-    std::string layers_k   = "";  // types by layer, see src/llama-turbo-layers.h
+    std::string layers_k   = "";  // types by layer, see src/turbo/layers.h
     std::string layers_v   = "";
     std::string layer_mode = "";  // ready-made ones
     std::string decay      = "";
 
     std::string calibration = "";  // file
 
-    std::string sink = "";         // exact tokens, see src/llama-turbo-exact.h
+    std::string sink = "";         // exact tokens, see src/turbo/exact.h
     std::string tail = "";
 
     bool rotate_f32 = false;  // f32 takes the path of turbo
@@ -251,9 +251,9 @@ struct session {
         set_env("LLAMA_ATTN_ROT_DISABLE", s.rotate_off ? "1" : "");
         set_env("TURBO_CACHE_TYPE_K_LAYERS", s.layers_k);
         set_env("TURBO_CACHE_TYPE_V_LAYERS", s.layers_v);
-        set_env("TURBO_LAYER_ADAPTIVE", s.layer_mode);
-        set_env("TURBO_DECAY", s.decay);
-        set_env("TURBO_CALIBRATION", s.calibration);
+        set_env("TURBO_CACHE_LAYER_ADAPTIVE", s.layer_mode);
+        set_env("TURBO_CACHE_DECAY", s.decay);
+        set_env("TURBO_CACHE_CALIBRATION", s.calibration);
         set_env("TURBO_CACHE_SINK", s.sink);
         set_env("TURBO_CACHE_TAIL", s.tail);
 

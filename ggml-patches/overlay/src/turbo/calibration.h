@@ -48,17 +48,3 @@ struct llama_turbo_calibration {
 std::shared_ptr<const llama_turbo_calibration> llama_turbo_load_calibration(const std::string &           path,
                                                                             const llama_model &           model,
                                                                             const std::vector<uint32_t> & layers);
-
-// CRC-32 (that of zlib) of the names and bytes of all weights of norms, in the order of their names, as 8 hexadecimal digits. They are f32 in
-// every quantization of a model, and differ between models and their fine-tunes. A few KiB per layer are read from the devices.
-std::string llama_turbo_model_fingerprint(const llama_model & model);
-
-// Why attention of this model can't be built anew, with a calibration or with exact tokens; nullptr: it can.
-const char * llama_turbo_cant_attend(const llama_model & model);
-
-// Why no vector may be taken from the keys, or the values, of a layer; nullptr: it may.
-const char * llama_turbo_cant_center_k(const llama_model & model, uint32_t il);
-const char * llama_turbo_cant_center_v(const llama_model & model, uint32_t il);
-
-// CRC-32 of more bytes; 0 to begin with.
-uint32_t llama_turbo_crc32(uint32_t crc, const void * data, size_t size);

@@ -1,7 +1,7 @@
 #pragma once
 
+#include "calibration.h"
 #include "ggml-cpp.h"
-#include "llama-turbo-calibration.h"
 
 #include <cstdint>
 #include <map>
@@ -9,14 +9,10 @@
 #include <vector>
 
 struct llama_model;
-struct llm_graph_context;
-class llm_graph_input_attn_kv;
-class llm_graph_input_attn_kv_iswa;
 
-// Attention of layers that have a calibration (llama-turbo-calibration.h) or an exact sink and tail (llama-turbo-exact.h), built around
-// upstream's.
+// A calibration (calibration.h) in memory of the devices, and what it adds to a graph.
 
-// Calibration of one layer, in memory of its device. f32; nullptr: nothing to do.
+// Of one layer. f32; nullptr: nothing to do.
 struct llama_turbo_calibrated_layer {
     ggml_tensor * k_mean    = nullptr;  // [n_embd_head_k, n_head_kv]
     ggml_tensor * k_scale   = nullptr;  // [n_embd_head_k, n_head_kv]
@@ -33,11 +29,14 @@ struct llama_turbo_calibrated_layer {
     ggml_tensor * restore_k(ggml_context * ctx, ggml_tensor * k) const;
     ggml_tensor * store_v(ggml_context * ctx, ggml_tensor * v) const;
 
+    // q [n_embd_head_k, n_head, n_tokens] of the model, as it meets stored keys.
+    ggml_tensor * scale_q(ggml_context * ctx, ggml_tensor * q) const;
+
     // The attention output [n_embd_head_v * n_head, n] of the model, from that of the cache.
     ggml_tensor * restore_out(ggml_context * ctx, ggml_tensor * out) const;
 };
 
-// The layers of one KV cache.
+// Of the layers of one KV cache.
 class llama_turbo_calibrated {
   public:
     // layers: those of the cache, as numbers in the model. Throws std::runtime_error: out of memory.
@@ -58,22 +57,3 @@ class llama_turbo_calibrated {
                   const llama_model &             model,
                   ggml_backend_buffer_type_t      buft);
 };
-
-// Called first in llm_graph_context::build_attn(): whether the layer has one of these, and its attention then. It calls build_attn() again,
-// for which the first answer is no.
-template <typename input> bool llama_turbo_attends(input * inp, int il);
-
-template <typename input>
-ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
-                                     input *                   inp,
-                                     ggml_tensor *             wo,
-                                     ggml_tensor *             wo_b,
-                                     ggml_tensor *             wo_s,
-                                     ggml_tensor *             q,
-                                     ggml_tensor *             k,
-                                     ggml_tensor *             v,
-                                     ggml_tensor *             kq_b,
-                                     ggml_tensor *             sinks,
-                                     ggml_tensor *             v_mla,
-                                     float                     kq_scale,
-                                     int                       il);

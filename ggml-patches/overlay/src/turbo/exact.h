@@ -1,6 +1,6 @@
 #pragma once
 
-#include "llama-kv-cells.h"
+#include "llama.h"
 
 #include <cstdint>
 #include <map>
@@ -10,6 +10,7 @@
 struct ggml_tensor;
 class llama_io_read_i;
 class llama_io_write_i;
+class llama_kv_cells;
 
 // Exact sink and tail of a KV cache: the first and the last tokens of each sequence are attended in f16, whatever the type of the cache.
 //
@@ -32,17 +33,6 @@ struct llama_turbo_exact_sizes {
     uint32_t tail = 0;
 
     explicit operator bool() const { return sink > 0 || tail > 0; }
-};
-
-// Tensors that are set for each ubatch. n_keys, n_copied: llama_turbo_exact has them by the number of tokens of a stream.
-struct llama_turbo_exact_input {
-    ggml_tensor * packed_mask;  // of upstream: F16 [n_kv, n_tokens/n_stream, 1, n_stream]
-    ggml_tensor * mask;         // F16 [n_keys, n_tokens/n_stream, 1, n_stream]
-    ggml_tensor * rows;         // I64 [n_copied * n_stream], of copies that are written
-
-    // nullptr: all tokens are copied, in order, before they are attended
-    ggml_tensor * copied;    // I32 like rows: the tokens of the ubatch
-    ggml_tensor * attended;  // I32 [(n_keys - n_rows) * n_stream]: tokens behind the rows, and any up to n_keys
 };
 
 class llama_turbo_exact {

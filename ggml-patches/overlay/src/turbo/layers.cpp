@@ -1,10 +1,10 @@
-#include "llama-turbo-layers.h"
+#include "layers.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 
-static std::vector<std::string> split(const std::string & text, char separator) {
+static std::vector<std::string> split_text(const std::string & text, char separator) {
     std::vector<std::string> parts;
     size_t                   begin = 0;
     for (size_t end; (end = text.find(separator, begin)) != std::string::npos; begin = end + 1) {
@@ -99,7 +99,7 @@ std::vector<ggml_type> llama_turbo_parse_layers(const std::string & map,
                                                 bool                clip) {
     std::vector<ggml_type> types(n_layer, GGML_TYPE_COUNT);
 
-    for (const std::string & item : split(map, ';')) {
+    for (const std::string & item : split_text(map, ';')) {
         const std::string where = std::string(what) + ", '" + item + "'";
         const size_t      colon = item.find(':');
         if (colon == std::string::npos) {
@@ -107,7 +107,7 @@ std::vector<ggml_type> llama_turbo_parse_layers(const std::string & map,
         }
 
         const ggml_type type = parse_type(item.substr(colon + 1), where);
-        for (const std::string & layers : split(item.substr(0, colon), ',')) {
+        for (const std::string & layers : split_text(item.substr(0, colon), ',')) {
             const layer_range range = layers == "*" ? layer_range{ 0, (int) n_layer - 1 } :
                                                       resolve_range(parse_range(layers, where), n_layer, clip, where);
             for (int i = 0; i < (int) n_layer; ++i) {

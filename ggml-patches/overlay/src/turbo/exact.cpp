@@ -1,9 +1,10 @@
-#include "llama-turbo-exact.h"
+#include "exact.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama-impl.h"
 #include "llama-io.h"
+#include "llama-kv-cells.h"
 
 #include <algorithm>
 #include <limits>

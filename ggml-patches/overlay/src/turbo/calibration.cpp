@@ -1,14 +1,13 @@
-#include "llama-turbo-calibration.h"
+#include "calibration.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
 #include "llama-arch.h"
 #include "llama-model.h"
-#include "llama-turbo.h"
+#include "model.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -20,106 +19,14 @@ static constexpr float SCALE_MAX = 1 << 20;
 static constexpr float SCALE_MIN = 1.0f / SCALE_MAX;
 
 //
-// the model
-//
-
-uint32_t llama_turbo_crc32(uint32_t crc, const void * data, size_t size) {
-    static const std::array<uint32_t, 256> table = [] {
-        std::array<uint32_t, 256> res;
-        for (uint32_t i = 0; i < res.size(); ++i) {
-            uint32_t value = i;
-            for (int bit = 0; bit < 8; ++bit) {
-                value = value & 1 ? 0xEDB88320u ^ value >> 1 : value >> 1;
-            }
-            res[i] = value;
-        }
-        return res;
-    }();
-
-    const uint8_t * bytes = (const uint8_t *) data;
-
-    crc = ~crc;
-    for (size_t i = 0; i < size; ++i) {
-        crc = table[(crc ^ bytes[i]) & 0xFF] ^ crc >> 8;
-    }
-
-    return ~crc;
-}
-
-static bool ends_with(const std::string & text, const std::string & end) {
-    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
-std::string llama_turbo_model_fingerprint(const llama_model & model) {
-    std::map<std::string, const ggml_tensor *> norms;
-    for (const auto & [name, tensor] : model.tensors_by_name) {
-        if (ends_with(name, "norm.weight") && tensor->type == GGML_TYPE_F32) {
-            norms[name] = tensor;
-        }
-    }
-
-    uint32_t             crc = 0;
-    std::vector<uint8_t> data;
-    for (const auto & [name, tensor] : norms) {
-        data.resize(ggml_nbytes(tensor));
-        ggml_backend_tensor_get(tensor, data.data(), 0, data.size());
-
-        crc = llama_turbo_crc32(crc, name.data(), name.size());
-        crc = llama_turbo_crc32(crc, data.data(), data.size());
-    }
-
-    char res[9];
-    snprintf(res, sizeof(res), "%08x", crc);
-
-    return res;
-}
-
-const char * llama_turbo_cant_attend(const llama_model & model) {
-    if (llm_arch_is_recurrent(model.arch) || llm_arch_is_diffusion(model.arch)) {
-        return "it has no KV cache";
-    }
-    if (llama_turbo_has_latent_attention(model)) {
-        return "it has multi-head latent attention";
-    }
-    // by name: not all supported upstreams have an enumerator for each
-    for (const char * own : { "dflash", "minimax-m3", "qwen4exp" }) {
-        if (std::string(llm_arch_name(model.arch)) == own) {
-            return "its architecture has an attention of its own";
-        }
-    }
-    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
-        if (!ggml_backend_dev_backend_reg(model.dev_layer(il))) {
-            return "it is split over devices by -sm tensor";  // the meta device
-        }
-    }
-
-    return nullptr;
-}
-
-const char * llama_turbo_cant_center_k(const llama_model & model, uint32_t il) {
-    if (model.hparams.attn_soft_cap || model.arch == LLM_ARCH_GROK) {
-        return "its scores are capped, which depends on their size";
-    }
-    if (model.layers[il].attn_sinks) {
-        return "it has attention sinks, with which scores are compared";
-    }
-
-    return nullptr;
-}
-
-const char * llama_turbo_cant_center_v(const llama_model & model, uint32_t il) {
-    return model.layers[il].attn_sinks ? "it has attention sinks, which take a part of the weights" : nullptr;
-}
-
-//
 // the file
 //
 
 namespace {
 
-class reader {
+class calibration_reader {
   public:
-    reader(const std::string & path, const llama_model & model) : path(path), model(model) {}
+    calibration_reader(const std::string & path, const llama_model & model) : path(path), model(model) {}
 
     std::shared_ptr<const llama_turbo_calibration> read(const std::vector<uint32_t> & kv_layers) {
         open(/*no_alloc =*/true);  // a model that was named by mistake is not read as a whole
@@ -286,5 +193,5 @@ class reader {
 std::shared_ptr<const llama_turbo_calibration> llama_turbo_load_calibration(const std::string &           path,
                                                                             const llama_model &           model,
                                                                             const std::vector<uint32_t> & layers) {
-    return reader(path, model).read(layers);
+    return calibration_reader(path, model).read(layers);
 }

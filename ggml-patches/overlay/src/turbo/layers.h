@@ -25,7 +25,7 @@ std::vector<ggml_type> llama_turbo_parse_layers(const std::string & map,
 // The other way round, shortest form: "0:q8_0;1-2:turbo3;3:q8_0". layers[i]: number of types[i].
 std::string llama_turbo_format_layers(const std::vector<uint32_t> & layers, const std::vector<ggml_type> & types);
 
-// TURBO_LAYER_ADAPTIVE: modes of earlier systems, as maps. A map may be empty.
+// TURBO_CACHE_LAYER_ADAPTIVE: modes of earlier systems, as maps. A map may be empty.
 struct llama_turbo_layer_mode {
     int          mode;
     const char * map_k;

@@ -274,22 +274,12 @@ void llama_turbo_exact::write(llama_io_write_i &            io,
     }
 }
 
-bool llama_turbo_exact::read(llama_io_read_i &             io,
-                             uint32_t                      n_copies,
-                             uint32_t                      stream,
-                             const llama_kv_cells &        cells,
-                             const std::vector<uint32_t> & state_cells) {
-    uint64_t n_bytes;
-    io.read(&n_bytes, sizeof(n_bytes));
-    if (n_bytes != n_bytes_of_copy() || n_copies > state_cells.size()) {
-        LLAMA_LOG_ERROR(
-            "%s: the state is damaged, or of another model: f16 copies of %llu bytes, here they have %llu\n", __func__,
-            (unsigned long long) n_bytes, (unsigned long long) n_bytes_of_copy());
-        return false;
-    }
-
-    std::vector<uint32_t> copied;  // cell of each
-    std::vector<bool>     is_copied(state_cells.size(), false);
+// The cells that copies of a state are of. False: the state is damaged.
+static bool read_copied_cells(llama_io_read_i &             io,
+                              uint32_t                      n_copies,
+                              const std::vector<uint32_t> & state_cells,
+                              std::vector<uint32_t> &       copied) {
+    std::vector<bool> is_copied(state_cells.size(), false);
     for (uint32_t i = 0; i < n_copies; ++i) {
         uint32_t index;
         io.read(&index, sizeof(index));
@@ -301,11 +291,16 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
         copied.push_back(state_cells[index]);
     }
 
-    // the sink is taken first, then the newest; rows in their order, so that those of a state are runs again
+    return true;
+}
+
+std::vector<int64_t> llama_turbo_exact::place_state(uint32_t                      stream,
+                                                    const llama_kv_cells &        cells,
+                                                    const std::vector<uint32_t> & copied) {
     const std::vector<sequence> sequences = sequences_after_state(cells);
 
     std::vector<uint32_t> wanted;  // indices of copied
-    for (uint32_t i = 0; i < n_copies; ++i) {
+    for (uint32_t i = 0; i < copied.size(); ++i) {
         if (is_needed(rank_of(cells, copied[i], sequences))) {
             wanted.push_back(i);
         }
@@ -322,11 +317,16 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
         std::sort(wanted.begin(), wanted.end());
     }
 
-    std::vector<int64_t> rows(n_copies, NONE);
+    std::vector<int64_t> rows(copied.size(), NONE);
     for (size_t i = 0; i < wanted.size(); ++i) {
         assign(stream, ranks[i].second, copied[wanted[i]]);
         rows[wanted[i]] = (int64_t) stream * n_rows + ranks[i].second;
     }
+
+    return rows;
+}
+
+void llama_turbo_exact::read_rows(llama_io_read_i & io, const std::vector<int64_t> & rows) const {
     std::vector<uint8_t> unused;
     for (const auto & [il, layer] : layers) {
         for (ggml_tensor * tensor : { layer.k, layer.v }) {
@@ -340,6 +340,27 @@ bool llama_turbo_exact::read(llama_io_read_i &             io,
             });
         }
     }
+}
+
+bool llama_turbo_exact::read(llama_io_read_i &             io,
+                             uint32_t                      n_copies,
+                             uint32_t                      stream,
+                             const llama_kv_cells &        cells,
+                             const std::vector<uint32_t> & state_cells) {
+    uint64_t n_bytes;
+    io.read(&n_bytes, sizeof(n_bytes));
+    if (n_bytes != n_bytes_of_copy() || n_copies > state_cells.size()) {
+        LLAMA_LOG_ERROR(
+            "%s: the state is damaged, or of another model: f16 copies of %llu bytes, here they have %llu\n", __func__,
+            (unsigned long long) n_bytes, (unsigned long long) n_bytes_of_copy());
+        return false;
+    }
+
+    std::vector<uint32_t> copied;
+    if (!read_copied_cells(io, n_copies, state_cells, copied)) {
+        return false;
+    }
+    read_rows(io, place_state(stream, cells, copied));
 
     return true;
 }

@@ -12,20 +12,22 @@ class llama_io_read_i;
 class llama_io_write_i;
 class llama_kv_cells;
 
-// Exact sink and tail of a KV cache: the first and the last tokens of each sequence are attended in f16, whatever the type of the cache.
+// Exact tokens of a KV cache: the first tokens of each sequence (sink) and the last ones (tail) are attended in f16, whatever its type.
 //
 //   a query at position p attends the copy of a key    where its position is < sink, or > p - tail
 //
-// The cache holds every token in its own type, and copies of some in f16, as they were before quantization. Attention takes both as two
-// segments of keys in one softmax (ggml_turbo_flash_attn_add_segment), and each key from one of them: its mask says from which. So what a
-// query sees does not depend on how its batch was cut, and dropping a copy loses precision, never a token.
+// The cache holds every token in its own type. Of some tokens it also has a copy in f16, as K and V were before quantization. Attention takes
+// the cache and the copies as two segments of keys in one softmax (ggml_turbo_flash_attn_add_segment), and the masks give each key to one of
+// them. So what a query sees does not depend on how its batch was cut. Dropping a copy loses precision, never a token.
 //
-// Each stream of the cache has rows for the copies that the sequences in it need, sink + tail of each, and a few to spare. A ubatch of so few
-// tokens, as in decoding, is copied first, and attention takes the rows. A larger one is attended from the graph that computes it: attention
-// takes the rows and behind them all tokens of the ubatch, and rows are written for those that queries to come need.
+// Each stream of the cache has rows for copies: sink + tail for each sequence in it, and a few to spare. There are two ways to attend a ubatch:
+//   few tokens, as in decoding   they are copied first, and attention takes the rows
+//   more                         attention takes the rows, and behind them all tokens of the ubatch from the graph that computes them; then
+//                                rows are written for those that later queries need
 //
-// A copy stays until its row is needed for another token. What a removal of the last tokens uncovers may have been overwritten, and then
-// comes from the cache. Where several tokens share a position (images with M-RoPE) there may be more of them than rows.
+// A copy stays until its row is needed for another token. After tokens are removed from the end of a sequence, older tokens enter the tail.
+// If their copies were overwritten, they are attended from the cache. Where several tokens share a position (images with M-RoPE), there may be
+// more of them than rows.
 
 // Number of tokens; both 0: none.
 struct llama_turbo_exact_sizes {
@@ -63,12 +65,12 @@ class llama_turbo_exact {
         uint32_t row;
     };
 
-    // A row for each token of a ubatch that is copied first. new_cells: where they are about to be stored, which the cells know already;
-    // what was in these cells is forgotten.
+    // A row for each token of a ubatch that is copied first.
+    //   new_cells: where the tokens are about to be stored; the cells have their positions already
     std::vector<copy> place_all(uint32_t stream, const llama_kv_cells & cells, const std::vector<uint32_t> & new_cells);
 
-    // For another one, once its masks are split: rows for those tokens that queries to come need most, n_copied(). If fewer are needed than
-    // there are rows, the rest repeats the first.
+    // Rows for the tokens of another ubatch, after its masks are split: the n_copied() tokens that later queries need most. If fewer are needed,
+    // the rest repeats the first.
     std::vector<copy> place_needed(uint32_t                      stream,
                                    const llama_kv_cells &        cells,
                                    const std::vector<uint32_t> & new_cells);
@@ -90,14 +92,14 @@ class llama_turbo_exact {
     // All rows of a stream become those of another.
     void copy_stream(uint32_t from, uint32_t to);
 
-    // Copies of the given cells that queries to come need: their number, the bytes of one, which cells they are of (as indices of the list), K
-    // and V of each layer.
+    // Writes the copies of the given cells that later queries need: their number, the bytes of one, the cell of each (as an index of the list),
+    // then K and V of each layer.
     void write(llama_io_write_i &            io,
                uint32_t                      stream,
                const llama_kv_cells &        cells,
                const std::vector<uint32_t> & state_cells) const;
 
-    // What write() wrote behind the number of copies: those that are needed here, as far as rows are free or hold what nobody needs.
+    // Reads what write() wrote after the number of copies. It keeps those that are needed here, as long as there are rows that nobody needs.
     // False: the state is damaged, or of another model.
     bool read(llama_io_read_i &             io,
               uint32_t                      n_copies,
@@ -105,7 +107,7 @@ class llama_turbo_exact {
               const llama_kv_cells &        cells,
               const std::vector<uint32_t> & state_cells);
 
-    // These cells have no copies any more.
+    // The copies of these cells are void.
     void forget(uint32_t stream, const std::vector<uint32_t> & forgotten);
 
     // For a cache without copies.
@@ -117,12 +119,12 @@ class llama_turbo_exact {
     // Attention of many queries is faster with keys of this multiple.
     static constexpr uint32_t KEY_STEP = 256;
 
-    // A state has the copies for going on from so many tokens before its end: the last ones are often computed again.
+    // A state has the copies to go on from so many tokens before its end, since programs often compute the last ones again.
     static constexpr llama_pos REWIND = 16;
 
     const uint32_t n_spare;  // rows beyond sink + tail of each sequence, REWIND for each or more
 
-    // Of a stream. Cells that have been emptied since may still have a row.
+    // The rows of a stream. A cell that has been emptied may still have one.
     struct rows {
         std::vector<int32_t> cell_of;  // [n_rows]
         std::vector<int32_t> row_of;   // [n_cells]
@@ -140,13 +142,12 @@ class llama_turbo_exact {
 
     bool is_in_tail(int64_t from_query) const;  // position, relative to that of a query
 
-    // How hard it is to do without a copy: less is easier. Of a tail, and of what is not needed, the farthest from the end of its sequence goes
-    // first; the first token of all last.
+    // Eviction order, cheapest first: free, not needed (oldest first), tail (oldest first), sink (token 0 last).
     enum kind { FREE, NOT_NEEDED, IN_TAIL, IN_SINK };
 
     using rank = std::pair<kind, llama_pos>;
 
-    using ranked = std::vector<std::pair<rank, uint32_t>>;  // rows or tokens, what is easiest to do without first
+    using ranked = std::vector<std::pair<rank, uint32_t>>;  // rows or tokens, cheapest first
 
     static bool is_needed(const rank & rank) { return rank.first >= IN_TAIL; }
 
@@ -158,6 +159,15 @@ class llama_turbo_exact {
                      size_t                        n) const;
 
     void assign(uint32_t stream, uint32_t row, uint32_t cell);
+
+    // Rows for copies that a state has of these cells; NONE where a copy is not needed, or no row is free. The sink comes first, then the
+    // newest tokens. Rows keep the order of the state, so that they are read in runs.
+    std::vector<int64_t> place_state(uint32_t                      stream,
+                                     const llama_kv_cells &        cells,
+                                     const std::vector<uint32_t> & copied);
+
+    // K and V of each layer, for these rows.
+    void read_rows(llama_io_read_i & io, const std::vector<int64_t> & rows) const;
 
     uint64_t n_bytes_of_copy() const;
 };

@@ -1,4 +1,4 @@
-"""Types by layer, through our native test-turbo-layers, test-turbo-cache with maps, and the tools."""
+"""Types by layer, through our test-turbo-layers, test-turbo-cache with maps, and the tools."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from cache_lines import cache_lines
 from conftest import Tool
 
 from turbo_gguf import layer_map
@@ -113,7 +114,7 @@ def test_layers_of_an_architecture(tool: Tool, arch: str) -> None:
         n_layers = sum(map(int, re.findall(r"llama_kv_cache: size = .* (\d+) layers", log)))
         assert n_layers > 0
         for side, bf16 in (("K", 0), ("V", n_layers - 1)):
-            logged = ";".join(re.findall(rf"llama_turbo_cache: {side} by layer: (\S+) \(", log))
+            logged = ";".join(line.settings[side.lower()] for line in cache_lines(log))
             named = sorted(layer_map.pairs(logged, n_layers))
             assert named == [(layer, "bf16" if layer == bf16 else "f32") for layer in range(n_layers)]
 
@@ -152,6 +153,5 @@ def test_a_map_means_what_the_driver_reads(tool: Tool, tiny: Callable[[str], Pat
     done = tool("llama-completion", "-m", tiny("layers12"), *args, env=env)
     assert done.rc == 0, done.text[-3000:]
     for side, base in (("K", "q5_0"), ("V", "f16")):
-        logged = re.findall(rf"llama_turbo_cache: {side} by layer: (\S+) \(", done.err)
-        assert logged
-        assert layer_map.expand(logged[-1], 12, "none") == layer_map.expand(maps[side], 12, base), maps
+        logged = cache_lines(done.err)[-1].settings[side.lower()]
+        assert layer_map.expand(logged, 12, "none") == layer_map.expand(maps[side], 12, base), maps

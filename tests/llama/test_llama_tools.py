@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cache_lines import cache_lines
 from conftest import QUIET, Tool
 
 pytestmark = pytest.mark.native
@@ -29,9 +30,12 @@ START_SECONDS = 60
 def assert_cache(text: str, type_k: str, type_v: str) -> None:
     """The log names the types that are really in the cache, and says that the turbo ones are rotated."""
     assert re.findall(r"K \((\w+)\): .*V \((\w+)\): ", text) == [(type_k, type_v)]
-    for side, name in (("k", type_k), ("v", type_v)):
-        if name.startswith("turbo"):
-            assert re.findall(rf"attn_rot_{side} = (\d)", text) == ["1"]
+    (line,) = cache_lines(text)
+    assert line.types == (type_k if type_k == type_v else f"{type_k}/{type_v}")
+    assert not line.settings
+    assert not line.more
+    for name, rotated in zip((type_k, type_v), line.rotated, strict=True):
+        assert rotated == (name not in ("f16", "bf16", "f32"))
     assert re.search(r"flash_attn += enabled", text)
 
 
@@ -98,7 +102,7 @@ def test_help_names_the_types(tool: Tool, program: str) -> None:
 SETTINGS = {
     "--cache-type-k-layers": ("TURBO_CACHE_TYPE_K_LAYERS", "0,-1:q8_0;*:turbo3"),
     "--cache-type-v-layers": ("TURBO_CACHE_TYPE_V_LAYERS", "1-2:turbo4"),
-    "--cache-decay": ("TURBO_DECAY", "balanced"),
+    "--cache-decay": ("TURBO_CACHE_DECAY", "balanced"),
 }
 """Option, its variable, and a value for the embedded model, which has 4 layers."""
 
@@ -108,13 +112,12 @@ VARIABLES = dict(SETTINGS.values())
 
 def assert_settings(text: str) -> None:
     """The log tells of these settings, with f16 elsewhere; contexts that are made to measure memory come first."""
-    assert re.findall(r"llama_turbo_cache: ([KV]) by layer: (.*)", text)[-2:] == [
-        ("K", "0:q8_0;1-2:turbo3;3:q8_0 (6.000 bits per value)"),
-        ("V", "0:f16;1-2:turbo4;3:f16 (10.250 bits per value)"),
-    ]
-    assert re.findall(r"llama_turbo_cache: (decay: the .*)", text)[-1] == (
-        "decay: the oldest 50 % of each sequence lose one bit (hot 15 %, warm 35 %, cold 50 %), K of 2 layers, V of 2 layers"
-    )
+    line = cache_lines(text)[-1]
+    assert line.types == "f16"
+    assert line.settings == {"k": "0:q8_0;1-2:turbo3;3:q8_0", "v": "0:f16;1-2:turbo4;3:f16", "decay": "15,35,50"}
+    assert line.rotated == (True, True)
+    assert line.bits == (6.0, 10.25)
+    assert line.more == ("decaying 2/2",)
 
 
 def tool_args(program: str, model: Path, text: Path) -> tuple[str | Path, ...]:
@@ -142,10 +145,11 @@ def test_settings(tool: Tool, trained: Path, prose: Path, program: str, how: str
 @pytest.mark.parametrize("how", ["option", "variable"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_layer_adaptive(tool: Tool, trained: Path, prose: Path, program: str, how: str) -> None:
-    args, env = (("--cache-layer-adaptive", "7"), {}) if how == "option" else ((), {"TURBO_LAYER_ADAPTIVE": "7"})
+    args, env = (("--cache-layer-adaptive", "7"), {}) if how == "option" else ((), {"TURBO_CACHE_LAYER_ADAPTIVE": "7"})
     done = tool(program, *tool_args(program, trained, prose), "-ctk", "turbo3", *args, env=env)
     assert done.rc == 0, done.text[-3000:]
-    assert re.findall(r"llama_turbo_cache: ([KV]) by layer: (\S+) \(", done.text)[-2:] == [("K", "0-3:turbo3"), ("V", "0-3:q8_0")]
+    line = cache_lines(done.text)[-1]
+    assert (line.types, line.settings) == ("turbo3/f16", {"k": "0-3:turbo3", "v": "0-3:q8_0"})
 
 
 def test_an_option_outweighs_its_variable(tool: Tool, trained: Path, prose: Path) -> None:
@@ -155,11 +159,46 @@ def test_an_option_outweighs_its_variable(tool: Tool, trained: Path, prose: Path
     assert_settings(done.text)
 
 
-def test_no_settings_no_lines(tool: Tool, trained: Path, prose: Path) -> None:
+def test_no_settings(tool: Tool, trained: Path, prose: Path) -> None:
     for program in PROGRAMS:
         done = tool(program, *tool_args(program, trained, prose), "-ctk", "turbo3", "-ctv", "turbo4")
         assert done.rc == 0, done.text[-3000:]
-        assert "llama_turbo_cache" not in done.text
+        assert {(line.types, *line.settings, *line.more, line.bits) for line in cache_lines(done.text)} == {("turbo3/turbo4", (3.5, 4.5))}
+
+
+def test_types_of_upstream_have_a_line(tool: Tool, trained: Path, prose: Path) -> None:
+    done = tool("llama-completion", *tool_args("llama-completion", trained, prose), "-ctk", "q8_0", "-fa", "on")
+    assert done.rc == 0, done.text[-3000:]
+    line = cache_lines(done.text)[-1]
+    assert (line.types, line.settings, line.rotated, line.bits) == ("q8_0/f16", {}, (True, False), (8.5, 16.0))
+
+
+OLD_NAMES = {
+    "TURBO_LAYER_ADAPTIVE": ("TURBO_CACHE_LAYER_ADAPTIVE", "7", {"k": "0-3:turbo3", "v": "0-3:q8_0"}),
+    "TURBO_DECAY": ("TURBO_CACHE_DECAY", "0,20,80", {"decay": "0,20,80"}),
+}
+"""Variables of the last release: their name now, a value, and what the log tells of it."""
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_a_variable_by_its_old_name(tool: Tool, trained: Path, prose: Path, old: str) -> None:
+    name, value, settings = OLD_NAMES[old]
+    args = (*tool_args("llama-completion", trained, prose), "-ctk", "turbo3", "-ctv", "turbo3")
+    done = tool("llama-completion", *args, env={old: value})
+    assert done.rc == 0, done.text[-3000:]
+    assert cache_lines(done.text)[-1].settings == settings
+    assert done.text.count(f"{old} is now {name}; the old name will go with the next release") == 1
+    done = tool("llama-completion", *args, env={old: "nonsense", name: value})
+    assert done.rc == 0, done.text[-3000:]
+    assert cache_lines(done.text)[-1].settings == settings
+
+
+def test_a_calibration_by_its_old_name(tool: Tool, trained: Path, prose: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.gguf"
+    done = tool("llama-completion", *tool_args("llama-completion", trained, prose), env={"TURBO_CALIBRATION": str(missing)})
+    assert done.refused, done.text[-3000:]
+    assert "TURBO_CALIBRATION is now TURBO_CACHE_CALIBRATION" in done.text
+    assert f"calibration {missing}: no file" in done.text
 
 
 @pytest.mark.parametrize("program", [*PROGRAMS, "llama-server"])
@@ -168,7 +207,7 @@ def test_help_names_the_settings(tool: Tool, program: str) -> None:
     assert done.rc == 0
     for option, variable in (
         *((option, name) for option, (name, _) in SETTINGS.items()),
-        ("--cache-layer-adaptive", "TURBO_LAYER_ADAPTIVE"),
+        ("--cache-layer-adaptive", "TURBO_CACHE_LAYER_ADAPTIVE"),
     ):
         about = re.search(rf"^ *{option} (.*?)^ {{0,2}}-", done.text, re.DOTALL | re.MULTILINE)
         assert about
@@ -324,6 +363,6 @@ def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_
         assert server.complete(PROMPT, 32, n_probs=0)["tokens_predicted"] == 32
         text = server.log.read_text("utf-8", errors="replace")
     begin = text.rindex("loading draft model")
-    assert re.findall(r"llama_turbo_cache: K by layer: (\S+) \(", text[:begin])[-1] == "0-10:turbo3;11:q8_0"
-    assert "llama_kv_cache: size" in text[begin:]
-    assert "llama_turbo_cache" not in text[begin:]
+    assert cache_lines(text[:begin])[-1].settings["k"] == "0-10:turbo3;11:q8_0"
+    assert cache_lines(text[begin:])
+    assert all(not line.settings for line in cache_lines(text[begin:]))

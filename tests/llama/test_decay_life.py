@@ -1,4 +1,4 @@
-"""Temporal decay: which cells decay, in every situation of a cache's life, through our native test-turbo-decay and llama-perplexity."""
+"""Temporal decay: which cells decay, in every situation of a cache's life, through our test-turbo-decay and llama-perplexity."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from cache_lines import cache_lines
 from conftest import Tool
 
 from turbo_gguf import decay
@@ -125,7 +126,7 @@ def test_perplexity_counts(tool: Tool, trained: Path, prose: Path, case: tuple[s
     assert cells == 32 * (192 * cold // 100 // 32) == decay.cells(256, 64, 64, cold)
     boundaries = {32 * (stored * cold // 100 // 32) for stored in (0, 64, 128, 192)}
 
-    args, env = (("--cache-decay", shares), {}) if how == "option" else ((), {"TURBO_DECAY": shares})
+    args, env = (("--cache-decay", shares), {}) if how == "option" else ((), {"TURBO_CACHE_DECAY": shares})
     text = perplexity(tool, trained, prose, "-c", "256", "-b", "64", "-ub", "64", "-ctk", "turbo3", "-ctv", "turbo4", *args, env=env)
     assert counted(text) == (CHUNKS * len(boundaries - {0}), CHUNKS * cells, CHUNKS * cells)
 
@@ -189,4 +190,5 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_perplexity_in_each_mode(tool: Tool, trained: Path, prose: Path, mode: str) -> None:
     text = perplexity(tool, trained, prose, "-c", "256", "-ctk", "turbo3", "-ctv", "turbo3", "--cache-layer-adaptive", mode)
-    assert re.findall(r"llama_turbo_cache: ([KV]) by layer: (\S+) \(", text)[-2:] == list(zip("KV", MODES[mode], strict=True))
+    settings = cache_lines(text)[-1].settings
+    assert (settings["k"], settings["v"]) == MODES[mode]

@@ -1,4 +1,4 @@
-"""Calibration of the KV cache changes nothing but the error of quantization: our native test-turbo-calibration, and the tools."""
+"""Calibration of the KV cache changes nothing but the error of quantization: our test-turbo-calibration, and the tools."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_architectures_that_cannot_be_calibrated(tool: Tool, tmp_path: Path, arc
 
 
 def calibrate(model: Path, folder: Path, *args: str | Path) -> Path:
-    """Run the command in this process; the native programs are built already."""
+    """Run the command in this process; the programs are built already."""
     folder.mkdir(exist_ok=True)
     out = folder / f"{model.stem}.calibration.gguf"
     done = CliRunner().invoke(main, ["calibrate", str(model), *map(str, args), "--out", str(out), "--threads", "1"])

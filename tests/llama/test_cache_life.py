@@ -1,4 +1,4 @@
-"""Rotation, context shift, sequences, state and sliding windows with turbo caches, through our native test-turbo-cache."""
+"""Rotation, context shift, sequences, state and sliding windows with turbo caches, through our test-turbo-cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact sink and tail of the KV cache: our native test-turbo-exact, and the tools."""
+"""Exact sink and tail of the KV cache: our test-turbo-exact, and the tools."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from cache_lines import cache_lines
 from conftest import Tool
 from test_calibration import PROGRAMS, calibrate, made_by_upstream
 
@@ -113,7 +114,8 @@ def test_tools_have_it(tool: Tool, tiny: Callable[[str], Path], prose: Path, pro
     done = tool(program, *args, "--cache-sink", "4", "--cache-tail", "32", "-ctk", "turbo3", "-ctv", "turbo3", timeout=60)
     assert done.rc == 0, done.text
     if program == "llama-bench":
-        assert "llama_turbo_cache: exact: first 4 and last 32 tokens of each sequence in f16" in done.text
+        assert all(line.settings == {"sink": "4", "tail": "32"} for line in cache_lines(done.text))
+        assert cache_lines(done.text)[0].more[0].startswith("copies ")
     done = tool(program, *args, "--cache-tail", "all", timeout=60)
     assert done.refused, done.text
     assert "--cache-tail all: not a number of tokens from 0 to 16777216" in done.text

@@ -1,4 +1,4 @@
-"""What the tests of the native build share: the build, tiny models, and a way to run tools.
+"""What the tests of the patched llama.cpp share: the build, tiny models, and a way to run tools.
 
 Environment variables:
     TURBO_GGUF_NATIVE_BIN: folder with finished programs of a patched build; nothing is built then.

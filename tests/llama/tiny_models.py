@@ -4,7 +4,7 @@ Their text is noise, but their caches are real ones: queries and keys are large 
 depend on what is cached and where; and a few channels of K and V are much larger than the others (as in trained models),
 so a cache that quantizes without rotation is measurably worse.
 
-The same arguments give the same bytes. ``python tests/native/tiny_models.py FOLDER`` writes all of them.
+The same arguments give the same bytes. ``python tests/llama/tiny_models.py FOLDER`` writes all of them.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 //   test-turbo-cache MODEL SCENARIO TYPE_K TYPE_V [-ctkl MAP] [-ctvl MAP] [-t THREADS] [-v]
 //
 // LLAMA_TURBO_ROTATE_F32=1 makes an f32 cache take the path of a turbo cache, so that errors of the rotation show without
-// quantization error; see src/llama-turbo.h.
+// quantization error; see src/turbo/rotation.h.
 
-#include "../src/llama-turbo-layers.h"
-#include "../src/llama-turbo.h"
+#include "../src/turbo/layers.h"
+#include "../src/turbo/rotation.h"
 #include "test-turbo-state.h"
 
 // What the types of the cache explain: those of a map, and the one of the layers that it leaves out.
@@ -92,8 +92,8 @@ static double unrotated_cache_error(const setup & plain) {
 // backends do.
 static void check_matrices() {
     for (int n_embd_head : { 96, 160, 176 }) {
-        bool                                            rot_k = false;
-        bool                                            rot_v = false;
+        uint32_t                                        rot_k = 0;
+        uint32_t                                        rot_v = 0;
         std::unordered_map<int64_t, std::vector<float>> hadamard;
         llama_turbo_init_rotation(GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0, n_embd_head, n_embd_head, rot_k, rot_v,
                                   hadamard);
@@ -101,7 +101,7 @@ static void check_matrices() {
         const int64_t              n   = llama_turbo_rotation_group(n_embd_head);
         const std::vector<float> & mat = hadamard[n];
 
-        double error = rot_k && rot_v && (int64_t) mat.size() == n * n ? 0.0 : INFINITY;
+        double error = rot_k == n && rot_v == n && (int64_t) mat.size() == n * n ? 0.0 : INFINITY;
         for (int64_t row = 0; row < n && std::isfinite(error); ++row) {
             std::vector<double> expected(n, 0.0);  // column of the identity, transformed
             expected[row] = 1.0 / std::sqrt((double) n);

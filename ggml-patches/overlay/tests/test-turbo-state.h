@@ -12,7 +12,7 @@
 #include <map>
 #include <set>
 
-constexpr uint32_t SIZES_STATE      = 0x5A495354;  // src/llama-turbo-cache.cpp
+constexpr uint32_t SIZES_STATE      = 0x5A495354;  // src/turbo/state.cpp
 constexpr uint32_t CALIBRATED_STATE = 0x4C414354;
 constexpr uint32_t EXACT_STATE      = 0x43455854;
 

@@ -162,9 +162,7 @@ def failure(result: Run, hint: str = "") -> EnvironmentMissing | ToolFailed:
     return ToolFailed(message, hint)
 
 
-def capture(
-    argv: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 60.0
-) -> str:
+def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 60.0) -> str:
     """Return what a small query such as ``cc --version`` prints on standard output, stripped. ``env`` is set on top of ours.
 
     Raises:

@@ -58,7 +58,7 @@ quality-matrix: setup ## all cache types on four models: plain, calibrated, with
 	$(PYTHON_VENV) scripts/quality_matrix.py $(ARGS)
 
 check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results
-	$(PYTHON_VENV) scripts/check_upstreams.py
+	$(TURBO) upstream try --all --report eval/results/upstreams.md $(ARGS)
 
 setup: ## make .venv with what the package needs
 	@scripts/setup.sh run

@@ -21,7 +21,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "Write a calibration, with which a KV cache loses less."),
     "models": ("models", "Fetch, list and check model files."),
     "build": ("build", "Fetch, patch and compile llama.cpp."),
-    "upstream": ("upstream", "List and fetch the llama.cpp snapshots that we work on."),
+    "upstream": ("upstream", "List, fetch and try the llama.cpp snapshots that we work on."),
     "patch": ("patch", "Apply, check and write the patch set."),
     "doctor": ("doctor", "Say what is there, what is missing, and the command that fixes it."),
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from turbo_gguf.make.upstream import KnownWrong, default_name, known_wrong
+from turbo_gguf.make.snapshots import KnownWrong, default_name, known_wrong
 
 
 def warnings(tree: Path, gpus: Iterable[str]) -> list[str]:

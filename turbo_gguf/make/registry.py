@@ -1,13 +1,12 @@
 """Source distributions in the package registry that pip is set up for: which there are, and one of them as a file.
 
 Nothing of a package is run: ``pip download`` would execute the metadata step of a source distribution, and install what that
-asks for. So pip is only asked for its settings (``pip config list``, in a process of its own), and the registry for the files
-that it has (the simple repository API, as JSON or HTML; or folders and pages of ``find-links``).
+asks for. So pip is only asked for its settings (:mod:`turbo_gguf.pip_settings`), and the registry for the files that it has (the
+simple repository API, as JSON or HTML; or folders and pages of ``find-links``).
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import html.parser
 import http.client
@@ -16,21 +15,20 @@ import netrc
 import os
 import re
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
 import msgspec
-from packaging.utils import InvalidSdistFilename, InvalidVersion, canonicalize_name, parse_sdist_filename
-from packaging.version import Version
+from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
+from packaging.version import InvalidVersion, Version
 
-from turbo_gguf.errors import EnvironmentMissing, TurboError
-from turbo_gguf.tools import capture
+from turbo_gguf.errors import EnvironmentMissing
+from turbo_gguf.make.pip_settings import Settings, settings
 
 TRIES = 3
 """Attempts at each address: registries and proxies drop connections now and then."""
@@ -41,18 +39,6 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+h
 T = TypeVar("T")
 
 _HINT = "check the network and pip's settings (pip config list)"
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """What pip is set up with."""
-
-    indexes: tuple[str, ...]
-    links: tuple[str, ...] = ()  # folders and pages of find-links
-    cert: str = ""
-    client_cert: str = ""
-    proxy: str = ""
-    trusted: tuple[str, ...] = ()  # hosts whose certificate is not checked
-    timeout: float = 15.0
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -72,32 +58,6 @@ class Release(msgspec.Struct, frozen=True):
 
 class _Unreachable(Exception):
     """An address gave no answer; the message has no password."""
-
-
-def settings() -> Settings:
-    """Ask pip what it is set up with: its files, then ``PIP_*`` variables, which win.
-
-    Raises:
-        EnvironmentMissing: there is no pip.
-    """
-    found = _configured() | {name[4:].lower().replace("_", "-"): value for name, value in os.environ.items() if name.startswith("PIP_")}
-
-    def words(key: str) -> tuple[str, ...]:
-        return tuple(found.get(key, "").split())
-
-    indexes: tuple[str, ...] = ()
-    if found.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
-        indexes = (found.get("index-url") or _default_index(), *words("extra-index-url"))
-    timeout = found.get("timeout") or found.get("default-timeout") or "15"
-    return Settings(
-        indexes=tuple(dict.fromkeys(indexes)),
-        links=words("find-links"),
-        cert=found.get("cert", ""),
-        client_cert=found.get("client-cert", ""),
-        proxy=found.get("proxy", ""),
-        trusted=words("trusted-host"),
-        timeout=float(timeout) if re.fullmatch(r"\d+(\.\d+)?", timeout) else 15.0,
-    )
 
 
 def releases(package: str, using: Settings | None = None) -> list[Release]:
@@ -120,6 +80,17 @@ def releases(package: str, using: Settings | None = None) -> list[Release]:
     if failures and not found:
         raise EnvironmentMissing("\n  ".join([f"cannot ask for the versions of {package}:", *failures]), _HINT)
     return sorted(found.values(), key=lambda release: release.order, reverse=True)
+
+
+def order(version: str) -> Version:
+    """What version numbers are sorted by."""
+    return Version(version)
+
+
+def newer(package: str, known: Iterable[str], using: Settings | None = None) -> list[Release]:
+    """The releases of a package that are newer than all known versions, newest first; without withdrawn ones and previews."""
+    latest = max(map(order, known), default=Version("0"))
+    return [item for item in releases(package, using) if item.order > latest and not item.yanked and not item.order.is_prerelease]
 
 
 def download(release: Release, target: Path, using: Settings | None = None) -> str:
@@ -147,35 +118,6 @@ def download(release: Release, target: Path, using: Settings | None = None) -> s
         return _patiently(release.url, transfer)
     except _Unreachable as error:
         raise EnvironmentMissing(f"cannot fetch {release.package} {release.version}: {error}", _HINT) from error
-
-
-def _configured() -> dict[str, str]:
-    """Settings of pip's files: the sections ``global`` and ``download``, the latter wins."""
-    found: dict[str, dict[str, str]] = {"global": {}, "download": {}}
-    for line in _pip("config", "list").splitlines():
-        match = re.fullmatch(r"(global|download)\.([\w-]+)=(.*)", line)
-        if match:
-            found[match[1]][match[2].lower().replace("_", "-")] = str(ast.literal_eval(match[3]))
-    return found["global"] | found["download"]
-
-
-def _default_index() -> str:
-    """The index that pip asks when none is set, as its help states it."""
-    match = re.search(r"--index-url\b.*?\(default\s+(\S+?)\)", _pip("download", "--help"), re.DOTALL)
-    if match is None:
-        raise EnvironmentMissing("pip does not say which index it asks", "set PIP_INDEX_URL")
-    return match[1]
-
-
-def _pip(*arguments: str) -> str:
-    try:
-        return capture([sys.executable, "-m", "pip", *arguments], env={"COLUMNS": "1000"})  # no line breaks inside of addresses
-    except TurboError as error:
-        if "No module named pip" in error.message:
-            raise EnvironmentMissing(
-                "this Python has no pip, which knows the package registry", f"{sys.executable} -m ensurepip"
-            ) from error
-        raise EnvironmentMissing(f"pip does not say how it is set up: {error.message}", "pip config debug") from error
 
 
 def _index_page(address: str, package: str, using: Settings) -> Iterator[Release]:

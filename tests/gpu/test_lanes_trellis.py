@@ -7,11 +7,11 @@ import pytest
 from lanes_tools import CUDA, Device, each_device, load
 
 from turbo_gguf.codec import oracle
-from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, TRELLIS_TYPES, TrellisType
+from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, TRELLIS, TrellisType
 
 FLT_MAX = np.finfo(np.float32).max
 
-each_type = pytest.mark.parametrize("t", TRELLIS_TYPES, ids=lambda t: t.name)
+each_type = pytest.mark.parametrize("t", TRELLIS, ids=lambda t: t.name)
 
 
 def gaussian(blocks: int, seed: int = 1) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_encoder_does_not_depend_on_which_thread_goes_first(t: TrellisType) -> N
 
 @pytest.mark.parametrize("count", [1, 7, 9])
 def test_lanes_without_a_block_store_nothing(count: int) -> None:
-    t = TRELLIS_TYPES[1]
+    t = TRELLIS[1]
     check(CUDA, t, gaussian(count))
 
 

@@ -139,7 +139,7 @@ inline int n_decaying_layers(const saved_state & state, bool k) {
 
 inline void decay_row(const saved_tensor & tensor, uint8_t * row) {
     if (ggml_turbo_decays(tensor.type)) {
-        const int64_t n_values = tensor.row_size / ggml_type_size(tensor.type) * QK_TURBO;
+        const int64_t n_values = tensor.row_size / ggml_type_size(tensor.type) * QK_SCALAR;
         ggml_turbo_decay_row(tensor.type, ggml_turbo_get_scale(), row, n_values);
     }
 }

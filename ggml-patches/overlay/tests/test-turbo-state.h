@@ -260,7 +260,7 @@ inline int n_decayed_blocks(ggml_type type, const uint8_t * row, size_t row_size
     int n = 0;
     for (size_t offset = 0; offset < row_size; offset += ggml_type_size(type)) {
         bool all = true;
-        for (int i = 0; i < QK_TURBO; ++i) {
+        for (int i = 0; i < QK_SCALAR; ++i) {
             all = all && is_copy(row + offset, i);
         }
         n += all;

@@ -15,7 +15,7 @@ static void encode_kernel(const float *                        x,
 
     float v[4];
     for (int k = 0; k < 4; ++k) {
-        v[k] = store ? x[i / 8 * QK_TURBO + lane + 8 * k] : 0.0f;
+        v[k] = store ? x[i / 8 * QK_SCALAR + lane + 8 * k] : 0.0f;
     }
     turbo_encode_block<type>(v, rule, lane, store, y + i / 8);
 }
@@ -47,7 +47,7 @@ template <ggml_type type> static void decode(const void * x, float * y, int64_t 
         for (int i = 0; i < 8; ++i) {
             for (int b = 0; b < 4; ++b) {
                 const auto value = static_cast<int8_t>(w[i] >> 8 * b);
-                y[ib * QK_TURBO + turbo_value_order(i, b)] =
+                y[ib * QK_SCALAR + turbo_value_order(i, b)] =
                     static_cast<float>(blocks[ib].d) * static_cast<float>(value);
             }
         }

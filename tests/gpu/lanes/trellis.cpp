@@ -8,27 +8,27 @@ static constexpr int THREADS = 128;
 
 template <ggml_type type>
 static void encode_kernel(const float * x, typename turbo_traits<type>::block * y, int64_t n_blocks) {
-    __shared__ turbo_trellis_scratch            scratch[THREADS / TURBO_T_LANES];
+    __shared__ turbo_trellis_scratch            scratch[THREADS / TRELLIS_LANES];
     __align__(16) __shared__ turbo_shared_costs costs;
 
     turbo_load_costs<type>(costs, threadIdx.x, THREADS);
     __syncthreads();
 
     const int64_t i     = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int     lane  = i % TURBO_T_LANES;
-    const int64_t ib    = i / TURBO_T_LANES;
+    const int     lane  = i % TRELLIS_LANES;
+    const int64_t ib    = i / TRELLIS_LANES;
     const bool    store = ib < n_blocks;
 
     float v[4];
     for (int k = 0; k < 4; ++k) {
         v[k] = store ? x[ib * QK_TRELLIS + 32 * (lane / 8) + lane % 8 + 8 * k] : 0.0f;
     }
-    turbo_encode_trellis<type>(v, lane, store, costs, scratch[threadIdx.x / TURBO_T_LANES], y + ib);
+    turbo_encode_trellis<type>(v, lane, store, costs, scratch[threadIdx.x / TRELLIS_LANES], y + ib);
 }
 
 template <ggml_type type> static void encode(const float * x, void * y, int64_t n_blocks) {
     using block = typename turbo_traits<type>::block;
-    lanes::launch(encode_kernel<type>, dim3((TURBO_T_LANES * n_blocks + THREADS - 1) / THREADS), dim3(THREADS), x,
+    lanes::launch(encode_kernel<type>, dim3((TRELLIS_LANES * n_blocks + THREADS - 1) / THREADS), dim3(THREADS), x,
                   static_cast<block *>(y), n_blocks);
 }
 
@@ -38,7 +38,7 @@ template <ggml_type type> static void decode(const void * x, float * y, int64_t 
     for (int64_t ib = 0; ib < n_blocks; ++ib) {
         uint32_t words[turbo_traits<type>::words];
         memcpy(words, blocks[ib].coded, sizeof(words));
-        const float d = turbo_trellis_scale(blocks[ib].d) * (1.0f / TURBO_T_LEVEL_STEPS);
+        const float d = turbo_trellis_scale(blocks[ib].d) * (1.0f / TRELLIS_LEVEL_STEPS);
         for (int half = 0; half < 2; ++half) {
             int32_t w[8];
             if (by_quarters) {

@@ -44,7 +44,7 @@ static constexpr TURBO_HOST_DEVICE uint32_t turbo_pack4(int b0, int b1, int b2, 
 
 // Values of a block
 static constexpr TURBO_HOST_DEVICE int turbo_block_values(ggml_type type) {
-    return type >= GGML_TYPE_TURBO2_T && type < GGML_TYPE_TURBO_COUNT ? QK_TRELLIS : QK_TURBO;
+    return type >= GGML_TYPE_TURBO2_T && type < GGML_TYPE_TURBO_COUNT ? QK_TRELLIS : QK_SCALAR;
 }
 
 // words: of a block, after d. magnitudes: half of the codebook.
@@ -166,7 +166,7 @@ template <ggml_type type> struct turbo_decoder;
 
 template <> struct turbo_decoder<GGML_TYPE_TURBO2_0> {
     static TURBO_DEVICE void quarter(uint32_t qs, uint32_t /*signs*/, int q, uint32_t & w0, uint32_t & w1) {
-        constexpr int8_t   c[]   = { TURBO2_CODEBOOK };
+        constexpr int8_t   c[]   = { TURBO2_0_CODEBOOK };
         constexpr uint32_t table = turbo_pack4(c[0], c[1], c[2], c[3]);
 
         uint32_t sel0, sel1;
@@ -178,7 +178,7 @@ template <> struct turbo_decoder<GGML_TYPE_TURBO2_0> {
 
 template <> struct turbo_decoder<GGML_TYPE_TURBO3_0> {
     static TURBO_DEVICE void quarter(uint32_t qs, uint32_t signs, int q, uint32_t & w0, uint32_t & w1) {
-        constexpr int8_t   c[]    = { TURBO3_CODEBOOK };
+        constexpr int8_t   c[]    = { TURBO3_0_CODEBOOK };
         constexpr uint32_t table0 = turbo_pack4(c[0], c[1], c[2], c[3]);
         constexpr uint32_t table1 = turbo_pack4(c[4], c[5], c[6], c[7]);
 
@@ -195,7 +195,7 @@ template <> struct turbo_decoder<GGML_TYPE_TURBO3_0> {
 
 template <> struct turbo_decoder<GGML_TYPE_TURBO4_0> {
     static TURBO_DEVICE void quarter(uint32_t qs, uint32_t /*signs*/, int /*q*/, uint32_t & w0, uint32_t & w1) {
-        constexpr int8_t   c[]    = { TURBO4_CODEBOOK };
+        constexpr int8_t   c[]    = { TURBO4_0_CODEBOOK };
         constexpr uint32_t table0 = turbo_pack4(c[0], c[1], c[2], c[3]);
         constexpr uint32_t table1 = turbo_pack4(c[4], c[5], c[6], c[7]);
         constexpr uint32_t table2 = turbo_pack4(c[8], c[9], c[10], c[11]);
@@ -240,43 +240,43 @@ template <ggml_type type> static TURBO_DEVICE void turbo_decode_block(const uint
 template <ggml_type type> struct turbo_steps;
 
 template <> struct turbo_steps<GGML_TYPE_TURBO2_0> {
-    static constexpr int count = TURBO2_N_STEPS;
+    static constexpr int count = TURBO2_0_N_STEPS;
 
     static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {
-        constexpr int16_t rows[][1] = { TURBO2_THRESHOLDS };
+        constexpr int16_t rows[][1] = { TURBO2_0_THRESHOLDS };
         return rows[step][m];
     }
 
     static constexpr TURBO_HOST_DEVICE uint32_t magnitudes(int word) {
-        constexpr int8_t c[] = { TURBO2_MAGNITUDES };
+        constexpr int8_t c[] = { TURBO2_0_MAGNITUDES };
         return word == 0 ? turbo_pack4(c[0], c[1], 0, 0) : 0;
     }
 };
 
 template <> struct turbo_steps<GGML_TYPE_TURBO3_0> {
-    static constexpr int count = TURBO3_N_STEPS;
+    static constexpr int count = TURBO3_0_N_STEPS;
 
     static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {
-        constexpr int16_t rows[][3] = { TURBO3_THRESHOLDS };
+        constexpr int16_t rows[][3] = { TURBO3_0_THRESHOLDS };
         return rows[step][m];
     }
 
     static constexpr TURBO_HOST_DEVICE uint32_t magnitudes(int word) {
-        constexpr int8_t c[] = { TURBO3_MAGNITUDES };
+        constexpr int8_t c[] = { TURBO3_0_MAGNITUDES };
         return word == 0 ? turbo_pack4(c[0], c[1], c[2], c[3]) : 0;
     }
 };
 
 template <> struct turbo_steps<GGML_TYPE_TURBO4_0> {
-    static constexpr int count = TURBO4_N_STEPS;
+    static constexpr int count = TURBO4_0_N_STEPS;
 
     static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {
-        constexpr int16_t rows[][7] = { TURBO4_THRESHOLDS };
+        constexpr int16_t rows[][7] = { TURBO4_0_THRESHOLDS };
         return rows[step][m];
     }
 
     static constexpr TURBO_HOST_DEVICE uint32_t magnitudes(int word) {
-        constexpr int8_t c[] = { TURBO4_MAGNITUDES };
+        constexpr int8_t c[] = { TURBO4_0_MAGNITUDES };
         return word == 0 ? turbo_pack4(c[0], c[1], c[2], c[3]) : turbo_pack4(c[4], c[5], c[6], c[7]);
     }
 };
@@ -325,11 +325,11 @@ static TURBO_DEVICE turbo_ints turbo_to_ints(const float x[4]) {
 
     turbo_ints b;
     b.is_nan  = amax > infinity;
-    b.is_zero = f < TURBO_AMAX_MIN;
+    b.is_zero = f < SCALAR_AMAX_MIN;
 
     const float finite = b.is_zero ? 1.0f : f;
-    const float scale  = __fdiv_rn((float) TURBO_T_MAX, finite);
-    b.unit             = __fdiv_rn(finite, (float) TURBO_T_MAX);
+    const float scale  = __fdiv_rn((float) SCALAR_T_MAX, finite);
+    b.unit             = __fdiv_rn(finite, (float) SCALAR_T_MAX);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         b.t[i] = __float2int_rn(__fmul_rn(__uint_as_float(min(a[i], max_finite)), scale));
@@ -394,7 +394,7 @@ static TURBO_DEVICE half turbo_scale(ggml_turbo_scale rule, const turbo_fit & fi
     const float den   = (float) (rule == GGML_TURBO_SCALE_INNER_PRODUCT ? fit.tc : fit.cc);
     const float ratio = __fdiv_rn(num, den);
     const float d     = __fmul_rn(rule == GGML_TURBO_SCALE_MATCHED_NORM ? turbo_sqrt(ratio) : ratio, unit);
-    return __float2half_rn(fminf(d, TURBO_HALF_MAX));
+    return __float2half_rn(fminf(d, SCALAR_HALF_MAX));
 }
 
 // What a lane stores: d, and the indices of its 4 values as selectors.
@@ -412,7 +412,7 @@ template <ggml_type type> static TURBO_DEVICE turbo_code turbo_encode(const floa
     const uint16_t   d   = __half_as_ushort(turbo_scale(rule, fit, tt, b.unit));
 
     if (b.is_nan || b.is_zero || d == 0) {
-        return { (uint16_t) (b.is_nan ? TURBO_HALF_NAN : 0), 0 };
+        return { (uint16_t) (b.is_nan ? SCALAR_HALF_NAN : 0), 0 };
     }
 
     // of n magnitudes, the m-th has index n + m = m ^ n, or n - 1 - m = m ^ (n - 1) where negative

@@ -101,7 +101,7 @@ turbo_fattn_decode(const uint32_t * segment, const int b, const int g, int32_t (
         }
     } else if constexpr (turbo_is_trellis<type>) {
         turbo_decode_trellis_half<type>(q, head >> 8, g, w);
-        return __float2half(turbo_trellis_scale(head & 0xff) * (1.0f / TURBO_T_LEVEL_STEPS));
+        return __float2half(turbo_trellis_scale(head & 0xff) * (1.0f / TRELLIS_LEVEL_STEPS));
     } else {
         turbo_decode_block<type>(q, w);
     }

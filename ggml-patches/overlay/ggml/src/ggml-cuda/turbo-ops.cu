@@ -47,15 +47,15 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize_trell
                                                                                    const turbo_view dst_view,
                                                                                    const other_t    other,
                                                                                    const uint32_t   n_blocks) {
-    constexpr int                               blocks = TURBO_OPS_THREADS / TURBO_T_LANES;
+    constexpr int                               blocks = TURBO_OPS_THREADS / TRELLIS_LANES;
     __shared__ turbo_trellis_scratch            scratch[blocks];
     __align__(16) __shared__ turbo_shared_costs costs;
 
     turbo_load_costs<type>(costs, threadIdx.x, TURBO_OPS_THREADS);
     __syncthreads();
 
-    const uint32_t i_block = blockIdx.x * blocks + threadIdx.x / TURBO_T_LANES;
-    const int      lane    = threadIdx.x % TURBO_T_LANES;
+    const uint32_t i_block = blockIdx.x * blocks + threadIdx.x / TRELLIS_LANES;
+    const int      lane    = threadIdx.x % TRELLIS_LANES;
     const bool     store   = i_block < n_blocks;
 
     float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
@@ -68,7 +68,7 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize_trell
         }
         dst += dst_view.offset(other.place(dst_view, i_block, from));
     }
-    turbo_encode_trellis<type>(x, lane, store, costs, scratch[threadIdx.x / TURBO_T_LANES],
+    turbo_encode_trellis<type>(x, lane, store, costs, scratch[threadIdx.x / TRELLIS_LANES],
                                (typename turbo_traits<type>::block *) dst);
 }
 
@@ -101,7 +101,7 @@ static __device__ __forceinline__ float turbo_load_part(const typename turbo_tra
         turbo_decode_trellis_quarter<type>(turbo_read_half(load(half), load(1 - half), block->selectors >> 4 * half),
                                            load(turbo_low_word<type>(half, quarter)), load(turbo_high_word<type>(half)),
                                            quarter, w);
-        return turbo_trellis_scale(block->d) * (1.0f / TURBO_T_LEVEL_STEPS);
+        return turbo_trellis_scale(block->d) * (1.0f / TRELLIS_LEVEL_STEPS);
     } else {
         turbo_decode_quarter<type>(turbo_load_word(block->qs + 4 * turbo_quarter_qs<type>(quarter)),
                                    turbo_load_signs(block), quarter, w);
@@ -329,7 +329,7 @@ template <typename src_t, typename other_t>
 static void turbo_launch_quantize(const turbo_transfer & t, ggml_type dst_type, const other_t & other) {
     turbo_with_type(dst_type, [&](auto type) {
         if constexpr (turbo_is_trellis<decltype(type)::value>) {
-            const dim3 grid = turbo_grid((uint64_t) t.n_blocks * TURBO_T_LANES);
+            const dim3 grid = turbo_grid((uint64_t) t.n_blocks * TRELLIS_LANES);
             turbo_launch(turbo_quantize_trellis<decltype(type)::value, src_t, other_t>, grid, dim3(TURBO_OPS_THREADS),
                          0, t.stream, t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks);
         } else {
@@ -361,7 +361,7 @@ static void turbo_launch_copy_blocks(const turbo_transfer & t, ggml_type type) {
 }
 
 template <ggml_type type> static void turbo_launch_decay(ggml_tensor * dst, cudaStream_t stream) {
-    const uint32_t n_blocks = turbo_count_blocks(dst->ne, QK_TURBO);
+    const uint32_t n_blocks = turbo_count_blocks(dst->ne, QK_SCALAR);
     if (n_blocks > 0) {
         turbo_launch(turbo_decay_blocks<type>, turbo_grid((uint64_t) n_blocks * 8), dim3(TURBO_OPS_THREADS), 0, stream,
                      (typename turbo_traits<type>::block *) dst->data, n_blocks, ggml_turbo_get_scale());

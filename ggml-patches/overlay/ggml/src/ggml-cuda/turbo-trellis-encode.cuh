@@ -15,14 +15,13 @@
 
 #include "turbo-trellis.cuh"
 
-static constexpr int TURBO_T_LANES      = 16;  // of a block
-static constexpr int TURBO_T_SLOTS      = 8;   // pairs of lanes
-static constexpr int TURBO_T_CANDIDATES = TURBO_T_N_SCALES * TURBO_T_N_STATES;
-static constexpr int TURBO_T_N_SEGMENTS = QK_TRELLIS / TURBO_T_SEGMENT;
-static constexpr int TURBO_T_HOW_BITS   = TURBO_T_SEGMENT + 1;  // below a cost
+static constexpr int TRELLIS_LANES      = 16;  // of a block
+static constexpr int TRELLIS_SLOTS      = 8;   // pairs of lanes
+static constexpr int TRELLIS_CANDIDATES = TRELLIS_N_SCALES * TRELLIS_N_STATES;
+static constexpr int TRELLIS_HOW_BITS   = TRELLIS_SEGMENT + 1;  // below a cost
 
-static_assert(QK_TRELLIS * TURBO_T_COST_MAX < 1 << 19, "TURBO_T_COST_MAX is too large");
-static_assert(QK_TRELLIS * (TURBO_T_COST_MAX + TURBO_T_DISTANCE_MAX * TURBO_T_DISTANCE_MAX) < 1 << 23,
+static_assert(QK_TRELLIS * TRELLIS_COST_MAX < 1 << 19, "TRELLIS_COST_MAX is too large");
+static_assert(QK_TRELLIS * (TRELLIS_COST_MAX + TRELLIS_DISTANCE_MAX * TRELLIS_DISTANCE_MAX) < 1 << 23,
               "errors are too large");
 
 //
@@ -30,20 +29,19 @@ static_assert(QK_TRELLIS * (TURBO_T_COST_MAX + TURBO_T_DISTANCE_MAX * TURBO_T_DI
 //
 
 // Values beyond are as far from all levels as distances count.
-static constexpr int TURBO_T_X_END = 512;
-static_assert(2 * 127 + TURBO_T_DISTANCE_MAX < TURBO_T_X_END && TURBO_T_X_END <= TURBO_T_X_MAX + 1, "TURBO_T_X_END");
+static_assert(2 * 127 + TRELLIS_DISTANCE_MAX < TRELLIS_X_END && TRELLIS_X_END <= TRELLIS_X_MAX + 1, "TRELLIS_X_END");
 
-// What ggml-turbo-trellis.c measures, for every value from -TURBO_T_X_END on.
+// What ggml-turbo-trellis.c measures, for every value from -TRELLIS_X_END on.
 struct __align__(16) turbo_trellis_costs {
-    uint16_t cost[2 * TURBO_T_X_END][2][4];  // of the nearest level of each codebook and subset
-    uint16_t least[2 * TURBO_T_X_END];       // what all paths cost
-    uint16_t plain[2 * TURBO_T_X_END][2];    // plain bits of the nearest levels, 4 bits for each subset
+    uint16_t cost[2 * TRELLIS_X_END][2][4];  // of the nearest level of each codebook and subset
+    uint16_t least[2 * TRELLIS_X_END];       // what all paths cost
+    uint16_t plain[2 * TRELLIS_X_END][2];    // plain bits of the nearest levels, 4 bits for each subset
 };
 
 template <ggml_type type> static constexpr TURBO_HOST_DEVICE int turbo_x_steps() {
-    return type == GGML_TYPE_TURBO2_T ? TURBO2T_X_STEPS :
-           type == GGML_TYPE_TURBO3_T ? TURBO3T_X_STEPS :
-                                        TURBO4T_X_STEPS;
+    return type == GGML_TYPE_TURBO2_T ? TURBO2_T_X_STEPS :
+           type == GGML_TYPE_TURBO3_T ? TURBO3_T_X_STEPS :
+                                        TURBO4_T_X_STEPS;
 }
 
 static constexpr int turbo_distance(int x, int level) {
@@ -54,11 +52,11 @@ template <ggml_type type> static constexpr turbo_trellis_costs turbo_make_costs(
     constexpr int n = turbo_n_levels<type>;
 
     turbo_trellis_costs table                         = {};
-    int                 squared[2 * TURBO_T_X_END][8] = {};
+    int                 squared[2 * TRELLIS_X_END][8] = {};
     for (int i = 0; i < 8; ++i) {
         int level = i / 4 * n + i % 4;
-        for (int ix = 0; ix < 2 * TURBO_T_X_END; ++ix) {
-            const int x        = ix - TURBO_T_X_END;
+        for (int ix = 0; ix < 2 * TRELLIS_X_END; ++ix) {
+            const int x        = ix - TRELLIS_X_END;
             // levels ascend, and of two that are equally near the lower one is taken
             int       distance = turbo_distance(x, turbo_x_steps<type>() * turbo_level<type>(level));
             while (level + 4 < (i / 4 + 1) * n) {
@@ -69,19 +67,19 @@ template <ggml_type type> static constexpr turbo_trellis_costs turbo_make_costs(
                 distance = next;
                 level += 4;
             }
-            distance       = distance < TURBO_T_DISTANCE_MAX ? distance : TURBO_T_DISTANCE_MAX;
+            distance       = distance < TRELLIS_DISTANCE_MAX ? distance : TRELLIS_DISTANCE_MAX;
             squared[ix][i] = distance * distance;
             table.plain[ix][i / 4] |= (uint16_t) (level % n / 4 << 4 * (i % 4));
         }
     }
-    for (int ix = 0; ix < 2 * TURBO_T_X_END; ++ix) {
+    for (int ix = 0; ix < 2 * TRELLIS_X_END; ++ix) {
         int least = squared[ix][0];
         for (int i = 1; i < 8; ++i) {
             least = squared[ix][i] < least ? squared[ix][i] : least;
         }
         for (int i = 0; i < 8; ++i) {
             const int cost               = squared[ix][i] - least;
-            table.cost[ix][i / 4][i % 4] = (uint16_t) (cost < TURBO_T_COST_MAX ? cost : TURBO_T_COST_MAX);
+            table.cost[ix][i / 4][i % 4] = (uint16_t) (cost < TRELLIS_COST_MAX ? cost : TRELLIS_COST_MAX);
         }
         table.least[ix] = (uint16_t) least;
     }
@@ -91,7 +89,7 @@ template <ggml_type type> static constexpr turbo_trellis_costs turbo_make_costs(
 template <ggml_type type> static constexpr __device__ turbo_trellis_costs turbo_costs = turbo_make_costs<type>();
 
 // turbo_trellis_costs::cost in shared memory: four costs of a value in one codebook, then in the other
-using turbo_shared_costs = uint2[2 * TURBO_T_X_END * 2];
+using turbo_shared_costs = uint2[2 * TRELLIS_X_END * 2];
 
 // Which fourth of the levels a coded bit chooses after the three before it, the newest lowest.
 static constexpr TURBO_HOST_DEVICE int turbo_subset(int state, int bit) {
@@ -105,19 +103,19 @@ static constexpr TURBO_HOST_DEVICE int turbo_subset(int state, int bit) {
 
 // Shared memory of a block that is encoded.
 struct __align__(16) turbo_trellis_scratch {
-    uint16_t how[TURBO_T_N_SEGMENTS][TURBO_T_SLOTS][TURBO_T_N_STATES];  // how costs after a segment came about
+    uint16_t how[TRELLIS_N_SEGMENTS][TRELLIS_SLOTS][TRELLIS_N_STATES];  // how costs after a segment came about
     uint32_t least[8];                                                  // of each scale, what all paths cost
-    uint16_t x[QK_TRELLIS][TURBO_T_N_SCALES];                           // values at each scale, from -TURBO_T_X_END on
+    uint16_t x[QK_TRELLIS][TRELLIS_N_SCALES];                           // values at each scale, from -TRELLIS_X_END on
 };
 
 template <ggml_type type> static constexpr TURBO_HOST_DEVICE float turbo_x_scale() {
-    return type == GGML_TYPE_TURBO2_T ? TURBO2T_X_SCALE :
-           type == GGML_TYPE_TURBO3_T ? TURBO3T_X_SCALE :
-                                        TURBO4T_X_SCALE;
+    return type == GGML_TYPE_TURBO2_T ? TURBO2_T_X_SCALE :
+           type == GGML_TYPE_TURBO3_T ? TURBO3_T_X_SCALE :
+                                        TURBO4_T_X_SCALE;
 }
 
 template <ggml_type type> static constexpr TURBO_HOST_DEVICE float turbo_reach() {
-    return type == GGML_TYPE_TURBO2_T ? TURBO2T_REACH : type == GGML_TYPE_TURBO3_T ? TURBO3T_REACH : TURBO4T_REACH;
+    return type == GGML_TYPE_TURBO2_T ? TURBO2_T_REACH : type == GGML_TYPE_TURBO3_T ? TURBO3_T_REACH : TURBO4_T_REACH;
 }
 
 // Value i of a lane, as a station. Its byte of low is the lane's own, that of coded and high the lane's 4 * (lane / 8) + lane % 4.
@@ -150,17 +148,17 @@ static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[4], 
         value[i]                 = __uint_as_float(min(magnitude, max_finite) | (__float_as_uint(x[i]) & 0x80000000));
     }
 #pragma unroll
-    for (int mask = TURBO_T_LANES / 2; mask > 0; mask >>= 1) {
+    for (int mask = TRELLIS_LANES / 2; mask > 0; mask >>= 1) {
         amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, 32));
     }
     const float f = __uint_as_float(min(amax, max_finite));
 
     turbo_trellis_start start;
     start.is_nan  = amax > infinity;
-    start.is_zero = f < TURBO_T_AMAX_MIN;
+    start.is_zero = f < TRELLIS_AMAX_MIN;
 
     const float finite = start.is_zero ? 1.0f : f;
-    const float to_rms = __fdiv_rn((float) TURBO_T_RMS_MAX, finite);
+    const float to_rms = __fdiv_rn((float) TRELLIS_RMS_MAX, finite);
     int32_t     sum    = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -168,11 +166,11 @@ static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[4], 
         sum += t * t;
     }
     const float mean  = __fdiv_rn((float) turbo_sum16(sum), (float) QK_TRELLIS);
-    const float rms   = __fmul_rn(turbo_sqrt(mean), __fdiv_rn(finite, (float) TURBO_T_RMS_MAX));
-    const float part  = __fdiv_rn(finite, (float) TURBO_T_AMAX_PART);
+    const float rms   = __fmul_rn(turbo_sqrt(mean), __fdiv_rn(finite, (float) TRELLIS_RMS_MAX));
+    const float part  = __fdiv_rn(finite, (float) TRELLIS_AMAX_PART);
     const float low   = __fmul_rn(fmaxf(rms, part), turbo_reach<type>());
     const int   code  = (int) (__float_as_uint(low) >> 20) - (112 << 3);
-    start.first_scale = min(max(code, TURBO_T_SCALE_MIN), TURBO_T_SCALE_MAX - TURBO_T_N_SCALES + 1);
+    start.first_scale = min(max(code, TRELLIS_SCALE_MIN), TRELLIS_SCALE_MAX - TRELLIS_N_SCALES + 1);
     return start;
 }
 
@@ -180,15 +178,15 @@ static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[4], 
 template <ggml_type type>
 static TURBO_DEVICE void turbo_measure(const float value[4], int lane, int first_scale, turbo_trellis_scratch & s) {
 #pragma unroll
-    for (int scale = 0; scale < TURBO_T_N_SCALES; ++scale) {
+    for (int scale = 0; scale < TRELLIS_N_SCALES; ++scale) {
         const float d       = turbo_trellis_scale(first_scale + scale);
         const float inverse = __fdiv_rn(turbo_x_scale<type>(), d);
         int32_t     least   = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const float scaled = __fmul_rn(value[i], inverse);
-            const float within = fminf(fmaxf(scaled, (float) -TURBO_T_X_END), (float) (TURBO_T_X_END - 1));
-            const int   ix     = __float2int_rn(within) + TURBO_T_X_END;
+            const float within = fminf(fmaxf(scaled, (float) -TRELLIS_X_END), (float) (TRELLIS_X_END - 1));
+            const int   ix     = __float2int_rn(within) + TRELLIS_X_END;
             least += turbo_costs<type>.least[ix];
             s.x[turbo_station_of(lane, i)][scale] = (uint16_t) ix;
         }
@@ -205,21 +203,21 @@ static TURBO_DEVICE void turbo_measure(const float value[4], int lane, int first
 
 // One more station, number i of its segment. cost: of its four subsets in the lane's codebook
 template <bool closed>
-static TURBO_DEVICE void turbo_pass_station(const uint2 cost, int i, uint32_t state_cost[TURBO_T_N_STATES]) {
-    constexpr int  shift     = closed ? TURBO_T_HOW_BITS : 0;
+static TURBO_DEVICE void turbo_pass_station(const uint2 cost, int i, uint32_t state_cost[TRELLIS_N_STATES]) {
+    constexpr int  shift     = closed ? TRELLIS_HOW_BITS : 0;
     const uint32_t from_high = closed ? 1u << i : 0;
     const uint32_t branch[4] = { (cost.x & 0xffff) << shift, cost.x >> 16 << shift, (cost.y & 0xffff) << shift,
                                  cost.y >> 16 << shift };
-    uint32_t       after[TURBO_T_N_STATES];
+    uint32_t       after[TRELLIS_N_STATES];
 #pragma unroll
-    for (int state = 0; state < TURBO_T_N_STATES; ++state) {
+    for (int state = 0; state < TRELLIS_N_STATES; ++state) {
         const int low  = state >> 1;
-        const int high = low | TURBO_T_N_STATES / 2;
+        const int high = low | TRELLIS_N_STATES / 2;
         after[state]   = min(state_cost[low] + branch[turbo_subset(low, state & 1)],
                              state_cost[high] + (branch[turbo_subset(high, state & 1)] + from_high));
     }
 #pragma unroll
-    for (int state = 0; state < TURBO_T_N_STATES; ++state) {
+    for (int state = 0; state < TRELLIS_N_STATES; ++state) {
         state_cost[state] = after[state];
     }
 }
@@ -230,27 +228,27 @@ static TURBO_DEVICE void turbo_run_lap(turbo_trellis_scratch & s,
                                        int                     lane,
                                        int                     scale,
                                        const uint2 *           costs,
-                                       uint32_t                state_cost[TURBO_T_N_STATES]) {
-    const uint32_t how_mask = (1u << TURBO_T_HOW_BITS) - 1;
+                                       uint32_t                state_cost[TRELLIS_N_STATES]) {
+    const uint32_t how_mask = (1u << TRELLIS_HOW_BITS) - 1;
 #pragma unroll 1
-    for (int segment = 0; segment < TURBO_T_N_SEGMENTS; ++segment) {
+    for (int segment = 0; segment < TRELLIS_N_SEGMENTS; ++segment) {
 #pragma unroll
-        for (int state = 0; closed && state < TURBO_T_N_STATES; ++state) {
-            state_cost[state] = (state_cost[state] & ~how_mask) | (uint32_t) (lane % 2) << TURBO_T_SEGMENT;
+        for (int state = 0; closed && state < TRELLIS_N_STATES; ++state) {
+            state_cost[state] = (state_cost[state] & ~how_mask) | (uint32_t) (lane % 2) << TRELLIS_SEGMENT;
         }
 #pragma unroll
-        for (int i = 0; i < TURBO_T_SEGMENT; ++i) {
-            const int x = s.x[segment * TURBO_T_SEGMENT + i][scale];
+        for (int i = 0; i < TRELLIS_SEGMENT; ++i) {
+            const int x = s.x[segment * TRELLIS_SEGMENT + i][scale];
             turbo_pass_station<closed>(costs[2 * x], i, state_cost);
         }
 #pragma unroll
-        for (int state = 0; state < TURBO_T_N_STATES; ++state) {
+        for (int state = 0; state < TRELLIS_N_STATES; ++state) {
             state_cost[state] = min(state_cost[state], __shfl_xor_sync(0xffffffff, state_cost[state], 1, 32));
         }
         if (closed && lane % 2 == 0) {
-            uint32_t pairs[TURBO_T_N_STATES / 2];
+            uint32_t pairs[TRELLIS_N_STATES / 2];
 #pragma unroll
-            for (int i = 0; i < TURBO_T_N_STATES / 2; ++i) {
+            for (int i = 0; i < TRELLIS_N_STATES / 2; ++i) {
                 pairs[i] = (state_cost[2 * i] & how_mask) | (state_cost[2 * i + 1] & how_mask) << 16;
             }
             ggml_cuda_memcpy_1<sizeof(pairs)>(s.how[segment][lane / 2], pairs);
@@ -266,29 +264,29 @@ static TURBO_DEVICE uint32_t turbo_path_error(uint32_t cost, int code) {
 
 // A candidate, a scale and a first state, with what its closed paths cannot fall below: an error, rounded down, whose low bits are the
 // candidate's number. A lane has four of them.
-static constexpr uint32_t TURBO_T_CANDIDATE_MASK = 63;
-static constexpr uint32_t TURBO_T_NO_CANDIDATE   = 0xffffffff;
+static constexpr uint32_t TRELLIS_CANDIDATE_MASK = 63;
+static constexpr uint32_t TRELLIS_NO_CANDIDATE   = 0xffffffff;
 
 static TURBO_DEVICE void turbo_bound_candidates(turbo_trellis_scratch & s,
                                                 int                     lane,
                                                 int                     first_scale,
                                                 const uint2 *           costs,
                                                 uint32_t                bounds[4]) {
-    const int scale                        = min(lane / 2, TURBO_T_N_SCALES - 1);
-    uint32_t  state_cost[TURBO_T_N_STATES] = {};
+    const int scale                        = min(lane / 2, TRELLIS_N_SCALES - 1);
+    uint32_t  state_cost[TRELLIS_N_STATES] = {};
     turbo_run_lap<false>(s, lane, scale, costs, state_cost);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const uint32_t cost  = s.least[scale] + (lane % 2 == 0 ? state_cost[i] : state_cost[4 + i]);
-        const uint32_t bound = turbo_path_error(cost, first_scale + scale) & ~TURBO_T_CANDIDATE_MASK;
-        bounds[i]            = lane / 2 == scale ? bound | (uint32_t) (4 * lane + i) : TURBO_T_NO_CANDIDATE;
+        const uint32_t bound = turbo_path_error(cost, first_scale + scale) & ~TRELLIS_CANDIDATE_MASK;
+        bounds[i]            = lane / 2 == scale ? bound | (uint32_t) (4 * lane + i) : TRELLIS_NO_CANDIDATE;
     }
 }
 
 static TURBO_DEVICE uint32_t turbo_lowest_candidate(const uint32_t bounds[4]) {
     uint32_t least = min(min(bounds[0], bounds[1]), min(bounds[2], bounds[3]));
 #pragma unroll
-    for (int mask = TURBO_T_LANES / 2; mask > 0; mask >>= 1) {
+    for (int mask = TRELLIS_LANES / 2; mask > 0; mask >>= 1) {
         least = min(least, __shfl_xor_sync(0xffffffff, least, mask, 32));
     }
     return least;
@@ -298,17 +296,17 @@ static TURBO_DEVICE uint32_t turbo_lowest_candidate(const uint32_t bounds[4]) {
 static TURBO_DEVICE uint32_t turbo_take_candidates(int lane, uint32_t lowest, uint32_t bounds[4]) {
     uint32_t own = lowest;
 #pragma unroll
-    for (int slot = 0; slot < TURBO_T_SLOTS; ++slot) {
+    for (int slot = 0; slot < TRELLIS_SLOTS; ++slot) {
         own = slot == lane / 2 ? lowest : own;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            bounds[i] = bounds[i] == lowest ? TURBO_T_NO_CANDIDATE : bounds[i];
+            bounds[i] = bounds[i] == lowest ? TRELLIS_NO_CANDIDATE : bounds[i];
         }
-        if (slot < TURBO_T_SLOTS - 1) {
+        if (slot < TRELLIS_SLOTS - 1) {
             lowest = turbo_lowest_candidate(bounds);
         }
     }
-    return own & TURBO_T_CANDIDATE_MASK;
+    return own & TRELLIS_CANDIDATE_MASK;
 }
 
 // Closed path of a candidate: error, scale, cost, first state and pair of lanes, from the highest bits down. Of two the smaller one is
@@ -317,19 +315,19 @@ static TURBO_DEVICE uint64_t
 turbo_run_closed(turbo_trellis_scratch & s, int lane, int first_scale, int candidate, const uint2 * costs) {
     const uint32_t unreachable = 1u << 20;
 
-    const int scale = candidate / TURBO_T_N_STATES;
-    const int first = candidate % TURBO_T_N_STATES;
-    uint32_t  state_cost[TURBO_T_N_STATES];
+    const int scale = candidate / TRELLIS_N_STATES;
+    const int first = candidate % TRELLIS_N_STATES;
+    uint32_t  state_cost[TRELLIS_N_STATES];
 #pragma unroll
-    for (int state = 0; state < TURBO_T_N_STATES; ++state) {
-        state_cost[state] = state == first ? 0 : unreachable << TURBO_T_HOW_BITS;
+    for (int state = 0; state < TRELLIS_N_STATES; ++state) {
+        state_cost[state] = state == first ? 0 : unreachable << TRELLIS_HOW_BITS;
     }
     turbo_run_lap<true>(s, lane, scale, costs, state_cost);
 
     uint32_t cost = s.least[scale];
 #pragma unroll
-    for (int state = 0; state < TURBO_T_N_STATES; ++state) {
-        cost += state == first ? state_cost[state] >> TURBO_T_HOW_BITS : 0;
+    for (int state = 0; state < TRELLIS_N_STATES; ++state) {
+        cost += state == first ? state_cost[state] >> TRELLIS_HOW_BITS : 0;
     }
     const uint64_t error = turbo_path_error(cost, first_scale + scale);
     return error << 32 | (uint32_t) scale << 29 | cost << 6 | (uint32_t) (first << 3 | lane / 2);
@@ -355,11 +353,11 @@ static TURBO_DEVICE void turbo_trace_back(const turbo_trellis_scratch & s,
                                           uint32_t                      state,
                                           turbo_coded_path &            path) {
 #pragma unroll 1
-    for (int segment = TURBO_T_N_SEGMENTS - 1; segment >= 0; --segment) {
+    for (int segment = TRELLIS_N_SEGMENTS - 1; segment >= 0; --segment) {
         // coded bits of the three stations before the segment, of its first five, and a codebook
         const uint32_t how = s.how[segment][slot][state];
-        path.coded         = path.coded << TURBO_T_SEGMENT | ((how >> 3 & 31) | turbo_reverse3(state) << 5);
-        path.selectors     = path.selectors << 1 | how >> TURBO_T_SEGMENT;
+        path.coded         = path.coded << TRELLIS_SEGMENT | ((how >> 3 & 31) | turbo_reverse3(state) << 5);
+        path.selectors     = path.selectors << 1 | how >> TRELLIS_SEGMENT;
         state              = turbo_reverse3(how & 7);
     }
     path.selectors &= 0xff;
@@ -374,9 +372,9 @@ turbo_search(turbo_trellis_scratch & s, int lane, int first_scale, bool wanted, 
     turbo_coded_path path = { 0, 0, 0 };
     uint64_t         best = ~(uint64_t) 0;
 #pragma unroll 1
-    for (int i = 0; i < TURBO_T_CANDIDATES / TURBO_T_SLOTS; ++i) {
+    for (int i = 0; i < TRELLIS_CANDIDATES / TRELLIS_SLOTS; ++i) {
         const uint32_t lowest = turbo_lowest_candidate(bounds);
-        wanted                = wanted && (lowest & ~TURBO_T_CANDIDATE_MASK) <= (uint32_t) (best >> 32);
+        wanted                = wanted && (lowest & ~TRELLIS_CANDIDATE_MASK) <= (uint32_t) (best >> 32);
         // blocks of a wave go on together
         if (!__any_sync(0xffffffff, wanted)) {
             break;
@@ -385,7 +383,7 @@ turbo_search(turbo_trellis_scratch & s, int lane, int first_scale, bool wanted, 
 
         uint64_t found = turbo_run_closed(s, lane, first_scale, candidate, costs);
 #pragma unroll
-        for (int mask = TURBO_T_LANES / 2; mask > 1; mask >>= 1) {
+        for (int mask = TRELLIS_LANES / 2; mask > 1; mask >>= 1) {
             const uint32_t high  = __shfl_xor_sync(0xffffffff, (uint32_t) (found >> 32), mask, 32);
             const uint32_t low   = __shfl_xor_sync(0xffffffff, (uint32_t) found, mask, 32);
             const uint64_t other = (uint64_t) high << 32 | low;
@@ -458,7 +456,7 @@ static TURBO_DEVICE void turbo_store_path(const turbo_trellis_scratch &        s
 // Puts turbo_trellis_costs::cost into shared memory; a barrier must follow.
 template <ggml_type type>
 static TURBO_DEVICE void turbo_load_costs(turbo_shared_costs & costs, int thread, int n_threads) {
-    for (int i = thread; i < 2 * TURBO_T_X_END; i += n_threads) {
+    for (int i = thread; i < 2 * TRELLIS_X_END; i += n_threads) {
         ggml_cuda_memcpy_1<16>(costs + 2 * i, turbo_costs<type>.cost[i]);
     }
 }
@@ -479,6 +477,6 @@ static TURBO_DEVICE void turbo_encode_trellis(const float                       
 
     const turbo_coded_path path = turbo_search(s, lane, start.first_scale, store && is_ordinary, costs + lane % 2);
 
-    const int d = is_ordinary ? start.first_scale + path.scale : start.is_nan ? TURBO_T_SCALE_NAN : 0;
+    const int d = is_ordinary ? start.first_scale + path.scale : start.is_nan ? TRELLIS_SCALE_NAN : 0;
     turbo_store_path<type>(s, path, lane, d, is_ordinary, store, block);
 }

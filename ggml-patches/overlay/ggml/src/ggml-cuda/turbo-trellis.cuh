@@ -39,9 +39,9 @@ template <ggml_type type> static constexpr bool turbo_is_trellis = turbo_block_v
 
 // Level i of a type: those of the fine codebook, then those of the coarse one.
 template <ggml_type type> static constexpr TURBO_HOST_DEVICE int turbo_level(int i) {
-    constexpr int8_t levels2[] = { TURBO2T_FINE, TURBO2T_COARSE };
-    constexpr int8_t levels3[] = { TURBO3T_FINE, TURBO3T_COARSE };
-    constexpr int8_t levels4[] = { TURBO4T_FINE, TURBO4T_COARSE };
+    constexpr int8_t levels2[] = { TURBO2_T_FINE, TURBO2_T_COARSE };
+    constexpr int8_t levels3[] = { TURBO3_T_FINE, TURBO3_T_COARSE };
+    constexpr int8_t levels4[] = { TURBO4_T_FINE, TURBO4_T_COARSE };
     return type == GGML_TYPE_TURBO2_T ? levels2[i] : type == GGML_TYPE_TURBO3_T ? levels3[i] : levels4[i];
 }
 

@@ -28,7 +28,7 @@ from bench_ops import KV_HEADS, PROGRAM, TYPES, Case, Check, Row, build_of, keep
 from turbo_gguf.assets import home
 from turbo_gguf.cache.spec import BASE, CacheSpec
 from turbo_gguf.cli import report
-from turbo_gguf.cli.options import default_threads, write_text
+from turbo_gguf.cli.options import default_threads
 from turbo_gguf.errors import TurboError
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
@@ -36,6 +36,7 @@ from turbo_gguf.judge import plot
 from turbo_gguf.judge.report import by_setting, plus_minus
 from turbo_gguf.judge.report import markdown as markdown_table
 from turbo_gguf.judge.report import speed as speed_table
+from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.build import Build, ensure_build, read_manifest
 from turbo_gguf.measure import bench, environment
 from turbo_gguf.measure.metrics import Metric
@@ -364,7 +365,7 @@ def _run(options: argparse.Namespace) -> int:
         plot.speed(model, options.out / "plot.png")
     ops = medians(ops)
     text = markdown(ops, model, f"`scripts/bench_cpu.py` on {cpu_name()}, {options.threads} threads, build {what}")
-    write_text(options.out / "table.md", text)
+    write_result(options.out / "table.md", text, patches=build.tree.digest)
     print(text, end="")
     return 1 if options.check and not all(check.ok for check in checks(ops, model)) else 0
 

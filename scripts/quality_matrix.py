@@ -35,6 +35,7 @@ from turbo_gguf.inputs import models
 from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
 from turbo_gguf.measure import environment, kld, sweep
@@ -80,7 +81,7 @@ TARGETS = (
 )
 
 PPL_MODEL, PPL_TYPES, PPL_LIMIT = "bias", "turbo3t calibrated", 1.02
-"""Perplexity relative to f16 where a calibration is a matter of life and death."""
+"""Perplexity relative to f16, on a model whose cache is useless without a calibration."""
 
 
 @dataclass(frozen=True)
@@ -290,9 +291,9 @@ def run(args: argparse.Namespace) -> int:
     found: dict[str, Sequence[Result]] = {}
     for name in args.models:
         found[name] = measure(name, build, text, args)
-        write_text(args.out / name / "table.md", report.quality(found[name]) + "\n")
+        write_result(args.out / name / "table.md", report.quality(found[name]) + "\n")
         plot.quality(found[name], args.out / name / "plot.png")
-        write_text(args.out / "README.md", summary(found))
+        write_result(args.out / "README.md", summary(found))
     print(summary(found))
     return 0
 

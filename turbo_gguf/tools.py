@@ -173,8 +173,8 @@ def failure(result: Run, hint: str = "") -> EnvironmentMissing | ToolFailed:
     return ToolFailed(message, hint)
 
 
-def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, timeout: float = 60.0) -> str:
-    """Return what a small query such as ``cc --version`` prints on standard output, stripped.
+def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 60.0) -> str:
+    """Return what a small query such as ``cc --version`` prints on standard output, stripped. ``env`` is set on top of ours.
 
     Raises:
         EnvironmentMissing: the program does not exist or cannot be executed.
@@ -182,7 +182,10 @@ def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, timeout: flo
     """
     args = tuple(str(part) for part in argv)
     try:
-        done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+        environment = {**os.environ, **env} if env else None
+        done = subprocess.run(
+            args, cwd=cwd, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ToolFailed(f"{_name(args)}: no answer after {timeout:g} s ({shlex.join(args)})") from error
     except OSError as error:

@@ -16,12 +16,12 @@ from turbo_gguf.assets import home
 from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError
 
 COMMANDS = {
-    "ppl-gate": ("gate", "Measure what turbo KV caches cost in quality, and judge it against upstream's own types."),
+    "ppl-gate": ("gate", "Measure what our KV cache types cost in quality, and judge them against upstream's."),
     "bench": ("bench", "Measure prefill and decode speed against context depth."),
-    "calibrate": ("calibrate", "Write a calibration that lets a KV cache lose less."),
+    "calibrate": ("calibrate", "Write a calibration, with which a KV cache loses less."),
     "models": ("models", "Fetch, list and check model files."),
     "build": ("build", "Fetch, patch and compile llama.cpp."),
-    "upstream": ("upstream", "List and fetch the llama.cpp snapshots that we work on."),
+    "upstream": ("upstream", "List, fetch and try the llama.cpp snapshots that we work on."),
     "patch": ("patch", "Apply, check and write the patch set."),
     "doctor": ("doctor", "Say what is there, what is missing, and the command that fixes it."),
 }

@@ -10,6 +10,7 @@ from turbo_gguf import assets
 from turbo_gguf.cache.spec import BASE, parse_types
 from turbo_gguf.cli import options
 from turbo_gguf.judge import report
+from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
@@ -49,8 +50,8 @@ def command(
 ) -> None:
     """Measure prefill and decode speed against depth, in rounds over all types.
 
-    f16 is always among them: every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept in
-    results/llama-bench.jsonl as they are, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
+    f16 is always among them, and every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept as
+    they are in results/llama-bench.jsonl, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
     """
     if not prompt and not gen:
         raise click.UsageError("--prompt 0 and --gen 0 leave nothing to measure")
@@ -72,7 +73,7 @@ def command(
     table = report.speed(rows, BASE)
     click.echo(table)
     folder = out or assets.home() / "report" / "bench"
-    options.write_text(folder / "table.md", table + "\n")
+    write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
     from turbo_gguf.judge import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.speed(rows, folder / 'plot.png')}", err=True)

@@ -46,9 +46,9 @@ def command(
 ) -> None:
     """Write a calibration of MODEL (a path or a hub id) for --cache-calibration of llama.cpp's tools.
 
-    K and V are centered, the channels of K are balanced against those of Q, those of V against the output projection. What the model
-    computes stays the same; what a cache of few bits loses of it becomes less. The numbers come from the TEXTs (UTF-8, a few thousand
-    tokens), or, without a text, from the weights alone. A calibration fits all quantizations of the same model.
+    K and V are centered. The channels of K are balanced against those of Q, and those of V against the output projection. The model
+    computes the same as before, and a cache of few bits loses less. The numbers come from the TEXTs (UTF-8, a few thousand tokens), or
+    from the weights alone when there is no text. A calibration fits all quantizations of the same model. Use it with --cache-sink 4.
     """
     if chunks == 0:
         raise click.UsageError("--chunks 0 leaves nothing to measure")

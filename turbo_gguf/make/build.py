@@ -20,7 +20,7 @@ import msgspec
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
-from turbo_gguf.make import presets
+from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.presets import Preset, gpu_compiler, preset
 from turbo_gguf.make.upstream import fetch, lock, resolve
 from turbo_gguf.patchset.tree import Tree
@@ -102,6 +102,8 @@ def ensure_build(
     source = resolve(upstream)
     with lock(f"tree-{source.name}"):
         tree = fetch(source)
+        for text in known_wrong.warnings(tree.path, presets.options(chosen).get("GPU_TARGETS", "").split(";")):
+            print(f"warning: llama.cpp {source.name} is {text}; {known_wrong.advice(source.name)}", file=sys.stderr)
         if not pristine:
             tree = patchset.apply(tree)
         return build(tree, chosen, targets=targets, jobs=jobs or os.cpu_count() or 1)

@@ -14,11 +14,11 @@ import msgspec
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
 from turbo_gguf.errors import TurboError
-from turbo_gguf.make import presets
+from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.build import build_folder, build_id, cmake_version, compiler, find_cmake, find_tool, read_manifest, toolchain
 from turbo_gguf.make.presets import PRESETS, Preset
 from turbo_gguf.make.toolkits import cuda, rocm
-from turbo_gguf.make.upstream import UNPACKED_BYTES, is_fetched, resolve
+from turbo_gguf.make.upstream import UNPACKED_BYTES, Upstream, is_fetched, resolve, supported
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import capture, find, install_hint
 
@@ -36,7 +36,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def examine() -> list[Finding]:
     """Look at everything that a build needs or could use; nothing is changed."""
-    return [*_programs(), *_gpus(), _disk(), *_patches(), *_sources(), *_builds()]
+    return [*_programs(), *_gpus(), _disk(), *_patches(), *_sources(), *_known_wrong(), *_builds()]
 
 
 def table(findings: list[Finding]) -> str:
@@ -151,7 +151,7 @@ def _sources() -> Iterator[Finding]:
     if not is_fetched(upstream):
         yield Finding(name, "none", f"commit {upstream.commit}, not fetched yet", "turbo-gguf upstream fetch")
         return
-    yield Finding(name, "ok", f"commit {upstream.commit} in {upstream.pristine}")
+    yield Finding(name, "ok", f"commit {upstream.commit}{f', b{upstream.build}' if upstream.build else ''} in {upstream.pristine}")
     state = patchset.state(_pristine_tree())
     if not state.exists:
         yield Finding("patched tree", "none", "not made yet", "turbo-gguf patch apply")
@@ -164,6 +164,22 @@ def _sources() -> Iterator[Finding]:
         )
     else:
         yield Finding("patched tree", "ok", f"{state.path}")
+
+
+def _known_wrong() -> Iterator[Finding]:
+    """What is known to be wrong on the AMD GPUs here, of the default snapshot and of those with a build for them."""
+    gpus = rocm.gpus()
+    if not gpus:
+        return
+    default = resolve()
+    for upstream in (default, *(item for item in supported().values() if item.name != default.name and _has_rocm_build(item))):
+        for text in known_wrong.warnings(upstream.pristine, gpus):
+            yield Finding(f"llama.cpp {upstream.name}", "none", text, known_wrong.advice(upstream.name))
+
+
+def _has_rocm_build(upstream: Upstream) -> bool:
+    tree = Tree(upstream.pristine, upstream.name, upstream.commit, "x")
+    return any(read_manifest(build_folder(tree, name)) is not None for name in PRESETS if name.startswith("rocm"))
 
 
 def _pristine_tree() -> Tree:

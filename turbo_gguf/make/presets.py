@@ -27,7 +27,7 @@ _COMMON = {
 
 # Not upstream's GGML_CUDA_FA_ALL_QUANTS: that compiles upstream's 49 pairs, too, and at 0c1e57098 it no longer reaches the sources
 # as a definition.
-_ALL_PAIRS = "-DGGML_CUDA_TURBO_ALL_PAIRS"
+_ALL_PAIRS = "-DGGML_TURBO_CUDA_ALL_PAIRS"
 _ROCM = {**_COMMON, "GGML_HIP": "ON"}
 _CUDA = {**_COMMON, "GGML_CUDA": "ON", "GGML_CUDA_NCCL": "OFF"}
 

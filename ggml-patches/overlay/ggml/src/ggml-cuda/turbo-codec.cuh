@@ -14,7 +14,7 @@
 // Of common.cuh it needs types and shuffles only: it compiles with nvcc, with clang for HIP, and as plain C++ (tests/gpu/lanes).
 
 #include "common.cuh"
-#include "ggml-turbo.h"
+#include "turbo/scalar.h"
 
 #include <cstdint>
 

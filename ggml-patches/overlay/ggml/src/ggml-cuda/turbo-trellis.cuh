@@ -9,7 +9,7 @@
 // Instructions for half a block in registers (constants already there), sm_90: 57 (turbo2t), 104 (turbo3t), 183 (turbo4t).
 
 #include "common.cuh"
-#include "ggml-turbo-trellis.h"
+#include "turbo/trellis.h"
 #include "turbo-codec.cuh"
 
 //

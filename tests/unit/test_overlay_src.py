@@ -53,4 +53,6 @@ def test_one_file_reaches_into_upstream() -> None:
             assert len(text.splitlines()) <= MAX_LINES, path.name
             assert not re.search(r'"(CPU|CUDA|ROCm|HIP|Vulkan)"', text), path.name
             if path.name != "compat.h":
-                assert not re.search(r"\bn_rot_[kv]\b|\battn_rot_[kv]\b|\bkv\.turbo\b|mctx\.kv\b|\bv_cells\b|ggml_prec_set_acc", text), path.name
+                assert not re.search(r"\bn_rot_[kv]\b|\battn_rot_[kv]\b|\bkv\.turbo\b|mctx\.kv\b|\bv_cells\b|ggml_prec_set_acc", text), (
+                    path.name
+                )

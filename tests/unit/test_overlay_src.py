@@ -8,6 +8,7 @@ from pathlib import Path
 from turbo_gguf import assets
 
 MAX_LINES = 500
+PRIVATE = re.compile(r"\b(?:n_rot_[kv]|attn_rot_[kv]|kv\.turbo|mctx\.kv|v_cells|ggml_prec_set_acc)\b")
 
 
 def _rooms() -> dict[str, list[Path]]:

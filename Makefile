@@ -5,7 +5,7 @@ TURBO := .venv/bin/turbo-gguf
 OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help ppl-gate test check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
+.PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
 .PHONY: hip-root test-hip-emulated kernel-report gpu-suite bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
@@ -17,13 +17,19 @@ ppl-gate: setup ## the main job: build, measure and judge the turbo cache types 
 test: setup-dev check ## all checks and tests (set-up included)
 	$(PYTHON_VENV) -m pytest $(ARGS)
 
-check: setup-dev ## lint, types, patch set and generated code
+check: setup-dev ## lint, types, patch set, generated code, documents; old results are named
 	$(PYTHON_VENV) -m ruff check .
 	$(PYTHON_VENV) -m ruff format --check .
 	$(PYTHON_VENV) -m mypy
 	$(PYTHON_VENV) -m turbo_gguf.codec.codegen --check
 	$(TURBO) patch check
+	$(PYTHON_VENV) scripts/check_docs.py
+	$(PYTHON_VENV) scripts/check_results.py
 	.venv/bin/clang-format --dry-run -Werror --style=file:$$($(TURBO) upstream fetch)/.clang-format $(OVERLAY_SOURCES)
+
+release-check: check ## what a release needs: all of check, the hooks on every upstream, and no old result
+	$(TURBO) patch check --all
+	$(PYTHON_VENV) scripts/check_results.py --strict
 
 build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs: setup
 	$(TURBO) build --preset $(@:build-%=%) $(ARGS)
@@ -37,13 +43,13 @@ hip-root: ## make a Debian root with clang and HIP, to compile and emulate witho
 	@scripts/hip_root.sh make
 
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
-	$(PYTHON_VENV) tests/gpu/emulated_report.py $(ARGS)
+	$(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
 
 kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md
-	$(PYTHON_VENV) scripts/kernel_report.py $(ARGS)
+	$(PYTHON_VENV) scripts/kernels/kernel_report.py $(ARGS)
 
 gpu-suite: setup ## build for the GPU here, check and measure everything on it; results in build/report/gpu-suite
-	scripts/gpu_suite.sh $(ARGS)
+	scripts/gpu/gpu_suite.sh $(ARGS)
 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
 	$(PYTHON_VENV) scripts/bench_cpu.py $(ARGS)

@@ -25,18 +25,24 @@ import bench_model
 import msgspec
 from bench_ops import KV_HEADS, PROGRAM, TYPES, Case, Check, Row, build_of, keep, load, measure, shape_text, table, targets
 
-from turbo_gguf import bench, guard, models, plot
 from turbo_gguf.assets import home
-from turbo_gguf.build import ensure_build, read_manifest
-from turbo_gguf.cache_types import BASE
+from turbo_gguf.cache.spec import BASE, CacheSpec
 from turbo_gguf.cli import report
-from turbo_gguf.cli.options import default_threads, write_text
+from turbo_gguf.cli.options import default_threads
 from turbo_gguf.errors import TurboError
-from turbo_gguf.records import BenchRow, Build, CacheTypes, Metric, ModelFile, Tree
-from turbo_gguf.report import by_setting, plus_minus
-from turbo_gguf.report import markdown as markdown_table
-from turbo_gguf.report import speed as speed_table
-from turbo_gguf.store import Store
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.judge import plot
+from turbo_gguf.judge.report import by_setting, plus_minus
+from turbo_gguf.judge.report import markdown as markdown_table
+from turbo_gguf.judge.report import speed as speed_table
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make.build import Build, ensure_build, read_manifest
+from turbo_gguf.measure import bench, environment
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import BenchRow
+from turbo_gguf.measure.store import Store
+from turbo_gguf.patchset.tree import Tree
 
 PARTS = ("ops", "shapes", "sharp", "model")
 UPSTREAM = ("f16", "q8_0", "q4_0")
@@ -181,14 +187,14 @@ def plans(depths: Sequence[int], rounds: int, threads: int, small: bool = False)
     With tokens in the cache upstream's quantized types come last, with one round and only where they are fewest: filling the cache takes
     them longest, hours with 16,384, and no target is theirs.
     """
-    env = guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
+    env = environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
     sizes = (32, 4) if small else (N_PROMPT, N_GEN)
     deep = [depth for depth in depths if depth]
     planned = [((*UPSTREAM, *TURBO), depth, CHEAP * rounds) for depth in depths if not depth]
     planned += [(("f16", *TURBO), depth, rounds) for depth in deep]
     planned += [(("q8_0", "q4_0"), depth, 1) for depth in sorted(deep)[:1]]
     for names, depth, count in planned:
-        types = tuple(CacheTypes(name, name) for name in names)
+        types = tuple(CacheSpec(name, name) for name in names)
         yield bench.BenchPlan(types, (depth,), *sizes, count, threads, "CPU", env)
 
 
@@ -342,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    env = guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
+    env = environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
     build = _build(options.build)
     program = build.tool(PROGRAM)
     what = " ".join([build_of(program), *env])  # how threads wait decides speed
@@ -359,7 +365,7 @@ def _run(options: argparse.Namespace) -> int:
         plot.speed(model, options.out / "plot.png")
     ops = medians(ops)
     text = markdown(ops, model, f"`scripts/bench_cpu.py` on {cpu_name()}, {options.threads} threads, build {what}")
-    write_text(options.out / "table.md", text)
+    write_result(options.out / "table.md", text, patches=build.tree.digest)
     print(text, end="")
     return 1 if options.check and not all(check.ok for check in checks(ops, model)) else 0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from turbo_gguf.build import read_manifest
 from turbo_gguf.errors import ToolFailed
+from turbo_gguf.make.build import read_manifest
 
 PROGRAM = "test-turbo-perf"
 TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3")

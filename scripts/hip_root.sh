@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Debian sid root with clang and HIP, for contributors and CI without ROCm: compiles ggml's HIP backend and runs it on the
-# emulator of tests/gpu. Slim: rocBLAS and hipBLAS are headers and stub libraries in place of 4 GB of kernels.
+# emulator (dev/emulator). Slim: rocBLAS and hipBLAS are headers and stub libraries in place of 4 GB of kernels.
 #
 #     scripts/hip_root.sh make             # make it, or mend it; prints its folder (again: instant)
 #     scripts/hip_root.sh run COMMAND...   # run a command in it, in this folder

@@ -24,14 +24,24 @@ from pathlib import Path
 import msgspec
 import plant_model
 
-from turbo_gguf import assets, calibration, gate, guard, kld, models, observation, plot, report, sweep, weight_moments
-from turbo_gguf.build import ensure_build
+from turbo_gguf import assets
+from turbo_gguf.cache import calibration
+from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.calibrate import observation, scales, weight_moments
 from turbo_gguf.cli import report as report_error
 from turbo_gguf.cli.options import default_threads, write_text
 from turbo_gguf.errors import TurboError
-from turbo_gguf.eval_text import read_source, stdlib_dir
-from turbo_gguf.records import Build, CacheTypes, Metric, ModelFile, Result, TextFile
-from turbo_gguf.store import Store
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
+from turbo_gguf.inputs.models import ModelFile, TextFile
+from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make import presets
+from turbo_gguf.make.build import Build, ensure_build
+from turbo_gguf.measure import environment, kld, sweep
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import Result
+from turbo_gguf.measure.store import Store
 
 CALIBRATION_MODULES = ("bisect.py", "asyncio/queues.py", "copy.py", "textwrap.py", "email/message.py", "ast.py", "pathlib.py")
 """Modules of the standard library that a calibration is made from: about 60,000 tokens, none of them in the text that is measured."""
@@ -71,7 +81,7 @@ TARGETS = (
 )
 
 PPL_MODEL, PPL_TYPES, PPL_LIMIT = "bias", "turbo3t calibrated", 1.02
-"""Perplexity relative to f16 where a calibration is a matter of life and death."""
+"""Perplexity relative to f16, on a model whose cache is useless without a calibration."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def calibrate(build: Build, model: ModelFile, text: TextFile, path: Path, thread
     """Write the calibration of a model, as ``turbo-gguf calibrate`` does."""
     found = observation.observe(build, model, [text], ctx=CALIBRATION_CTX, chunks=CALIBRATION_CHUNKS, threads=threads)
     output_sq = weight_moments.output_sq(found, weight_moments.Weights(model.path))
-    calibration.write(calibration.compute(found, found.moments, output_sq), path)
+    calibration.write(scales.compute(found, found.moments, output_sq), path)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------
@@ -153,8 +163,8 @@ def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -
             build_id=build.id,
             model_sha256=model.sha256,
             text_sha256=text.sha256,
-            backend=guard.backend_of(build.preset),
-            env=guard.settings_in_environment(),
+            backend=presets.backend_of(build.preset),
+            env=environment.settings_in_environment(),
         )
         job = kld.Job(build=build, model=model, text=text, threads=args.threads)
         return kld.measure(sweep.cases(plan, setup), job, Store())
@@ -163,9 +173,9 @@ def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -
 # --- report ---------------------------------------------------------------------------------------------------------------
 
 
-def label(types: CacheTypes) -> str:
+def label(types: CacheSpec) -> str:
     """Types in a table over several models: each has a calibration of its own."""
-    return str(msgspec.structs.replace(types, calibration="")) + (" calibrated" if types.calibration else "")
+    return str(msgspec.structs.replace(types, calibration=None)) + (" calibrated" if types.calibration else "")
 
 
 def by_label(results: Sequence[Result], ctx: int) -> dict[str, Result]:
@@ -252,7 +262,7 @@ def summary(found: Mapping[str, Sequence[Result]]) -> str:
                 report.short(bits[types]),
                 *(report.plus_minus(gate.ratio(group[types].stats.mean, group["q4_0"].stats.mean), 3) for group in columns.values()),
             ]
-            for types in sorted(bits, key=lambda types: (-bits[types], types))
+            for types in sorted(bits, key=lambda types: (-bits[types], str(types)))
         ]
         lines += ["", f"## Context {ctx}, relative to plain q4_0", "", report.markdown(["cache K/V", "bits", *columns], rows)]
     return "\n".join(lines) + "\n"
@@ -281,9 +291,9 @@ def run(args: argparse.Namespace) -> int:
     found: dict[str, Sequence[Result]] = {}
     for name in args.models:
         found[name] = measure(name, build, text, args)
-        write_text(args.out / name / "table.md", report.quality(found[name]) + "\n")
+        write_result(args.out / name / "table.md", report.quality(found[name]) + "\n")
         plot.quality(found[name], args.out / name / "plot.png")
-        write_text(args.out / "README.md", summary(found))
+        write_result(args.out / "README.md", summary(found))
     print(summary(found))
     return 0
 

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8000, help="of 64 values, to train with")
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
-    for t in tables.TRELLIS_TYPES:
+    for t in tables.TRELLIS:
         if t.bits in options.bits:
             print(train(t, options.blocks, options.rounds), flush=True)
 

@@ -62,3 +62,7 @@ class LogNotUnderstood(ToolFailed):
 
 class SilentFallback(ToolFailed):
     """The tool ran something else than what was asked for; nothing is stored."""
+
+
+class LogCut(LogNotUnderstood):
+    """Exit code 0, but the end of the log is missing: queued lines were lost when the tool ended. Worth one retry."""

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
-from turbo_gguf.records import Run
 
 POLL_SECONDS = 0.1
 """How often a running tool is looked at: the delay of ``on_line`` and of time limits."""
@@ -44,6 +45,16 @@ APT_PACKAGES = {
     "nvcc": "nvidia-cuda-toolkit",
 }
 """Debian and Ubuntu package that brings a program."""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One finished process. Standard output and error go to files of their own."""
+
+    argv: tuple[str, ...]
+    rc: int  # negative: killed by that signal
+    seconds: float
+    stdout: Path
+    stderr: Path
 
 
 class _Follower:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from turbo_gguf.codec import oracle, reference
-from turbo_gguf.codec.tables import QK_TURBO, TYPES, Scale, TurboType
+from turbo_gguf.codec.tables import QK_SCALAR, SCALAR, ScalarType, Scale
 
 BLOCKS = 40_000
 Gain = tuple[np.ndarray, np.ndarray, np.ndarray]  # magnitude indices, best scale, squared error that it removes
@@ -36,7 +36,7 @@ def error(a: np.ndarray, gain: Gain) -> float:
     return float(1 - gain[2].sum() / (a * a).sum())
 
 
-def candidates(t: TurboType, a: np.ndarray) -> None:
+def candidates(t: ScalarType, a: np.ndarray) -> None:
     magnitudes = np.array(t.magnitudes, dtype=float)
     rms = np.sqrt((a * a).mean(axis=1, keepdims=True)) / t.int_scale
     amax = a.max(axis=1, keepdims=True) / magnitudes[-1]
@@ -52,7 +52,7 @@ def candidates(t: TurboType, a: np.ndarray) -> None:
     print(f"{t.name} 200 of both    {error(a, encode(a, magnitudes, many)):.5f}")
 
 
-def float_codebook_and_retraining(t: TurboType, a: np.ndarray, held_out: np.ndarray) -> None:
+def float_codebook_and_retraining(t: ScalarType, a: np.ndarray, held_out: np.ndarray) -> None:
     """What exact Lloyd-Max levels, or levels trained with the search in the loop, would gain."""
 
     def steps(x: np.ndarray, magnitudes: np.ndarray) -> list[np.ndarray]:
@@ -70,7 +70,7 @@ def float_codebook_and_retraining(t: TurboType, a: np.ndarray, held_out: np.ndar
     print(f"{t.name}  " + "   ".join(f"{k} {error(held_out, encode(held_out, v, steps(held_out, v))):.5f}" for k, v in results.items()))
 
 
-def rules(t: TurboType, x: np.ndarray) -> None:
+def rules(t: ScalarType, x: np.ndarray) -> None:
     for search in (True, False):
         row = []
         for scale in Scale:
@@ -94,9 +94,9 @@ def fastest(repeats: int, call: Callable[..., object], *args: object) -> float:
 def speed(flags: tuple[str, ...]) -> None:
     o = oracle.load(*flags)
     x = np.random.default_rng(2).standard_normal(64 * 1024).astype(np.float32)
-    y = np.zeros(x.size // QK_TURBO, dtype=oracle.Q8_0)
-    y["d"], y["qs"] = 0.01, np.random.default_rng(3).integers(-127, 128, (y.size, QK_TURBO))
-    for t in TYPES:
+    y = np.zeros(x.size // QK_SCALAR, dtype=oracle.Q8_0)
+    y["d"], y["qs"] = 0.01, np.random.default_rng(3).integers(-127, 128, (y.size, QK_SCALAR))
+    for t in SCALAR:
         cpu = fastest(100, o.quantize_cpu, t, x) * 1024 / x.size
         ref = fastest(100, o.quantize_ref, t, x) * 1024 / x.size
         dot = fastest(300, o.vec_dot, t, o.quantize(t, x), y) * 128 / x.size
@@ -105,15 +105,15 @@ def speed(flags: tuple[str, ...]) -> None:
 
 def main() -> None:
     rng = np.random.default_rng(1)
-    x, held_out = rng.standard_normal((2, BLOCKS, QK_TURBO)).astype(np.float32)
+    x, held_out = rng.standard_normal((2, BLOCKS, QK_SCALAR)).astype(np.float32)
     print("# error against the number of steps tried; steps relative to the block's RMS, or to its largest magnitude")
-    for t in TYPES:
+    for t in SCALAR:
         candidates(t, np.abs(x).astype(np.float64))
     print("\n# codebook: as defined, exact levels, levels retrained with the search in the loop (held-out data)")
-    for t in TYPES:
+    for t in SCALAR:
         float_codebook_and_retraining(t, np.abs(x).astype(np.float64), np.abs(held_out).astype(np.float64))
     print("\n# scale rules, real blocks (fp16 scale); norm and slope <x, decoded>/|x|^2 relative to 1")
-    for t in TYPES:
+    for t in SCALAR:
         rules(t, x)
     print("\n# ns: CPU encoder per 1024 values, reference encoder per 1024 values, vec_dot per 128 values")
     for flags in ((), ("-mavx2", "-mfma", "-mf16c"), ("-march=native",)):

@@ -8,7 +8,7 @@ Usage, from the repository's root, with the extra ``train`` installed::
 ``tokenizer``, ``train`` and ``export`` are the three steps of ``all``. Decisions, and why:
 
 Data (corpus.py). Sources of the standard library, which every machine has: the modules of
-``turbo_gguf.eval_text.HELD_OUT``, whatever is named like them, their tests, generated tables and
+``turbo_gguf.inputs.eval_text.HELD_OUT``, whatever is named like them, their tests, generated tables and
 installed packages are left out. Several ``--stdlib`` folders give more text; identical files
 count once. A quarter of the sequences comes from tests, the rest from library code, which is
 what the held-out text is.
@@ -41,7 +41,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from turbo_gguf.eval_text import stdlib_dir
+from turbo_gguf.inputs.eval_text import stdlib_dir
 
 from .export import evaluate, export
 from .model import CONFIGS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path, PurePosixPath
 
-from turbo_gguf.eval_text import HELD_OUT, read_source
+from turbo_gguf.inputs.eval_text import HELD_OUT, read_source
 
 #: Folders of the standard library that hold no library code: installed packages, byte code,
 #: data for the lib2to3 and 2to3 tests (Python 2 sources), and one machine's build settings.

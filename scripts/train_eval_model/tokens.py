@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from turbo_gguf.eval_text import held_out_text
+from turbo_gguf.inputs.eval_text import held_out_text
 
 from .corpus import training_texts
 

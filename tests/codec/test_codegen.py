@@ -1,34 +1,71 @@
-"""The C header is what the tables say, and the check notices when it is not."""
+"""The generated files are what the tables say, and the check notices when they are not."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from turbo_gguf.assets import patches_dir
-from turbo_gguf.codec import codegen
+from turbo_gguf.codec import codegen, tables
+
+each_file = pytest.mark.parametrize("name", codegen.GENERATED, ids=lambda name: name.name)
 
 
-def test_the_committed_header_is_current() -> None:
+def written(tmp_path: Path) -> Path:
+    assert codegen.main(["--root", str(tmp_path)]) == 0
+    return tmp_path
+
+
+def test_the_committed_files_are_current() -> None:
     assert codegen.main(["--check"]) == 0
 
 
-def test_a_changed_header_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    header = tmp_path / "tables.h"
-    text = (patches_dir() / codegen.HEADER).read_text(encoding="utf-8")
-    header.write_text(text.replace("104", "105", 1), encoding="utf-8")
-    assert codegen.main(["--check", "--output", str(header)]) == 1
-    assert "python -m turbo_gguf.codec.codegen" in capsys.readouterr().err
-    assert header.read_text(encoding="utf-8") != text  # --check writes nothing
+@each_file
+def test_a_changed_file_is_reported(name: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path) / name
+    text = path.read_text(encoding="utf-8").replace("4", "5", 1)
+    path.write_text(text, encoding="utf-8")
+    assert codegen.main(["--check", "--root", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert str(path) in err
+    assert "python -m turbo_gguf.codec.codegen" in err
+    assert path.read_text(encoding="utf-8") == text  # --check writes nothing
 
 
-def test_a_missing_header_is_reported(tmp_path: Path) -> None:
-    assert codegen.main(["--check", "--output", str(tmp_path / "tables.h")]) == 1
+@each_file
+def test_a_missing_file_is_reported(name: Path, tmp_path: Path) -> None:
+    (written(tmp_path) / name).unlink()
+    assert codegen.main(["--check", "--root", str(tmp_path)]) == 1
 
 
-def test_writing_makes_it_current(tmp_path: Path) -> None:
-    header = tmp_path / "tables.h"
-    assert codegen.main(["--output", str(header)]) == 0
-    assert codegen.is_current(header)
-    assert header.read_text(encoding="utf-8") == (patches_dir() / codegen.HEADER).read_text(encoding="utf-8")
+def test_writing_makes_them_current(tmp_path: Path) -> None:
+    assert codegen.outdated(tmp_path) == [tmp_path / name for name in codegen.GENERATED]
+    assert not codegen.outdated(written(tmp_path))
+    for name in codegen.GENERATED:
+        assert (tmp_path / name).read_text(encoding="utf-8") == (patches_dir() / name).read_text(encoding="utf-8")
+
+
+def test_ids_and_names_are_unique_and_ids_ascend() -> None:
+    """Ids stand in files of users: these may not change, and no type may take one of another."""
+    known = {"turbo2": 64, "turbo3": 65, "turbo4": 66, "turbo2t": 67, "turbo3t": 68, "turbo4t": 69}
+    assert known.items() <= {t.name: t.type_id for t in tables.ALL}.items()
+    ids = [t.type_id for t in tables.ALL]
+    assert ids == sorted(set(ids))
+    assert len({t.enum for t in tables.ALL}) == len({t.c_name for t in tables.ALL}) == len(tables.BY_NAME) == len(tables.ALL)
+
+
+def test_pairs_are_grouped_by_k_and_named_once() -> None:
+    keys = [k for k, _ in tables.DECODE_PAIRS]
+    assert keys == sorted(keys, key=keys.index)
+    assert len(set(tables.DECODE_PAIRS)) == len(tables.DECODE_PAIRS)
+    for t in tables.ALL:
+        assert {(t.name, t.name), ("f16", t.name)} <= set(tables.DECODE_PAIRS)
+
+
+def test_the_list_imports_fast() -> None:
+    """The driver takes its cache types from the list: that must not import numpy."""
+    code = "import sys; from turbo_gguf.codec import tables; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from turbo_gguf.codec import reference
-from turbo_gguf.codec.tables import TURBO2, TURBO3, TURBO4, TYPES, Scale, TurboType
+from turbo_gguf.codec.tables import SCALAR, TURBO2, TURBO3, TURBO4, ScalarType, Scale
 
 KEPT = {
     TURBO3: {10: 31, 31: 31, 55: 88, 88: 88},
@@ -36,7 +36,7 @@ KEPT = {
 each_type = pytest.mark.parametrize("t", KEPT, ids=lambda t: t.name)
 
 
-def levels(t: TurboType, packed: np.ndarray) -> np.ndarray:
+def levels(t: ScalarType, packed: np.ndarray) -> np.ndarray:
     """Codebook entries, shape (blocks, 32)."""
     return reference.dequantize(t, with_scale(packed[:, 2:], 0x3C00)).astype(np.int64)
 
@@ -58,7 +58,7 @@ def least_squares_step(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 #
 
 
-def assert_requantized(t: TurboType, packed: np.ndarray, scale: Scale) -> None:
+def assert_requantized(t: ScalarType, packed: np.ndarray, scale: Scale) -> None:
     """Levels are those of the map, and ``d`` is what the rule makes of old and new levels, but for rounding."""
     decayed = load("portable").decay(t, packed, scale=scale)
     old, new = levels(t, packed), levels(t, decayed)
@@ -75,19 +75,19 @@ def assert_requantized(t: TurboType, packed: np.ndarray, scale: Scale) -> None:
 
 @each_type
 @each_scale
-def test_decay_of_all_levels_beside_each_other(t: TurboType, scale: Scale) -> None:
+def test_decay_of_all_levels_beside_each_other(t: ScalarType, scale: Scale) -> None:
     assert_requantized(t, blocks_of_equal_bytes(t), scale)
 
 
 @each_type
 @each_scale
-def test_decay_of_all_kinds_of_finite_scales(t: TurboType, scale: Scale) -> None:
+def test_decay_of_all_kinds_of_finite_scales(t: ScalarType, scale: Scale) -> None:
     assert_requantized(t, blocks_with_scales(t, FINITE_SCALES), scale)
 
 
 @given(t=st.sampled_from(list(KEPT)), scale=st.sampled_from(list(Scale)), data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_decay_of_anything(t: TurboType, scale: Scale, data: st.DataObject) -> None:
+def test_decay_of_anything(t: ScalarType, scale: Scale, data: st.DataObject) -> None:
     packed = data.draw(hnp.arrays(np.uint8, (2, t.block_bytes)))
     packed[0, 1] &= 0xFB  # a finite d
     decayed = load("native").decay(t, packed, scale=scale)
@@ -100,7 +100,7 @@ def test_decay_of_anything(t: TurboType, scale: Scale, data: st.DataObject) -> N
 @each_variant
 @each_type
 @each_scale
-def test_numpy_decays_like_c(variant: str, t: TurboType, scale: Scale) -> None:
+def test_numpy_decays_like_c(variant: str, t: ScalarType, scale: Scale) -> None:
     packed = stored_blocks(t)
     ours, theirs = reference.decay(t, packed, scale=scale), load(variant).decay(t, packed, scale=scale)
     wrong = np.flatnonzero((ours != theirs).any(axis=1))
@@ -109,7 +109,7 @@ def test_numpy_decays_like_c(variant: str, t: TurboType, scale: Scale) -> None:
 
 @each_type
 @each_scale
-def test_the_second_time_nothing_changes(t: TurboType, scale: Scale) -> None:
+def test_the_second_time_nothing_changes(t: ScalarType, scale: Scale) -> None:
     """Whatever rule the second one has."""
     o = load("portable")
     once = o.decay(t, stored_blocks(t), scale=scale)
@@ -118,7 +118,7 @@ def test_the_second_time_nothing_changes(t: TurboType, scale: Scale) -> None:
 
 
 @each_type
-def test_signs_stay(t: TurboType) -> None:
+def test_signs_stay(t: ScalarType) -> None:
     packed = stored_blocks(t)
     decayed = load("portable").decay(t, packed)
     signs = np.s_[:, 10:] if t is TURBO3 else np.s_[:, 2:]
@@ -128,7 +128,7 @@ def test_signs_stay(t: TurboType) -> None:
 
 @each_type
 @each_scale
-def test_blocks_that_are_not_finite_stay_and_zeros_stay_zeros(t: TurboType, scale: Scale) -> None:
+def test_blocks_that_are_not_finite_stay_and_zeros_stay_zeros(t: ScalarType, scale: Scale) -> None:
     o = load("portable")
     packed = blocks_with_scales(t, OTHER_SCALES)
     assert np.array_equal(o.decay(t, packed, scale=scale), packed)
@@ -138,7 +138,7 @@ def test_blocks_that_are_not_finite_stay_and_zeros_stay_zeros(t: TurboType, scal
 
 
 @each_type
-def test_rows_are_independent_blocks(t: TurboType) -> None:
+def test_rows_are_independent_blocks(t: ScalarType) -> None:
     packed = blocks_with_scales(t, (*FINITE_SCALES, *OTHER_SCALES))[::20][:36]
     expected = reference.decay(t, packed).ravel()
     for shape in ((36 * t.block_bytes,), (9, 4 * t.block_bytes), (2, 3, 6 * t.block_bytes)):
@@ -147,7 +147,7 @@ def test_rows_are_independent_blocks(t: TurboType) -> None:
 
 
 def test_types_without_a_bit_to_spare_are_refused() -> None:
-    assert [t for t in TYPES if t.decays] == [t for t in TYPES if load("portable").decays(t)] == list(KEPT)
+    assert [t for t in SCALAR if t.decays] == [t for t in SCALAR if load("portable").decays(t)] == list(KEPT)
     packed = np.zeros((1, TURBO2.block_bytes), dtype=np.uint8)
     for decay in (reference.decay, load("portable").decay):
         with pytest.raises(ValueError, match="turbo2 does not decay"):
@@ -159,20 +159,20 @@ def test_types_without_a_bit_to_spare_are_refused() -> None:
 #
 
 
-def nearest(t: TurboType, step: Fraction) -> dict[int, int]:
+def nearest(t: ScalarType, step: Fraction) -> dict[int, int]:
     """For each magnitude the one of the kept ones that, times a step, is nearest: what an encoder would choose."""
     kept = sorted(set(KEPT[t].values()))
     return {m: min(kept, key=lambda c: abs(m - step * c)) for m in t.magnitudes}
 
 
-def steps(t: TurboType) -> tuple[Fraction, Fraction]:
+def steps(t: ScalarType) -> tuple[Fraction, Fraction]:
     """Between these steps the midpoints of kept magnitudes separate the pairs of the map."""
     pairs = [(Fraction(a + b, 2), a, min(m for m in KEPT[t] if KEPT[t][m] == b)) for a, b in pairwise(sorted(set(KEPT[t].values())))]
     return max(below / middle for middle, below, _ in pairs), min(above / middle for middle, _, above in pairs)
 
 
 @each_type
-def test_the_map_is_the_nearest_level(t: TurboType) -> None:
+def test_the_map_is_the_nearest_level(t: ScalarType) -> None:
     """Between two steps, not outside; nearly all least-squares steps of Gaussian blocks lie between them."""
     low, high = steps(t)
     inside = [low + (high - low) * Fraction(i, 100) for i in range(1, 100)]
@@ -186,10 +186,11 @@ def test_the_map_is_the_nearest_level(t: TurboType) -> None:
 
 @each_type
 @each_scale
-def test_decay_is_what_the_encoder_makes_of_decoded_blocks(t: TurboType, scale: Scale) -> None:
+def test_decay_is_what_the_encoder_makes_of_decoded_blocks(t: ScalarType, scale: Scale) -> None:
     """An encoder for the kept levels, on blocks with an outermost one: its step is relative to that."""
     low, high = steps(t)
-    kept = TurboType(
+    kept = ScalarType(
+        type_id=t.type_id,
         bits=t.bits - 1,
         levels=(),
         magnitudes=t.magnitudes[1::2],
@@ -208,7 +209,7 @@ def test_decay_is_what_the_encoder_makes_of_decoded_blocks(t: TurboType, scale: 
     np.testing.assert_allclose(reference.dequantize(t, decayed), reference.dequantize(kept, encoded), rtol=1.1 * one_ulp)
 
 
-def maps_to_half(t: TurboType) -> list[list[int]]:
+def maps_to_half(t: ScalarType) -> list[list[int]]:
     """All idempotent maps of magnitude indices onto half of them."""
     n = len(t.magnitudes)
     found = []
@@ -218,7 +219,7 @@ def maps_to_half(t: TurboType) -> list[list[int]]:
     return found
 
 
-def errors_of_maps(t: TurboType, x: np.ndarray, scale: Scale, maps: np.ndarray) -> np.ndarray:
+def errors_of_maps(t: ScalarType, x: np.ndarray, scale: Scale, maps: np.ndarray) -> np.ndarray:
     """Squared error of each map on encoded blocks, with scales fitted anew in binary64."""
     packed = reference.quantize(t, x, scale=scale)
     old, d = levels(t, packed), scales(packed)[:, None]
@@ -236,7 +237,7 @@ def errors_of_maps(t: TurboType, x: np.ndarray, scale: Scale, maps: np.ndarray) 
 
 @each_type
 @each_scale
-def test_no_other_map_has_a_smaller_error(t: TurboType, scale: Scale) -> None:
+def test_no_other_map_has_a_smaller_error(t: ScalarType, scale: Scale) -> None:
     """Among all that keep signs and half of the magnitudes and change nothing the second time; the next best is 4 % worse."""
     x = gaussian_blocks(512).astype(np.float64)
     maps = maps_to_half(t)
@@ -261,7 +262,7 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def sign_cleared(t: TurboType, packed: np.ndarray) -> np.ndarray:
+def sign_cleared(t: ScalarType, packed: np.ndarray) -> np.ndarray:
     out = packed.copy()
     if t is TURBO3:
         out[:, 10:] = 0
@@ -270,13 +271,13 @@ def sign_cleared(t: TurboType, packed: np.ndarray) -> np.ndarray:
     return out
 
 
-def low_bit_cleared(t: TurboType, packed: np.ndarray) -> np.ndarray:
+def low_bit_cleared(t: ScalarType, packed: np.ndarray) -> np.ndarray:
     out = packed.copy()
     out[:, 2 : 10 if t is TURBO3 else 18] &= 0xAA if t is TURBO3 else 0xEE
     return out
 
 
-BROKEN: dict[str, Callable[[TurboType, np.ndarray], np.ndarray]] = {
+BROKEN: dict[str, Callable[[ScalarType, np.ndarray], np.ndarray]] = {
     "nothing": lambda t, packed: packed,
     "signs cleared": sign_cleared,
     "low bits cleared": low_bit_cleared,
@@ -284,14 +285,14 @@ BROKEN: dict[str, Callable[[TurboType, np.ndarray], np.ndarray]] = {
 }
 
 
-def is_as_known(t: TurboType, value: float) -> bool:
+def is_as_known(t: ScalarType, value: float) -> bool:
     low, high = COSINE[t]
     return low <= value <= high
 
 
 @each_type
 @each_scale
-def test_cosine_is_the_known_value(t: TurboType, scale: Scale) -> None:
+def test_cosine_is_the_known_value(t: ScalarType, scale: Scale) -> None:
     x = gaussian_blocks(8192)
     packed = reference.quantize(t, x, scale=scale)
     assert is_as_known(t, cosine(x, reference.dequantize(t, load("portable").decay(t, packed, scale=scale))))
@@ -299,7 +300,7 @@ def test_cosine_is_the_known_value(t: TurboType, scale: Scale) -> None:
 
 @each_type
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_decay_fails(t: TurboType, name: str) -> None:
+def test_a_broken_decay_fails(t: ScalarType, name: str) -> None:
     x = gaussian_blocks(8192)
     with np.errstate(invalid="ignore"):
         value = cosine(x, reference.dequantize(t, BROKEN[name](t, reference.quantize(t, x))))
@@ -307,7 +308,7 @@ def test_a_broken_decay_fails(t: TurboType, name: str) -> None:
 
 
 @each_type
-def test_norms_and_products_are_kept_by_their_rules(t: TurboType) -> None:
+def test_norms_and_products_are_kept_by_their_rules(t: ScalarType) -> None:
     """Through both roundings of the scale."""
     x = gaussian_blocks(512).astype(np.float64)
     one_ulp = 2.0**-10

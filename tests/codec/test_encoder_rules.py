@@ -10,17 +10,17 @@ import pytest
 from codec_cases import FLT_MAX, VARIANTS, adversarial_blocks, each_scale, each_search, each_type, gaussian_blocks, load, random_blocks
 
 from turbo_gguf.codec import oracle, reference
-from turbo_gguf.codec.tables import HALF_NAN, QK_TURBO, TYPES, Scale, TurboType
+from turbo_gguf.codec.tables import HALF_NAN, QK_SCALAR, SCALAR, ScalarType, Scale
 
 
-def scales(t: TurboType, packed: np.ndarray) -> np.ndarray:
+def scales(t: ScalarType, packed: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(packed.reshape(-1, t.block_bytes)[:, :2]).view("<u2").ravel()
 
 
 @each_type
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 9e-13, 1e-9])
-def test_rows_too_small_for_a_scale_are_zero_bytes(t: TurboType, value: float) -> None:
-    packed = load("portable").quantize(t, np.full(QK_TURBO, value, dtype=np.float32))
+def test_rows_too_small_for_a_scale_are_zero_bytes(t: ScalarType, value: float) -> None:
+    packed = load("portable").quantize(t, np.full(QK_SCALAR, value, dtype=np.float32))
     assert not packed.any()
     assert not load("portable").dequantize(t, packed).any()
 
@@ -28,7 +28,7 @@ def test_rows_too_small_for_a_scale_are_zero_bytes(t: TurboType, value: float) -
 @each_type
 @each_scale
 @each_search
-def test_finite_input_gives_finite_output(t: TurboType, scale: Scale, search: bool) -> None:
+def test_finite_input_gives_finite_output(t: ScalarType, scale: Scale, search: bool) -> None:
     x = np.concatenate([adversarial_blocks(), random_blocks(4000)])
     x = x[np.isfinite(x).all(axis=1)]
     o = load("portable")
@@ -38,7 +38,7 @@ def test_finite_input_gives_finite_output(t: TurboType, scale: Scale, search: bo
 
 
 @each_type
-def test_a_nan_makes_its_block_nan_and_no_other(t: TurboType) -> None:
+def test_a_nan_makes_its_block_nan_and_no_other(t: ScalarType) -> None:
     x = gaussian_blocks(3)
     x[1, 20] = np.nan
     o = load("portable")
@@ -49,23 +49,23 @@ def test_a_nan_makes_its_block_nan_and_no_other(t: TurboType) -> None:
 
 
 @each_type
-def test_infinity_is_the_largest_number(t: TurboType) -> None:
+def test_infinity_is_the_largest_number(t: ScalarType) -> None:
     x = gaussian_blocks(1)[0]
-    infinite = np.where(np.arange(QK_TURBO) == 4, -np.inf, x)
+    infinite = np.where(np.arange(QK_SCALAR) == 4, -np.inf, x)
     o = load("portable")
-    assert np.array_equal(o.quantize(t, infinite), o.quantize(t, np.where(np.arange(QK_TURBO) == 4, -FLT_MAX, x)))
+    assert np.array_equal(o.quantize(t, infinite), o.quantize(t, np.where(np.arange(QK_SCALAR) == 4, -FLT_MAX, x)))
 
 
 @each_type
-def test_a_huge_row_gets_the_largest_scale(t: TurboType) -> None:
-    packed = load("portable").quantize(t, np.full(QK_TURBO, FLT_MAX))
+def test_a_huge_row_gets_the_largest_scale(t: ScalarType) -> None:
+    packed = load("portable").quantize(t, np.full(QK_SCALAR, FLT_MAX))
     assert scales(t, packed)[0] == 0x7BFF
     assert load("portable").dequantize(t, packed)[0] > 60000
 
 
 @each_type
 @each_scale
-def test_the_encoder_is_odd(t: TurboType, scale: Scale) -> None:
+def test_the_encoder_is_odd(t: ScalarType, scale: Scale) -> None:
     x = np.concatenate([adversarial_blocks(), random_blocks(1000), gaussian_blocks(1000)])
     x = x[~np.isnan(x).any(axis=1)]
     o = load("portable")
@@ -74,18 +74,18 @@ def test_the_encoder_is_odd(t: TurboType, scale: Scale) -> None:
 
 
 @each_type
-def test_small_rows_lose_what_the_fp16_scale_loses(t: TurboType) -> None:
+def test_small_rows_lose_what_the_fp16_scale_loses(t: ScalarType) -> None:
     """The scale is a multiple of 2^-24 there: at most 2^-25 per codebook unit on top of the codec's own error."""
     for factor in (1e-3, 1e-4, 1e-5, 1e-6):
         x = gaussian_blocks(200) * np.float32(factor)
         decoded = reference.dequantize(t, reference.quantize(t, x))
         coarse = np.linalg.norm(x - decoded, axis=1)
         exact = np.linalg.norm(x, axis=1) * np.sqrt(2 * t.block_error)
-        assert np.all(coarse <= exact + 2.0**-25 * max(t.codebook) * np.sqrt(QK_TURBO))
+        assert np.all(coarse <= exact + 2.0**-25 * max(t.codebook) * np.sqrt(QK_SCALAR))
 
 
 @each_type
-def test_encoding_decoded_rows_again_changes_little(t: TurboType) -> None:
+def test_encoding_decoded_rows_again_changes_little(t: ScalarType) -> None:
     x = gaussian_blocks(1000)
     once = reference.dequantize(t, reference.quantize(t, x))
     twice = reference.dequantize(t, reference.quantize(t, once))
@@ -94,7 +94,7 @@ def test_encoding_decoded_rows_again_changes_little(t: TurboType) -> None:
 
 def test_validation_reads_every_block() -> None:
     o = load("portable")
-    for t in TYPES:
+    for t in SCALAR:
         packed = o.quantize(t, gaussian_blocks(5)).reshape(5, -1)
         assert o.validate(t, packed)
         for bad in (0x7C00, 0xFC00, 0x7E00):
@@ -121,7 +121,7 @@ def test_the_environment_sets_the_scale_rule(
     if value:
         monkeypatch.setenv("TURBO_SCALE", value)
     x = gaussian_blocks(16)
-    for t in TYPES:
+    for t in SCALAR:
         assert np.array_equal(fresh.quantize_ref(t, x), fresh.quantize(t, x, scale=scale))
     assert fresh.scale is scale
 
@@ -138,7 +138,7 @@ def test_setting_the_scale_rule_acts_on_the_next_row(fresh: oracle.Oracle, monke
     """A choice that the first row freezes for the whole process has been a bug elsewhere."""
     monkeypatch.setenv("TURBO_SCALE", "ip")
     x = gaussian_blocks(16)
-    t = TYPES[0]
+    t = SCALAR[0]
     fresh.quantize_ref(t, x)
     for scale in Scale:
         fresh.scale = scale

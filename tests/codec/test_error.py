@@ -11,7 +11,7 @@ from codec_cases import each_scale, each_type, gaussian_blocks
 from test_tables import EQUIPROBABLE_4BIT
 
 from turbo_gguf.codec import reference
-from turbo_gguf.codec.tables import QK_TURBO, TURBO4, Scale, TurboType
+from turbo_gguf.codec.tables import QK_SCALAR, TURBO4, ScalarType, Scale
 
 BLOCKS = 8192
 TOLERANCE = 0.02
@@ -22,20 +22,20 @@ def relative_error(x: np.ndarray, decoded: np.ndarray) -> float:
     return float(((wide - decoded) ** 2).sum() / (wide**2).sum())
 
 
-def coded(t: TurboType, x: np.ndarray, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> np.ndarray:
+def coded(t: ScalarType, x: np.ndarray, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> np.ndarray:
     return reference.dequantize(t, reference.quantize(t, x, scale=scale, search=search))
 
 
-def is_as_known(t: TurboType, error: float) -> bool:
+def is_as_known(t: ScalarType, error: float) -> bool:
     return abs(error / t.block_error - 1) < TOLERANCE
 
 
 @each_type
-def test_error_is_the_known_value(t: TurboType) -> None:
+def test_error_is_the_known_value(t: ScalarType) -> None:
     x = gaussian_blocks(BLOCKS)
     error = relative_error(x, coded(t, x))
     assert is_as_known(t, error), error
-    assert error > 2 ** (-2 * 8 * t.block_bytes / QK_TURBO)  # no code of this rate can do better
+    assert error > 2 ** (-2 * 8 * t.block_bytes / QK_SCALAR)  # no code of this rate can do better
 
 
 def test_an_equiprobable_table_fails() -> None:
@@ -47,7 +47,7 @@ def test_an_equiprobable_table_fails() -> None:
     assert not is_as_known(TURBO4, error)
 
 
-BROKEN: dict[str, Callable[[TurboType, np.ndarray], np.ndarray]] = {
+BROKEN: dict[str, Callable[[ScalarType, np.ndarray], np.ndarray]] = {
     "zeros": lambda t, x: np.zeros_like(x),
     "input itself": lambda t, x: x,
     "sign lost": lambda t, x: np.abs(coded(t, x)),
@@ -59,20 +59,20 @@ BROKEN: dict[str, Callable[[TurboType, np.ndarray], np.ndarray]] = {
 
 @each_type
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_codec_fails(t: TurboType, name: str) -> None:
+def test_a_broken_codec_fails(t: ScalarType, name: str) -> None:
     x = gaussian_blocks(BLOCKS)
     assert not is_as_known(t, relative_error(x, BROKEN[name](t, x)))
 
 
 @each_type
-def test_the_search_pays(t: TurboType) -> None:
+def test_the_search_pays(t: ScalarType) -> None:
     x = gaussian_blocks(BLOCKS)
     gain = relative_error(x, coded(t, x, search=False)) / relative_error(x, coded(t, x))
     assert gain > 1.03
 
 
 @each_type
-def test_least_squares_has_the_smallest_error_of_every_block(t: TurboType) -> None:
+def test_least_squares_has_the_smallest_error_of_every_block(t: ScalarType) -> None:
     x = gaussian_blocks(512)
     best = ((x - coded(t, x)) ** 2).sum(axis=1)
     for scale in (Scale.MATCHED_NORM, Scale.INNER_PRODUCT):
@@ -80,7 +80,7 @@ def test_least_squares_has_the_smallest_error_of_every_block(t: TurboType) -> No
 
 
 @each_type
-def test_matched_norm_keeps_norms_and_inner_product_keeps_products(t: TurboType) -> None:
+def test_matched_norm_keeps_norms_and_inner_product_keeps_products(t: ScalarType) -> None:
     x = gaussian_blocks(512).astype(np.float64)
     half_an_ulp = 2.0**-11
     matched = coded(t, x, Scale.MATCHED_NORM).astype(np.float64)
@@ -91,7 +91,7 @@ def test_matched_norm_keeps_norms_and_inner_product_keeps_products(t: TurboType)
 
 @each_type
 @each_scale
-def test_error_does_not_depend_on_the_size_of_the_values(t: TurboType, scale: Scale) -> None:
+def test_error_does_not_depend_on_the_size_of_the_values(t: ScalarType, scale: Scale) -> None:
     """Down to values of 0.01 the fp16 scale costs nothing; at 0.0001 its denormals cost less than 2 % of the error."""
     x = gaussian_blocks(1024)
     expected = relative_error(x, coded(t, x, scale))

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from turbo_gguf.codec import reference
-from turbo_gguf.codec.tables import BY_BITS, QK_TURBO, TYPES, Scale, TurboType
+from turbo_gguf.codec.tables import QK_SCALAR, SCALAR, ScalarType, Scale
 
 GOLDEN = Path(__file__).parent.parent / "data" / "codec" / "golden.json"
 
 
 def mixed_blocks() -> np.ndarray:
-    laplace = np.random.default_rng(5).laplace(size=(1000, QK_TURBO)).astype(np.float32)
+    laplace = np.random.default_rng(5).laplace(size=(1000, QK_SCALAR)).astype(np.float32)
     return np.concatenate([adversarial_blocks(), random_blocks(2000), gaussian_blocks(2000), laplace])
 
 
@@ -27,7 +27,7 @@ def mixed_blocks() -> np.ndarray:
 @each_type
 @each_scale
 @each_search
-def test_numpy_encodes_like_c(variant: str, t: TurboType, scale: Scale, search: bool) -> None:
+def test_numpy_encodes_like_c(variant: str, t: ScalarType, scale: Scale, search: bool) -> None:
     x = mixed_blocks()
     ours = reference.quantize(t, x, scale=scale, search=search)
     theirs = load(variant).quantize(t, x, scale=scale, search=search)
@@ -38,7 +38,7 @@ def test_numpy_encodes_like_c(variant: str, t: TurboType, scale: Scale, search: 
 @each_variant
 @each_type
 @each_scale
-def test_the_cpu_encoder_is_the_reference(variant: str, t: TurboType, scale: Scale) -> None:
+def test_the_cpu_encoder_is_the_reference(variant: str, t: ScalarType, scale: Scale) -> None:
     o = load(variant)
     before, o.scale = o.scale, scale
     try:
@@ -52,7 +52,7 @@ def test_the_cpu_encoder_is_the_reference(variant: str, t: TurboType, scale: Sca
 
 @each_variant
 @each_type
-def test_numpy_decodes_like_c(variant: str, t: TurboType) -> None:
+def test_numpy_decodes_like_c(variant: str, t: ScalarType) -> None:
     """On random bytes: negative, denormal, infinite and NaN scales too."""
     packed = np.random.default_rng(11).integers(0, 256, (4000, t.block_bytes), dtype=np.uint8)
     ours, theirs = reference.dequantize(t, packed), load(variant).dequantize(t, packed)
@@ -62,7 +62,7 @@ def test_numpy_decodes_like_c(variant: str, t: TurboType) -> None:
 
 
 @each_type
-def test_rows_are_independent_blocks(t: TurboType) -> None:
+def test_rows_are_independent_blocks(t: ScalarType) -> None:
     x = gaussian_blocks(12)
     packed = reference.quantize(t, x)
     assert np.array_equal(packed.ravel(), reference.quantize(t, x.reshape(3, 128)).ravel())
@@ -73,11 +73,11 @@ def test_rows_are_independent_blocks(t: TurboType) -> None:
     bits=st.sampled_from([2, 3, 4]),
     scale=st.sampled_from(list(Scale)),
     search=st.booleans(),
-    x=hnp.arrays(np.float32, (2, QK_TURBO), elements=st.floats(width=32), fill=st.floats(width=32)),
+    x=hnp.arrays(np.float32, (2, QK_SCALAR), elements=st.floats(width=32), fill=st.floats(width=32)),
 )
 @settings(max_examples=300, deadline=None)
 def test_numpy_encodes_like_c_on_anything(bits: int, scale: Scale, search: bool, x: np.ndarray) -> None:
-    t = BY_BITS[bits]
+    t = next(t for t in SCALAR if t.bits == bits)
     packed = reference.quantize(t, x, scale=scale, search=search)
     o = load("native")
     assert np.array_equal(packed, o.quantize(t, x, scale=scale, search=search))
@@ -88,20 +88,20 @@ def test_numpy_encodes_like_c_on_anything(bits: int, scale: Scale, search: bool,
 def test_golden_vectors(codec: str) -> None:
     """Bytes written once: a difference is a changed format, which needs a new type name."""
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    x = np.frombuffer(bytes.fromhex("".join(golden["x"])), dtype="<f4").reshape(-1, QK_TURBO)
+    x = np.frombuffer(bytes.fromhex("".join(golden["x"])), dtype="<f4").reshape(-1, QK_SCALAR)
     quantize = reference.quantize if codec == "numpy" else load("portable").quantize
     seen = 0
     for case in golden["cases"]:
-        t, scale = BY_BITS[case["bits"]], Scale[case["scale"]]
+        t, scale = next(t for t in SCALAR if t.bits == case["bits"]), Scale[case["scale"]]
         packed = quantize(t, x, scale=scale, search=case["search"])
         assert [row.tobytes().hex() for row in packed] == case["blocks"], case
         seen += 1
-    assert seen == len(TYPES) * len(Scale) * 2
+    assert seen == len(SCALAR) * len(Scale) * 2
 
 
 @each_type
 @pytest.mark.parametrize("shape", [(), (31,), (2, 33)])
-def test_rows_that_cannot_be_cut_into_blocks_are_refused(t: TurboType, shape: tuple[int, ...]) -> None:
+def test_rows_that_cannot_be_cut_into_blocks_are_refused(t: ScalarType, shape: tuple[int, ...]) -> None:
     for quantize in (reference.quantize, load("portable").quantize):
         with pytest.raises(ValueError, match="whole number of blocks"):
             quantize(t, np.ones(shape, dtype=np.float32))

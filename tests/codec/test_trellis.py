@@ -29,7 +29,7 @@ from turbo_gguf.codec.tables import (
     subset,
 )
 
-each_type = pytest.mark.parametrize("t", tables.TRELLIS_TYPES, ids=lambda t: t.name)
+each_type = pytest.mark.parametrize("t", tables.TRELLIS, ids=lambda t: t.name)
 
 
 def error(t: TrellisType, x: np.ndarray) -> float:
@@ -132,7 +132,7 @@ def test_search_finds_the_best_of_all_closed_paths(t: TrellisType, length: int) 
 def test_a_spike_is_not_cut_off() -> None:
     x = np.full(QK_TRELLIS, 0.01, dtype=np.float32)
     x[20] = 8
-    for t in tables.TRELLIS_TYPES:
+    for t in tables.TRELLIS:
         assert trellis.dequantize(t, trellis.quantize(t, x))[20] > 5, "the rms is 1, and the largest scale near that ends at 3.3"
 
 
@@ -189,8 +189,8 @@ def test_layout_is_the_one_that_is_drawn(t: TrellisType) -> None:
 
 
 def test_sizes_and_rows() -> None:
-    assert [t.block_bytes for t in tables.TRELLIS_TYPES] == [18, 26, 34]
-    assert [t.name for t in tables.TRELLIS_TYPES] == ["turbo2t", "turbo3t", "turbo4t"]
+    assert [t.block_bytes for t in tables.TRELLIS] == [18, 26, 34]
+    assert [t.name for t in tables.TRELLIS] == ["turbo2t", "turbo3t", "turbo4t"]
     assert sorted(trellis.VALUE_AT) == list(range(64))
     x = gaussian(6).reshape(2, 192)
     packed = trellis.quantize(tables.TURBO3T, x)

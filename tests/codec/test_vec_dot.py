@@ -9,7 +9,7 @@ import pytest
 from codec_cases import HAS_AVX2, X86, each_type, each_variant, gaussian_blocks, load, needs_avx2
 
 from turbo_gguf.codec import oracle
-from turbo_gguf.codec.tables import QK_TURBO, TURBO3, TurboType
+from turbo_gguf.codec.tables import QK_SCALAR, TURBO3, ScalarType
 
 HEAD_SIZES = (32, 64, 96, 128, 160, 192, 256, 576)
 
@@ -19,12 +19,12 @@ def activations(blocks: int, seed: int = 2) -> np.ndarray:
     rng = np.random.default_rng(seed)
     y = np.zeros(blocks, dtype=oracle.Q8_0)
     y["d"] = rng.uniform(0.001, 0.1, blocks)
-    y["qs"] = rng.integers(-127, 128, (blocks, QK_TURBO))
-    y["qs"][::5] = rng.choice([-127, 127], (len(y["qs"][::5]), QK_TURBO))
+    y["qs"] = rng.integers(-127, 128, (blocks, QK_SCALAR))
+    y["qs"][::5] = rng.choice([-127, 127], (len(y["qs"][::5]), QK_SCALAR))
     return y
 
 
-def expected_dot(variant: str, t: TurboType, packed: np.ndarray, y: np.ndarray) -> float:
+def expected_dot(variant: str, t: ScalarType, packed: np.ndarray, y: np.ndarray) -> float:
     x = load(variant).dequantize(t, packed).astype(np.float64)
     return float(x @ (y["d"].astype(np.float64)[:, None] * y["qs"]).ravel())
 
@@ -40,8 +40,8 @@ def test_the_expected_implementation_is_active(variant: str) -> None:
 @each_variant
 @each_type
 @pytest.mark.parametrize("n", HEAD_SIZES)
-def test_dot_product_is_that_of_the_decoded_row(variant: str, t: TurboType, n: int) -> None:
-    blocks = n // QK_TURBO
+def test_dot_product_is_that_of_the_decoded_row(variant: str, t: ScalarType, n: int) -> None:
+    blocks = n // QK_SCALAR
     o = load(variant)
     for seed in range(5):
         packed = o.quantize(t, gaussian_blocks(blocks, seed)).ravel()
@@ -52,7 +52,7 @@ def test_dot_product_is_that_of_the_decoded_row(variant: str, t: TurboType, n: i
 
 @needs_avx2
 @each_type
-def test_implementations_return_the_same_bits(t: TurboType) -> None:
+def test_implementations_return_the_same_bits(t: ScalarType) -> None:
     rng = np.random.default_rng(4)
     for blocks in range(1, 20):
         packed = rng.integers(0, 256, (blocks, t.block_bytes), dtype=np.uint8)
@@ -64,30 +64,30 @@ def test_implementations_return_the_same_bits(t: TurboType) -> None:
 
 @each_variant
 @each_type
-def test_the_largest_sums_do_not_saturate(variant: str, t: TurboType) -> None:
+def test_the_largest_sums_do_not_saturate(variant: str, t: ScalarType) -> None:
     o = load(variant)
     y = np.zeros(4, dtype=oracle.Q8_0)
     y["d"], y["qs"] = 1.0, 127
-    x = np.ones(4 * QK_TURBO, dtype=np.float32)
+    x = np.ones(4 * QK_SCALAR, dtype=np.float32)
     packed = o.quantize(t, x).reshape(4, -1)
     packed[:, 2:] = 0xFF  # the largest level everywhere
     packed[:, :2] = np.array([1.0], dtype="<f2").view(np.uint8)
-    assert o.vec_dot(t, packed, y) == 4 * QK_TURBO * 127 * max(t.codebook)
+    assert o.vec_dot(t, packed, y) == 4 * QK_SCALAR * 127 * max(t.codebook)
     y["qs"] = -127
-    assert o.vec_dot(t, packed, y) == -4 * QK_TURBO * 127 * max(t.codebook)
+    assert o.vec_dot(t, packed, y) == -4 * QK_SCALAR * 127 * max(t.codebook)
     packed[:, 2:] = 0
-    assert o.vec_dot(t, packed, y) == 4 * QK_TURBO * 127 * max(t.codebook)
+    assert o.vec_dot(t, packed, y) == 4 * QK_SCALAR * 127 * max(t.codebook)
 
 
 @each_variant
 @each_type
-def test_a_row_of_no_blocks_is_zero(variant: str, t: TurboType) -> None:
+def test_a_row_of_no_blocks_is_zero(variant: str, t: ScalarType) -> None:
     assert load(variant).vec_dot(t, np.zeros(0, dtype=np.uint8), activations(0)) == 0
 
 
 @each_variant
 @each_type
-def test_a_nan_scale_is_not_hidden(variant: str, t: TurboType) -> None:
+def test_a_nan_scale_is_not_hidden(variant: str, t: ScalarType) -> None:
     x = gaussian_blocks(5)
     x[2, 3] = np.nan
     o = load(variant)

@@ -11,13 +11,13 @@ from gguf import GGMLQuantizationType, quants
 from variants import Variant, runner
 
 from turbo_gguf.codec import reference, trellis
-from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, QK_TURBO, TRELLIS_TYPES, TYPES
+from turbo_gguf.codec.tables import LEVEL_STEPS, QK_SCALAR, QK_TRELLIS, SCALAR, TRELLIS
 
 Array = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
-TURBO = {t.name: t for t in TYPES}
-TRELLIS = {t.name: t for t in TRELLIS_TYPES}
+TURBO = {t.name: t for t in SCALAR}
+TRELLIS = {t.name: t for t in TRELLIS}
 BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24}
 HEADERS = {"q8_0": 2, "q4_0": 2, "q4_1": 4, "q5_0": 2, "q5_1": 4}  # bytes of binary16 that a block starts with
 DEVIATION = {"q8_0": 74.0, "q4_0": 4.6, "q4_1": 4.6, "q5_0": 9.2, "q5_1": 9.2}  # of random levels
@@ -105,7 +105,7 @@ def random_rows(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> 
     t = TURBO.get(kind)
     size = t.block_bytes if t else BLOCK_BYTES[kind]
     deviation = float(np.std(t.codebook)) if t else DEVIATION[kind]
-    blocks = (*shape[:-1], shape[-1] // QK_TURBO)
+    blocks = (*shape[:-1], shape[-1] // QK_SCALAR)
     packed = rng.integers(0, 256, (*blocks, size), dtype=np.uint8)
     d = (rng.uniform(0.5, 1.4, blocks) * rng.choice([-1, 1], blocks) / deviation).astype(np.float16)
     packed[..., :2] = d[..., None].view(np.uint8)
@@ -130,8 +130,8 @@ def decode(kind: str, rows: Bytes) -> npt.NDArray[np.float32]:
 def inputs(case: Case) -> Inputs:
     rng, cells = np.random.default_rng(1), case.n_k + case.more_cells
     q = (case.peak * rng.standard_normal((case.seqs, case.n_q, case.heads, case.dk))).astype(np.float32)
-    if case.dk > QK_TURBO:
-        q[:, :, -1, :QK_TURBO] = 0  # a block without a scale
+    if case.dk > QK_SCALAR:
+        q[:, :, -1, :QK_SCALAR] = 0  # a block without a scale
     k_bytes = random_rows(case.k, rng, (case.seqs, cells, case.heads_kv, case.dk))
     v_bytes = random_rows(case.v, rng, (case.seqs, cells, case.heads_kv, case.dv))
     for packed in (k_bytes, v_bytes):
@@ -181,7 +181,7 @@ def slopes(case: Case) -> Array:
 
 def quantized_query(q: npt.NDArray[np.float32]) -> Array:
     """What is left of Q as int8 with a scale for each block."""
-    blocks = q.reshape(*q.shape[:-1], -1, QK_TURBO)
+    blocks = q.reshape(*q.shape[:-1], -1, QK_SCALAR)
     top = np.abs(blocks).max(-1, keepdims=True)
     inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 0)
     left: Array = (np.rint(blocks * inverse).astype(np.float64) * (top / np.float32(127))).reshape(q.shape)

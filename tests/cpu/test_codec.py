@@ -14,14 +14,14 @@ from trellis_cases import blocks_of_all_kinds, gaussian
 from variants import PROGRAMS, Variant, runner
 
 from turbo_gguf.codec import oracle, reference, trellis
-from turbo_gguf.codec.tables import QK_TRELLIS, QK_TURBO, T_MAX, TRELLIS_TYPES, TYPES, Scale, TrellisType, TurboType
+from turbo_gguf.codec.tables import QK_SCALAR, QK_TRELLIS, SCALAR, T_MAX, TRELLIS, ScalarType, Scale, TrellisType
 
 pytestmark = pytest.mark.native
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-each_trellis_type = pytest.mark.parametrize("t", TRELLIS_TYPES, ids=lambda t: t.name)
+each_trellis_type = pytest.mark.parametrize("t", TRELLIS, ids=lambda t: t.name)
 each_variant = pytest.mark.parametrize("variant", PROGRAMS["codec"], ids=lambda v: v.name)
 
 
@@ -42,9 +42,9 @@ def test_the_expected_implementation_is_active(variant: Variant) -> None:
 #
 
 
-def encode(variant: Variant, t: TurboType, scale: Scale, x: Floats) -> Bytes:
+def encode(variant: Variant, t: ScalarType, scale: Scale, x: Floats) -> Bytes:
     rows, n = x.shape
-    size = x.size // QK_TURBO * t.block_bytes
+    size = x.size // QK_SCALAR * t.block_bytes
     _, result = ask(variant, f"encode {t.name} {int(scale)} {rows} {n}", [x], size)
     return np.frombuffer(result, np.uint8).reshape(rows, -1)
 
@@ -53,26 +53,26 @@ def every_integer() -> Floats:
     """With max|x| = T_MAX the integers of a block are its values: all there are, of both signs, and what lies halfway between them."""
     values = np.arange(T_MAX)
     rows = np.concatenate([values, -values, values + 0.5])
-    rows = np.pad(rows, (0, -rows.size % (QK_TURBO - 1)))
-    return np.insert(rows.reshape(-1, QK_TURBO - 1), 0, T_MAX, axis=1).astype(np.float32)
+    rows = np.pad(rows, (0, -rows.size % (QK_SCALAR - 1)))
+    return np.insert(rows.reshape(-1, QK_SCALAR - 1), 0, T_MAX, axis=1).astype(np.float32)
 
 
 def nearly_tied_blocks() -> Floats:
     """Two steps of turbo2 have the same gain or neighbouring ones: which is best changes if a gain is rounded otherwise."""
     ties = [(4, 8, 3590, 470), (1, 9, 3296, 1455), (5, 11, 3803, 319), (5, 3, 3737, 280), (7, 7, 4257, 625)]
-    return np.array([np.repeat([T_MAX, middle, low], [n, m, QK_TURBO - n - m]) for n, m, middle, low in ties], np.float32)
+    return np.array([np.repeat([T_MAX, middle, low], [n, m, QK_SCALAR - n - m]) for n, m, middle, low in ties], np.float32)
 
 
 @cache
 def blocks() -> Floats:
     """Gaussian, heavy-tailed, constant, tiny, huge, NaN, infinite, zero, -0, exactly on a threshold and halfway between integers."""
-    heavy = np.random.default_rng(5).standard_t(2, (1000, QK_TURBO)).astype(np.float32)
+    heavy = np.random.default_rng(5).standard_t(2, (1000, QK_SCALAR)).astype(np.float32)
     x = np.concatenate([adversarial_blocks(), nearly_tied_blocks(), every_integer(), random_blocks(1500), gaussian_blocks(1500), heavy])
     return np.concatenate([x, gaussian_blocks(-len(x) % 32, seed=9)])  # whole rows of 1024
 
 
 @cache
-def expected_blocks(t: TurboType, scale: Scale) -> Bytes:
+def expected_blocks(t: ScalarType, scale: Scale) -> Bytes:
     return reference.quantize(t, blocks(), scale=scale)
 
 
@@ -80,7 +80,7 @@ def expected_blocks(t: TurboType, scale: Scale) -> Bytes:
 @each_type
 @each_scale
 @pytest.mark.parametrize("n", [32, 64, 128, 1024])
-def test_encoder_is_the_reference(variant: Variant, t: TurboType, scale: Scale, n: int) -> None:
+def test_encoder_is_the_reference(variant: Variant, t: ScalarType, scale: Scale, n: int) -> None:
     x = blocks()
     found = encode(variant, t, scale, x.reshape(-1, n)).reshape(len(x), -1)
     wrong = np.flatnonzero((found != expected_blocks(t, scale)).any(axis=1))
@@ -118,14 +118,14 @@ def test_trellis_encoder_is_the_reference(variant: Variant, t: TrellisType, n_bl
 #
 
 
-def dot(variant: Variant, t: TurboType, x: Bytes, y: npt.NDArray[np.void]) -> Floats:
+def dot(variant: Variant, t: ScalarType, x: Bytes, y: npt.NDArray[np.void]) -> Floats:
     """Of packed rows, shape (rows, blocks, bytes), with Q8_0 blocks, shape (rows, blocks)."""
     rows, n = y.shape
-    _, result = ask(variant, f"dot {t.name} {rows} {n * QK_TURBO}", [x, y], 4 * rows)
+    _, result = ask(variant, f"dot {t.name} {rows} {n * QK_SCALAR}", [x, y], 4 * rows)
     return np.frombuffer(result, np.float32)
 
 
-def exact_dot(t: TurboType, x: Bytes, y: npt.NDArray[np.void]) -> Floats:
+def exact_dot(t: ScalarType, x: Bytes, y: npt.NDArray[np.void]) -> Floats:
     """Integers within a block, and the order of sums that turbo.c tells."""
     ones = x.copy()
     ones[..., :2] = np.array([1.0], np.float16).view(np.uint8)
@@ -140,14 +140,14 @@ def exact_dot(t: TurboType, x: Bytes, y: npt.NDArray[np.void]) -> Floats:
         return ((acc[0] + acc[2]) + (acc[1] + acc[3])).astype(np.float32)
 
 
-def rows_to_multiply(t: TurboType, n_blocks: int, count: int = 60) -> tuple[Bytes, npt.NDArray[np.void]]:
+def rows_to_multiply(t: ScalarType, n_blocks: int, count: int = 60) -> tuple[Bytes, npt.NDArray[np.void]]:
     """Random blocks. The first rows have the smallest and the largest sums, in the next ones large blocks cancel, so that the order of
     sums shows, and the last ones have scales that are not finite.
     """
     rng = np.random.default_rng(n_blocks)
     x = rng.integers(0, 256, (count, n_blocks, t.block_bytes), dtype=np.uint8)
     y = np.zeros((count, n_blocks), oracle.Q8_0)
-    y["qs"] = rng.integers(-127, 128, (*y.shape, QK_TURBO))
+    y["qs"] = rng.integers(-127, 128, (*y.shape, QK_SCALAR))
     y["d"] = rng.uniform(0.001, 0.1, y.shape)
     scales = rng.choice(np.array(FINITE_SCALES, np.uint16), y.shape)
     scales[-10:] = rng.choice(np.array((*FINITE_SCALES, *OTHER_SCALES), np.uint16), (10, n_blocks))
@@ -165,7 +165,7 @@ def rows_to_multiply(t: TurboType, n_blocks: int, count: int = 60) -> tuple[Byte
 @each_variant
 @each_type
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 4, 5, 6, 8, 18])
-def test_dot_product_is_that_of_integers(variant: Variant, t: TurboType, n_blocks: int) -> None:
+def test_dot_product_is_that_of_integers(variant: Variant, t: ScalarType, n_blocks: int) -> None:
     x, y = rows_to_multiply(t, n_blocks)
     found, wanted = dot(variant, t, x, y), exact_dot(t, x, y)
     nan = np.isnan(wanted)
@@ -182,13 +182,13 @@ def test_trellis_dot_product_is_that_of_integers(variant: Variant, t: TrellisTyp
     x = rng.integers(0, 256, (60, n_blocks, t.block_bytes), dtype=np.uint8)
     x[..., 0] = rng.choice([0x00, 0x03, 0x08, 0x40, 0x78, 0xB0, 0xF7], x.shape[:2])
     y = np.zeros((60, 2 * n_blocks), oracle.Q8_0)
-    y["qs"] = rng.integers(-127, 128, (*y.shape, QK_TURBO))
+    y["qs"] = rng.integers(-127, 128, (*y.shape, QK_SCALAR))
     y["d"] = rng.uniform(0.001, 0.1, y.shape)
     x[:2, :, 2:], x[:2, :, 0], y["qs"][0], y["qs"][1] = 0xFF, 0x78, 127, -127
     values = trellis.dequantize(t, x.reshape(60, -1)).astype(np.float64)
     exact = np.zeros(60)
     for half in range(2 * n_blocks):  # one after the other, each exact
-        products = values[:, half * QK_TURBO : (half + 1) * QK_TURBO] * y["qs"][:, half]
+        products = values[:, half * QK_SCALAR : (half + 1) * QK_SCALAR] * y["qs"][:, half]
         exact += products.sum(axis=1) * y["d"][:, half].astype(np.float64)
     _, result = ask(variant, f"dot {t.name} 60 {n_blocks * QK_TRELLIS}", [x, y], 4 * 60)
     assert np.array_equal(np.frombuffer(result, np.float32), exact.astype(np.float32))
@@ -325,6 +325,6 @@ def test_oracle_is_a_hadamard_matrix() -> None:
 def test_integers_reach_every_threshold() -> None:
     """The blocks have a value on and one above each threshold of each type."""
     values = np.abs(every_integer())
-    for t in TYPES:
+    for t in SCALAR:
         for edge in np.ravel(t.thresholds):
             assert {edge, edge + 1} <= set(values.ravel())

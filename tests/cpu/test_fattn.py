@@ -28,7 +28,7 @@ from fattn_cases import (
 )
 from variants import VARIANTS, Variant, each_variant
 
-from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, QK_TURBO
+from turbo_gguf.codec.tables import LEVEL_STEPS, QK_SCALAR, QK_TRELLIS
 
 pytestmark = pytest.mark.native
 
@@ -168,7 +168,7 @@ def test_decoded_values_are_those_of_the_reference(variant: Variant, kind: str) 
         blocks = x.v_bytes.reshape(3, 4, 16, 256 // QK_TRELLIS, -1)
         blocks[..., 0] = np.random.default_rng(2).choice([0x00, 0x03, 0x08, 0x48, 0x78, 0xB4, 0xF7], blocks.shape[:-1])
     elif kind != "f16":
-        blocks = x.v_bytes.reshape(3, 4, 16, 256 // QK_TURBO, -1)
+        blocks = x.v_bytes.reshape(3, 4, 16, 256 // QK_SCALAR, -1)
         blocks[..., 1] = np.random.default_rng(2).choice([0x00, 0x80, 0x03, 0x24, 0x3C, 0xBC, 0x5A, 0x7B, 0xFB], blocks.shape[:-1])
     a = run(variant, case, x)
     check_ours(a, case)
@@ -180,10 +180,10 @@ def test_decoded_values_are_those_of_the_reference(variant: Variant, kind: str) 
 def test_dot_products_are_those_of_integers(variant: Variant, kind: str) -> None:
     """Values that are a unit matrix show the weights, and their logarithms the dot products: to the last unit, the largest too."""
     rng = np.random.default_rng(3)
-    width, unit = (QK_TRELLIS, 1 / LEVEL_STEPS) if kind in TRELLIS else (QK_TURBO, 1)
+    width, unit = (QK_TRELLIS, 1 / LEVEL_STEPS) if kind in TRELLIS else (QK_SCALAR, 1)
     case = Case(kind, "f32", width, 64, heads_kv=8, gqa=1, n_k=64, mask="none", threads=1, setting="all")
     q = rng.integers(-127, 128, (1, 1, 8, width))
-    q[..., ::QK_TURBO] = 127  # so that the scale of Q is one
+    q[..., ::QK_SCALAR] = 127  # so that the scale of Q is one
     q[:, :, :2] = np.array([[1], [-1]]) * 127
     k = random_rows(kind, rng, (1, 64, 8, width)).reshape(1, 64, 8, -1)
     k[:, 0, :, 2:], k[:, 1, :, 2:] = (0x7F, 0x80) if kind == "q8_0" else (0x00, 0xFF)  # the smallest and largest levels
@@ -259,7 +259,7 @@ def test_values_without_weight_are_left_out(variant: Variant, below: bool, n_k: 
     floats loses as much by itself.)
     """
     limit = 2.0**-13
-    case = Case("f32", "turbo4", 1, QK_TURBO, 1, 1, n_k=n_k, mask="none", scale=1.0, threads=threads)
+    case = Case("f32", "turbo4", 1, QK_SCALAR, 1, 1, n_k=n_k, mask="none", scale=1.0, threads=threads)
     k = np.full((1, n_k, 1, 1), np.log(limit / n_k * (0.99 if below else 1.01)), np.float32)
     k[:, 0] = 0
     t = TURBO["turbo4"]
@@ -287,7 +287,7 @@ CONTROL = Case("turbo3", "turbo4", n_q=2, gqa=2, seqs=2, max_bias=8.0, softcap=1
 def flipped(values: np.ndarray) -> np.ndarray:
     """A copy with the sign of one block of one key turned."""
     copy = values.copy()
-    copy[0, 50, 1, :QK_TURBO] *= -1
+    copy[0, 50, 1, :QK_SCALAR] *= -1
     return copy
 
 

@@ -16,7 +16,7 @@ from bench_ops import Case, Check, Row, load, measure
 from measuring import bench_row
 
 from turbo_gguf.errors import ToolFailed
-from turbo_gguf.records import BenchRow
+from turbo_gguf.measure.result import BenchRow
 
 PROGRAM = """\
 import json, pathlib, sys

@@ -18,8 +18,8 @@ from fake_upstream import default_patches, write_tree
 from turbo_gguf import __version__, cli, errors, patchset
 from turbo_gguf.cli import COMMANDS, main
 from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.make.snapshots import default_name, supported
 from turbo_gguf.patchset import series
-from turbo_gguf.snapshots import default_name, supported
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 from turbo_gguf.errors import EnvironmentMissing
-from turbo_gguf.eval_text import (
-    HELD_OUT,
-    MIN_BYTES,
-    held_out_text,
-    read_source,
-    stdlib_dir,
-    write_held_out_text,
-)
+from turbo_gguf.inputs.eval_text import HELD_OUT, MIN_BYTES, held_out_text, read_source, stdlib_dir, write_held_out_text
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

@@ -14,9 +14,10 @@ import gpu_suite
 import pytest
 from gpu_stages import Suite
 
-from turbo_gguf import cuda, rocm
 from turbo_gguf.errors import ToolFailed
-from turbo_gguf.records import Build, Tree
+from turbo_gguf.make.build import Build
+from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.patchset.tree import Tree
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_ops_pass_when_all_cases_do(suite: Suite) -> None:
 
 
 def test_slices_are_short_enough_that_there_are_several(suite: Suite) -> None:
-    tool(suite, "test-backend-ops", 'echo "$GGML_CUDA_TURBO_SLICE $@" >&2; echo "  33/33 tests passed"')
+    tool(suite, "test-backend-ops", 'echo "$GGML_TURBO_CUDA_SLICE $@" >&2; echo "  33/33 tests passed"')
     assert gpu_stages.slices(suite) == ("pass", "33 of 33 cases, 0 not supported")
     assert "512 test -b CUDA0 -o FLASH_ATTN_EXT -p kv=(1536|1700)" in (suite.out / "logs/slices.err").read_text()
 
@@ -105,7 +106,7 @@ def test_another_perplexity_without_graphs_is_a_failure(suite: Suite, monkeypatc
 
 
 def test_memory_is_held_against_the_rivals(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    peaks = {"f16": 900, "q8_0": 500, "q4_0": 400, "turbo4": 350, "turbo3": 300, "turbo2": 250}
+    peaks = dict(zip(gpu_stages.CACHE_TYPES, (900, 500, 400, 350, 300, 250, 340, 290, 240), strict=True))
     now = {"used": 1000}
     suite.out.mkdir()
 
@@ -219,7 +220,7 @@ def test_the_bench_table_has_ratios_to_f16() -> None:
 
 # The shell script around it
 
-SCRIPT = Path(__file__).parents[2] / "scripts/gpu_suite.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts/gpu/gpu_suite.sh"
 
 
 def shell(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -235,7 +236,7 @@ def test_missing_modules_end_with_3_and_the_command(tmp_path: Path) -> None:
     done = shell(tmp_path, "build")
     assert done.returncode == 3
     assert "lacks click filelock gguf huggingface_hub matplotlib msgspec numpy unidiff" in done.stderr
-    assert "hint: scripts/gpu_suite.sh prepare on a machine with a network" in done.stderr
+    assert "hint: scripts/gpu/gpu_suite.sh prepare on a machine with a network" in done.stderr
 
 
 def test_prepare_knows_its_options(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from turbo_gguf.errors import EnvironmentMissing
 
 DATA = Path(__file__).parents[1] / "data/kernels"
 TYPES = {0: "f32", 8: "q8_0", 44: "turbo3"}
-DECODE = "turbo_fattn_decode_kernel<64, 64, turbo3, q8_0, 4>"
+DECODE = "turbo_attn_decode_kernel<64, 64, turbo3, q8_0, 4>"
 
 
 def test_a_code_object_says_what_its_kernels_take() -> None:
     found = {kernel.symbol: kernel for kernel in resources.from_code_object((DATA / "gfx1100.elf").read_bytes())}
-    symbol = "_ZL25turbo_fattn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf"
+    symbol = "_ZL24turbo_attn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf"
     assert set(found) == {symbol, "_ZL14turbo_set_rowsPf", "_ZL5otherPf"}
     assert found[symbol] == Kernel(symbol, vgpr=67, sgpr=107, scratch=272, lds=256)
     assert found["_ZL14turbo_set_rowsPf"] == Kernel("_ZL14turbo_set_rowsPf", vgpr=2, sgpr=2)
@@ -34,7 +34,7 @@ def test_what_is_no_code_object_is_refused(data: bytes) -> None:
 def test_ptxas_says_what_kernels_take() -> None:
     found = resources.from_ptxas((DATA / "sm_90.txt").read_text())
     assert found == [
-        Kernel("_Z25turbo_fattn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf", vgpr=38, scratch=256, lds=256),
+        Kernel("_Z24turbo_attn_decode_kernelILi64ELi64EL9ggml_type44ELS0_8ELi4EEvPf", vgpr=38, scratch=256, lds=256),
         Kernel("_Z5otherPf", vgpr=8),
         Kernel("_Z14turbo_set_rowsPf", vgpr=8),
     ]
@@ -72,15 +72,15 @@ def test_a_warning_in_a_header_of_upstream_is_not_ours() -> None:
     text = (
         "In file included from ggml/src/ggml-cuda/turbo.cu:1:\n"
         "ggml/src/ggml-cuda/common.cuh:1452:84: warning: suggest braces around initialization of subobject [-Wmissing-braces]\n"
-        "ggml/src/ggml-cuda/turbo-codec.cuh:7:1: warning: unused function 'f' [-Wunused-function]\n"
+        "ggml/src/ggml-cuda/turbo/scalar.cuh:7:1: warning: unused function 'f' [-Wunused-function]\n"
     )
-    assert resources.own_warnings(text, ["turbo.cu", "turbo-codec.cuh"]) == [text.splitlines()[2]]
+    assert resources.own_warnings(text, ["turbo.cu", "scalar.cuh"]) == [text.splitlines()[2]]
 
 
 @pytest.mark.parametrize(
     ("demangled", "expected"),
     [
-        ("void turbo_fattn_decode_kernel<64, 64, (ggml_type)44, (ggml_type)8, 4>(float*)", DECODE),
+        ("void turbo_attn_decode_kernel<64, 64, (ggml_type)44, (ggml_type)8, 4>(float*)", DECODE),
         ("turbo_set_rows(float*)", "turbo_set_rows"),
         ("void turbo_rows<(ggml_type)44, float, true>(char const*, long)", "turbo_rows<turbo3, float, true>"),
         ("void turbo_x<(int)32, (bool)1, S<(ggml_type)0> >(int)", "turbo_x<32, true, S<f32> >"),
@@ -111,7 +111,7 @@ def test_types_come_from_both_enums() -> None:
         (DECODE.replace("64, 64", "256, 256"), Kernel("", 1, spill=1), True),
         (DECODE.replace("64, 64", "512, 512"), Kernel("", 1, spill=1), False),
         (DECODE.replace("64, 64", "576, 512"), Kernel("", 1, spill=1), False),
-        ("turbo_fattn_merge_splits<128>", Kernel("", 1, scratch=4), True),
+        ("turbo_attn_merge_parts<128>", Kernel("", 1, scratch=4), True),
         ("turbo_set_rows<turbo3>", Kernel("", 1, scratch=4), False),
     ],
 )

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from fake_machine import World
 
-from turbo_gguf import doctor, known_wrong, rocm
-from turbo_gguf import upstream as fetching
-from turbo_gguf.build import ensure_build
-from turbo_gguf.known_wrong import warnings
-from turbo_gguf.snapshots import Upstream, default_name
+from turbo_gguf.make import doctor, known_wrong
+from turbo_gguf.make import upstream as fetching
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.known_wrong import warnings
+from turbo_gguf.make.snapshots import Upstream, default_name
+from turbo_gguf.make.toolkits import rocm
 
 INTEGRATED = "#if defined(GGML_USE_HIP)\n        info.devices[id].integrated = prop.integrated;\n#else\n"
 MENDED = "        info.devices[id].integrated = false; // not prop.integrated;\n"

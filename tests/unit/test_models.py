@@ -15,8 +15,8 @@ import pytest
 import tiny_gguf
 from hub_server import Hub, hub
 
-from turbo_gguf import models
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.inputs import models
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

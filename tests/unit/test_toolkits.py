@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from fake_machine import World
 
-from turbo_gguf import cuda, presets, rocm
-from turbo_gguf.build import ensure_build
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.make import presets
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.toolkits import cuda, rocm
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_clang_finds_hip_by_the_environment(root: Path, monkeypatch: pytest.Monk
 def test_all_pairs_are_a_definition_for_the_gpu_compiler(world: World, root: Path) -> None:
     plain = ensure_build("rocm", upstream=str(world.source))
     made = ensure_build("rocm-all-pairs", upstream=str(world.source))
-    assert "-DCMAKE_HIP_FLAGS=-DGGML_CUDA_TURBO_ALL_PAIRS " in world.ran()[2]
+    assert "-DCMAKE_HIP_FLAGS=-DGGML_TURBO_CUDA_ALL_PAIRS " in world.ran()[2]
     assert made.path != plain.path
 
 
@@ -270,7 +271,7 @@ def test_cublas_comes_from_a_wheel_where_cuda_lacks_it(world: World, nvcc: Path,
         (wheel / name).write_text("")
     ensure_build("cuda-all-pairs", upstream=str(world.source))
     line = world.ran()[0] + " "
-    assert f"-DCMAKE_CUDA_FLAGS=-DGGML_CUDA_TURBO_ALL_PAIRS -I{wheel}/include " in line
+    assert f"-DCMAKE_CUDA_FLAGS=-DGGML_TURBO_CUDA_ALL_PAIRS -I{wheel}/include " in line
     assert f"-DCUDA_cublas_LIBRARY={wheel}/lib/libcublas.so.13 " in line
     assert f"-DCUDA_cublasLt_LIBRARY={wheel}/lib/libcublasLt.so.13 " in line
 

@@ -11,16 +11,20 @@ from click.testing import CliRunner, Result
 from fake_upstream import SWITCH, default_patches, write_tree
 from measuring import run_of
 
-from turbo_gguf import kld, patchset, registry, trial
+from turbo_gguf import patchset
 from turbo_gguf.cli import main
 from turbo_gguf.cli import upstream as command
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
+from turbo_gguf.judge import trial
+from turbo_gguf.judge.trial import LIFE, TYPES, Trial
+from turbo_gguf.make import registry
+from turbo_gguf.make.build import Build
+from turbo_gguf.make.pip_settings import Settings
+from turbo_gguf.make.registry import Release
+from turbo_gguf.make.snapshots import Upstream
+from turbo_gguf.measure import kld
 from turbo_gguf.patchset import series
-from turbo_gguf.pip_settings import Settings
-from turbo_gguf.records import Build, Tree
-from turbo_gguf.registry import Release
-from turbo_gguf.snapshots import Upstream
-from turbo_gguf.trial import LIFE, TYPES, Trial
+from turbo_gguf.patchset.tree import Tree
 
 MEANS = {"turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07, "turbo4t": 0.0018, "turbo3t": 0.006, "turbo2t": 0.025}
 OPS = "\n".join(f"  CPY(type={kind}): OK" for kind in TYPES) + "\n6/6 tests passed\n"

@@ -18,12 +18,12 @@ from fake_upstream import FILES, archive, write_tree
 from registry_server import Registry
 from registry_server import registry as running_registry
 
-from turbo_gguf import archives, pip_settings, registry, upstream
 from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.pip_settings import Settings
-from turbo_gguf.snapshots import packages
+from turbo_gguf.make import archives, pip_settings, registry, upstream
+from turbo_gguf.make.pip_settings import Settings
+from turbo_gguf.make.snapshots import packages
+from turbo_gguf.make.upstream import Upstream, fetch, is_fetched, resolve, sha256_of, supported
 from turbo_gguf.tools import capture
-from turbo_gguf.upstream import Upstream, fetch, is_fetched, resolve, sha256_of, supported
 
 
 @pytest.fixture(autouse=True)

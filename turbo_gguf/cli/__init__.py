@@ -16,9 +16,9 @@ from turbo_gguf.assets import home
 from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError
 
 COMMANDS = {
-    "ppl-gate": ("gate", "Measure what turbo KV caches cost in quality, and judge it against upstream's own types."),
+    "ppl-gate": ("gate", "Measure what our KV cache types cost in quality, and judge them against upstream's."),
     "bench": ("bench", "Measure prefill and decode speed against context depth."),
-    "calibrate": ("calibrate", "Write a calibration that lets a KV cache lose less."),
+    "calibrate": ("calibrate", "Write a calibration, with which a KV cache loses less."),
     "models": ("models", "Fetch, list and check model files."),
     "build": ("build", "Fetch, patch and compile llama.cpp."),
     "upstream": ("upstream", "List, fetch and try the llama.cpp snapshots that we work on."),
@@ -78,7 +78,7 @@ def report(message: str, hint: str = "") -> None:
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="turbo-gguf")
 def main() -> None:
-    """KV caches of 2.5 to 4.5 bits per value for llama.cpp: patched, built, measured and gated.
+    """KV caches of 2.25 to 4.5 bits per value for llama.cpp: patched, built, measured and gated.
 
     Exit codes: 0 pass, 1 gate failed, 2 usage, 3 environment or tool missing, 4 tool crashed or log not understood.
     """

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from turbo_gguf import models
-from turbo_gguf.records import ModelFile
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.models import ModelFile
 
 
 def model_of(spec: str | None) -> ModelFile:

@@ -1,26 +1,116 @@
-"""Write ``ggml-turbo-tables.h`` from :mod:`turbo_gguf.codec.tables`.
+"""Write what C, C++, CUDA and HIP know of the turbo types from :mod:`turbo_gguf.codec.tables`.
 
-``python -m turbo_gguf.codec.codegen`` writes the header, ``--check`` only compares it (exit code 1 when they differ).
+``python -m turbo_gguf.codec.codegen`` writes the files of :data:`GENERATED`, ``--check`` only compares them (exit code 1 when one differs).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from turbo_gguf.assets import patches_dir
 from turbo_gguf.codec import tables
 
-HEADER = Path("overlay") / "ggml" / "src" / "ggml-turbo-tables.h"
 WRITE_COMMAND = "python -m turbo_gguf.codec.codegen"
 
-_INTRO = f"""\
-// Generated from turbo_gguf/codec/tables.py by `{WRITE_COMMAND}`: do not edit.
+_GENERATED = f"// Generated from turbo_gguf/codec/tables.py by `{WRITE_COMMAND}`: do not edit.\n"
+
+#
+# ggml-turbo-enum.inc
+#
+
+_ENUM_INTRO = f"""\
+{_GENERATED}//
+// Turbo entries of enum ggml_type, included before its first entry.
 //
+// The ids start at 64, far above upstream's counter, so that a type that upstream adds never takes one of ours. They are
+// stored in state and slot files, never in model files. GGML_TYPE_COUNT is a fixed number at the end of upstream's
+// enum: renamed here, defined anew in ggml-turbo-types.h once the enum is closed.
+// clang-format off
+"""
+
+
+def enum() -> str:
+    """Return ``ggml-turbo-enum.inc``."""
+    ids = {**{t.enum: t.type_id for t in tables.ALL}, "TURBO_COUNT": max(t.type_id for t in tables.ALL) + 1}
+    width = max(map(len, ids))
+    entries = (f"        GGML_TYPE_{name:{width}} = {number},\n" for name, number in ids.items())
+    return _ENUM_INTRO + "".join(entries) + "#define GGML_TYPE_COUNT GGML_TYPE_COUNT_UPSTREAM\n"
+
+
+#
+# ggml-turbo-list.h and turbo/list.h
+#
+
+_LIST_INTRO = f"""\
+{_GENERATED}//
+// The list of turbo types, by ascending id. A list expands X for each type, with
+//
+//     ENUM     its name in enum ggml_type, after GGML_TYPE_, and the prefix of its constants in turbo/tables.h
+//     NAME     as on the command line, unquoted
+//     C_NAME   as in the names of its block and its functions
+//     FAMILY   SCALAR or TRELLIS, as in QK_SCALAR
+//     BITS     of a value, without its share of the scale
+
+#pragma once
+
+// clang-format off
+"""
+
+_GPU_INTRO = f"""\
+{_GENERATED}//
+// What the GPU backends are compiled for.
+//
+// GGML_TURBO_DECODE_PAIRS_X    types of K and V, as in enum ggml_type after GGML_TYPE_, with kernels for decode attention by default,
+//                              grouped by K
+// GGML_TURBO_HEAD_SIZES_X      sizes of the heads of K and V
+
+#pragma once
+
+#include "ggml-turbo-list.h"
+
+// clang-format off
+"""
+
+
+def _x_list(name: str, rows: Iterable[Sequence[object]]) -> str:
+    """Render a macro that expands its argument for each row."""
+    return f"\n#define {name}(X)" + "".join(f" \\\n    X({', '.join(map(str, row))})" for row in rows) + "\n"
+
+
+def type_list() -> str:
+    """Return ``ggml-turbo-list.h``."""
+
+    def rows(types: Iterable[tables.TurboType]) -> list[Sequence[object]]:
+        return [(t.enum, t.name, t.c_name, t.family.upper(), t.bits) for t in types]
+
+    parts = [
+        _x_list("GGML_TURBO_SCALAR_TYPES_X", rows(tables.SCALAR)),
+        _x_list("GGML_TURBO_TRELLIS_TYPES_X", rows(tables.TRELLIS)),
+        _x_list("GGML_TURBO_TYPES_X", rows(tables.ALL)),
+        "\n// all of them, between commas\n",
+        "#define GGML_TURBO_TYPES " + ", ".join(f"GGML_TYPE_{t.enum}" for t in tables.ALL) + "\n",
+    ]
+    return _LIST_INTRO + "".join(parts)
+
+
+def gpu_list() -> str:
+    """Return ``turbo/list.h``."""
+    pairs = [(tables.enum_of(k), tables.enum_of(v)) for k, v in tables.DECODE_PAIRS]
+    return _GPU_INTRO + _x_list("GGML_TURBO_DECODE_PAIRS_X", pairs) + _x_list("GGML_TURBO_HEAD_SIZES_X", tables.HEAD_SIZES)
+
+
+#
+# turbo/tables.h
+#
+
+_TABLES_INTRO = f"""\
+{_GENERATED}//
 // Initialisers only, so that C, C++, CUDA and HIP can each declare their tables where they want them:
-//     static const int8_t turbo4_codebook[16] = {{ TURBO4_CODEBOOK }};
+//     static const int8_t codebook[16] = {{ TURBO4_0_CODEBOOK }};
 //
 // CODEBOOK    decoded value = d * CODEBOOK[index]; ascending, so that the high index bit is set for the positive half
 // MAGNITUDES  positive half of the codebook
@@ -34,6 +124,8 @@ _INTRO = f"""\
 // REACH         the first scale that the encoder tries, in units of the block's rms
 // X_STEPS       parts of a level step in which the encoder measures
 // X_SCALE       its integers per d of a value: X_STEPS * LEVEL_STEPS * the gain that makes inner products right on average
+// X_END         encoders with tables cut these integers to -X_END .. X_END - 1: costs do not depend on what is beyond
+// CODE_BIAS     bits of a binary32 number >> 20, less this, are the byte that stands for its scale
 
 #pragma once
 
@@ -45,7 +137,7 @@ def _ints(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def _define(name: str, body: str) -> str:
+def _define(name: str, body: object) -> str:
     return f"#define {name} {body}\n"
 
 
@@ -54,83 +146,122 @@ def _rows(name: str, rows: Iterable[Iterable[int]]) -> str:
     return f"#define {name} \\\n" + ", \\\n".join(f"    {{ {_ints(row)} }}" for row in rows) + "\n"
 
 
-def _section(t: tables.TurboType) -> str:
-    p = f"TURBO{t.bits}"
+def _title(t: tables.TurboType) -> str:
+    return f"\n// {t.name}: {t.block_bytes * 8 / t.block:g} bits per value\n" + _define(f"{t.enum}_BLOCK_BYTES", t.block_bytes)
+
+
+def _scalar_section(t: tables.ScalarType) -> str:
     parts = [
-        _define(f"{p}_BLOCK_BYTES", str(t.block_bytes)),
-        _define(f"{p}_CODEBOOK", _ints(t.codebook)),
-        _define(f"{p}_MAGNITUDES", _ints(t.magnitudes)),
-        _define(f"{p}_N_STEPS", str(len(t.thresholds))),
-        _rows(f"{p}_THRESHOLDS", t.thresholds),
-        _define(f"{p}_PLAIN", _ints(t.plain_thresholds)),
+        _define(f"{t.enum}_CODEBOOK", _ints(t.codebook)),
+        _define(f"{t.enum}_MAGNITUDES", _ints(t.magnitudes)),
+        _define(f"{t.enum}_N_STEPS", len(t.thresholds)),
+        _rows(f"{t.enum}_THRESHOLDS", t.thresholds),
+        _define(f"{t.enum}_PLAIN", _ints(t.plain_thresholds)),
     ]
-    return f"\n// {t.name}: {t.block_bytes * 8 / tables.QK_TURBO:g} bits per value\n" + "".join(parts)
+    return _title(t) + "".join(parts)
 
 
 def _trellis_section(t: tables.TrellisType) -> str:
-    p = f"TURBO{t.bits}T"
     fine, coarse = t.codebooks
     parts = [
-        _define(f"{p}_BLOCK_BYTES", str(t.block_bytes)),
-        _define(f"{p}_REACH", f"{t.reach:.9g}f"),
-        _define(f"{p}_X_STEPS", str(t.x_steps)),
-        _define(f"{p}_X_SCALE", f"{t.x_scale:.9g}f"),
-        _define(f"{p}_FINE", _ints(fine)),
-        _define(f"{p}_COARSE", _ints(coarse)),
+        _define(f"{t.enum}_REACH", f"{t.reach:.9g}f"),
+        _define(f"{t.enum}_X_STEPS", t.x_steps),
+        _define(f"{t.enum}_X_SCALE", f"{t.x_scale:.9g}f"),
+        _define(f"{t.enum}_FINE", _ints(fine)),
+        _define(f"{t.enum}_COARSE", _ints(coarse)),
     ]
-    return f"\n// {t.name}: {t.block_bytes * 8 / tables.QK_TRELLIS:g} bits per value\n" + "".join(parts)
+    return _title(t) + "".join(parts)
 
 
-def render() -> str:
-    """Return the text of the header."""
+def constants() -> str:
+    """Return ``turbo/tables.h``."""
     common = [
-        "\n// encoder\n",
-        _define("QK_TURBO", str(tables.QK_TURBO)),
-        _define("TURBO_T_MAX", str(tables.T_MAX)),
-        _define("TURBO_AMAX_MIN", f"{2.0**tables.AMAX_MIN_EXP:.9g}f"),
-        _define("TURBO_HALF_MAX", f"{tables.HALF_MAX:.1f}f"),
-        _define("TURBO_HALF_NAN", f"0x{tables.HALF_NAN:04x}"),
+        "\n// binary32 as integers\n",
+        _define("TURBO_FLT_MAX_BITS", f"0x{tables.FLT_MAX_BITS:08x}"),
+        _define("TURBO_INFINITY_BITS", f"0x{tables.INFINITY_BITS:08x}"),
+    ]
+    scalar = [
+        "\n// scalar types\n",
+        _define("QK_SCALAR", tables.QK_SCALAR),
+        _define("SCALAR_T_MAX", tables.T_MAX),
+        _define("SCALAR_AMAX_MIN", f"{2.0**tables.AMAX_MIN_EXP:.9g}f"),
+        _define("SCALAR_HALF_MAX", f"{tables.HALF_MAX:.1f}f"),
+        _define("SCALAR_HALF_NAN", f"0x{tables.HALF_NAN:04x}"),
     ]
     trellis = [
         "\n// trellis types\n",
-        _define("QK_TRELLIS", str(tables.QK_TRELLIS)),
-        _define("TURBO_T_SEGMENT", str(tables.SEGMENT)),
-        _define("TURBO_T_N_STATES", str(tables.N_STATES)),
-        _define("TURBO_T_LEVEL_STEPS", str(tables.LEVEL_STEPS)),
-        _define("TURBO_T_N_SCALES", str(tables.N_SCALES)),
-        _define("TURBO_T_SCALE_MIN", f"0x{tables.SCALE_MIN:02x}"),
-        _define("TURBO_T_SCALE_MAX", f"0x{tables.SCALE_MAX:02x}"),
-        _define("TURBO_T_SCALE_NAN", f"0x{tables.SCALE_NAN:02x}"),
-        _define("TURBO_T_AMAX_MIN", f"{2.0**tables.TRELLIS_AMAX_MIN_EXP:.9g}f"),
-        _define("TURBO_T_RMS_MAX", str(tables.RMS_MAX)),
-        _define("TURBO_T_X_MAX", str(tables.X_MAX)),
-        _define("TURBO_T_DISTANCE_MAX", str(tables.DISTANCE_MAX)),
-        _define("TURBO_T_COST_MAX", str(tables.COST_MAX)),
-        _define("TURBO_T_AMAX_PART", str(tables.AMAX_PART)),
+        _define("QK_TRELLIS", tables.QK_TRELLIS),
+        _define("TRELLIS_SEGMENT", tables.SEGMENT),
+        _define("TRELLIS_N_SEGMENTS", tables.QK_TRELLIS // tables.SEGMENT),
+        _define("TRELLIS_N_STATES", tables.N_STATES),
+        _define("TRELLIS_LEVEL_STEPS", tables.LEVEL_STEPS),
+        _define("TRELLIS_N_SCALES", tables.N_SCALES),
+        _define("TRELLIS_SCALE_MIN", f"0x{tables.SCALE_MIN:02x}"),
+        _define("TRELLIS_SCALE_MAX", f"0x{tables.SCALE_MAX:02x}"),
+        _define("TRELLIS_SCALE_NAN", f"0x{tables.SCALE_NAN:02x}"),
+        _define("TRELLIS_CODE_BIAS", tables.CODE_BIAS),
+        _define("TRELLIS_AMAX_MIN", f"{2.0**tables.TRELLIS_AMAX_MIN_EXP:.9g}f"),
+        _define("TRELLIS_RMS_MAX", tables.RMS_MAX),
+        _define("TRELLIS_X_MAX", tables.X_MAX),
+        _define("TRELLIS_X_END", tables.X_END),
+        _define("TRELLIS_DISTANCE_MAX", tables.DISTANCE_MAX),
+        _define("TRELLIS_COST_MAX", tables.COST_MAX),
+        _define("TRELLIS_AMAX_PART", tables.AMAX_PART),
+        _define("TRELLIS_MAX_LEVELS", max(len(t.codebooks[0]) for t in tables.TRELLIS)),
     ]
-    scalar_sections = (_section(t) for t in tables.TYPES)
-    trellis_sections = (_trellis_section(t) for t in tables.TRELLIS_TYPES)
-    return _INTRO + "".join([*common, *scalar_sections, *trellis, *trellis_sections])
+    scalar_sections = map(_scalar_section, tables.SCALAR)
+    trellis_sections = map(_trellis_section, tables.TRELLIS)
+    return _TABLES_INTRO + "".join([*common, *scalar, *scalar_sections, *trellis, *trellis_sections])
 
 
-def is_current(path: Path) -> bool:
-    """Whether the header on disk is what the tables say."""
-    return path.is_file() and path.read_text(encoding="utf-8") == render()
+#
+# turbo-attn-decode-*.cu
+#
+
+
+def decode_instances(k: str) -> str:
+    """Return the file with the kernels of decode attention for K of the type ``k``; files of their own compile side by side."""
+    return f'{_GENERATED}#include "turbo/decode-instances.cuh"\nTURBO_DECODE_INSTANCES({tables.enum_of(k)});\n'
+
+
+#
+# all files
+#
+
+_GGML = Path("overlay") / "ggml"
+_DECODE_K = tuple(dict.fromkeys(k for k, _ in tables.DECODE_PAIRS))
+
+GENERATED: Mapping[Path, Callable[[], str]] = {
+    _GGML / "include" / "ggml-turbo-enum.inc": enum,
+    _GGML / "include" / "ggml-turbo-list.h": type_list,
+    _GGML / "src" / "turbo" / "list.h": gpu_list,
+    _GGML / "src" / "turbo" / "tables.h": constants,
+    **{_GGML / "src" / "ggml-cuda" / f"turbo-attn-decode-{k}.cu": partial(decode_instances, k) for k in _DECODE_K},
+}
+"""What is generated: path in the patch set, and text."""
+
+
+def outdated(root: Path) -> list[Path]:
+    """Files of a patch set that are not what the tables say, or are missing."""
+    paths = ((root / path, text) for path, text in GENERATED.items())
+    return [path for path, text in paths if not path.is_file() or path.read_text(encoding="utf-8") != text()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write or check the header; return the exit code."""
+    """Write or check the files; return the exit code."""
     parser = argparse.ArgumentParser(prog=WRITE_COMMAND, description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare only; exit code 1 when the header is out of date")
-    parser.add_argument("--output", type=Path, default=patches_dir() / HEADER, help="header to write or compare")
+    parser.add_argument("--check", action="store_true", help="compare only; exit code 1 when a file is out of date")
+    parser.add_argument("--root", type=Path, default=patches_dir(), help="folder of the patch set")
     args = parser.parse_args(argv)
-    path: Path = args.output
+    root: Path = args.root
     if args.check:
-        if is_current(path):
-            return 0
-        print(f"error: {path} does not match turbo_gguf/codec/tables.py\nhint: {WRITE_COMMAND}", file=sys.stderr)
-        return 1
-    path.write_text(render(), encoding="utf-8")
+        for path in (old := outdated(root)):
+            print(f"error: {path} does not match turbo_gguf/codec/tables.py\nhint: {WRITE_COMMAND}", file=sys.stderr)
+        return 1 if old else 0
+    for name, text in GENERATED.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(), encoding="utf-8")
     return 0
 
 

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from turbo_gguf import tools
 from turbo_gguf.assets import home, patches_dir
 from turbo_gguf.codec.reference import Bytes, Floats
-from turbo_gguf.codec.tables import QK_TRELLIS, QK_TURBO, Scale, TrellisType, TurboType
+from turbo_gguf.codec.tables import QK_SCALAR, QK_TRELLIS, ScalarType, Scale, TrellisType
 from turbo_gguf.errors import EnvironmentMissing
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wcast-qual", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wmissing-prototypes")
 """What upstream compiles ggml with; the tests turn them into errors."""
 
-Q8_0 = np.dtype([("d", "<f2"), ("qs", "i1", QK_TURBO)])
+Q8_0 = np.dtype([("d", "<f2"), ("qs", "i1", QK_SCALAR)])
 """``block_q8_0``."""
 
 _GGML = Path("overlay") / "ggml"
@@ -33,13 +33,14 @@ _SOURCES = (Path("src") / "ggml-turbo.c", Path("src") / "ggml-turbo-trellis.c", 
 _HEADERS = (
     Path("src") / "ggml-turbo.h",
     Path("src") / "ggml-turbo-impl.h",
-    Path("src") / "ggml-turbo-tables.h",
+    Path("src") / "turbo" / "tables.h",
     Path("src") / "ggml-turbo-trellis.h",
     Path("src") / "ggml-turbo-trellis-impl.h",
     Path("src") / "ggml-cpu" / "turbo.h",
     Path("src") / "ggml-cpu" / "turbo-avx2.h",
     Path("src") / "ggml-cpu" / "turbo-neon.h",
     Path("include") / "ggml-turbo-enum.inc",
+    Path("include") / "ggml-turbo-list.h",
     Path("include") / "ggml-turbo-types.h",
 )
 _STANDALONE = Path(__file__).resolve().parent / "standalone"
@@ -71,7 +72,7 @@ class Oracle:
     def scale(self, scale: Scale) -> None:
         self._lib.ggml_turbo_set_scale(int(scale))
 
-    def quantize(self, t: TurboType, x: npt.ArrayLike, *, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> Bytes:
+    def quantize(self, t: ScalarType, x: npt.ArrayLike, *, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> Bytes:
         """Encode rows with the C reference; shapes as in :func:`turbo_gguf.codec.reference.quantize`."""
         rows, packed = _rows_and_output(t, x)
         self._lib.ggml_turbo_quantize_row(
@@ -79,11 +80,11 @@ class Oracle:
         )
         return packed
 
-    def quantize_ref(self, t: TurboType, x: npt.ArrayLike) -> Bytes:
+    def quantize_ref(self, t: ScalarType, x: npt.ArrayLike) -> Bytes:
         """Encode rows with ``quantize_row_turbo*_0_ref``."""
         return self._quantize_with(f"quantize_row_{t.name}_0_ref", t, x)
 
-    def quantize_cpu(self, t: TurboType, x: npt.ArrayLike) -> Bytes:
+    def quantize_cpu(self, t: ScalarType, x: npt.ArrayLike) -> Bytes:
         """Encode rows with ``quantize_row_turbo*_0``, the encoder of the CPU backend."""
         return self._quantize_with(f"quantize_row_{t.name}_0", t, x)
 
@@ -93,29 +94,29 @@ class Oracle:
         self._lib.ggml_turbo_quantize_row_trellis(t.type_id, _pointer(rows), _pointer(packed), ctypes.c_int64(rows.size))
         return packed
 
-    def dequantize(self, t: TurboType | TrellisType, packed: Bytes) -> Floats:
+    def dequantize(self, t: ScalarType | TrellisType, packed: Bytes) -> Floats:
         """Decode rows of shape (..., bytes) to shape (..., values)."""
         data = np.ascontiguousarray(packed)
         values = data.shape[-1] // t.block_bytes * _values_per_block(t)
         out = np.empty((*data.shape[:-1], values), dtype=np.float32)
-        name = f"{t.name}_0" if isinstance(t, TurboType) else f"turbo{t.bits}_t"
+        name = f"{t.name}_0" if isinstance(t, ScalarType) else f"turbo{t.bits}_t"
         self._lib[f"dequantize_row_{name}"](_pointer(data), _pointer(out), ctypes.c_int64(out.size))
         return out
 
-    def decays(self, t: TurboType) -> bool:
+    def decays(self, t: ScalarType) -> bool:
         """What ``ggml_turbo_decays`` says."""
         return bool(self._lib.ggml_turbo_decays(t.type_id))
 
-    def decay(self, t: TurboType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:
+    def decay(self, t: ScalarType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:
         """Rows after ``ggml_turbo_decay_row``; as :func:`turbo_gguf.codec.reference.decay`."""
         if not self.decays(t):
             raise ValueError(f"{t.name} does not decay")
         data = np.array(packed, order="C")
-        values = data.size // t.block_bytes * QK_TURBO
+        values = data.size // t.block_bytes * QK_SCALAR
         self._lib.ggml_turbo_decay_row(t.type_id, int(scale), _pointer(data), ctypes.c_int64(values))
         return data
 
-    def vec_dot(self, t: TurboType, packed: Bytes, activations: npt.NDArray[np.void]) -> float:
+    def vec_dot(self, t: ScalarType, packed: Bytes, activations: npt.NDArray[np.void]) -> float:
         """Dot product of one packed row with as many ``Q8_0`` blocks."""
         x, y = np.ascontiguousarray(packed), np.ascontiguousarray(activations)
         if x.size != y.size * t.block_bytes:
@@ -123,15 +124,15 @@ class Oracle:
         result = ctypes.c_float()
         zero = ctypes.c_size_t(0)
         dot = self._lib[f"ggml_vec_dot_{t.name}_0_q8_0"]
-        dot(y.size * QK_TURBO, ctypes.byref(result), zero, _pointer(x), zero, _pointer(y), zero, 1)
+        dot(y.size * QK_SCALAR, ctypes.byref(result), zero, _pointer(x), zero, _pointer(y), zero, 1)
         return result.value
 
-    def validate(self, t: TurboType | TrellisType, packed: Bytes) -> bool:
+    def validate(self, t: ScalarType | TrellisType, packed: Bytes) -> bool:
         """Whether ``ggml_turbo_validate_row`` accepts the blocks."""
         data = np.ascontiguousarray(packed)
         return bool(self._lib.ggml_turbo_validate_row(t.type_id, _pointer(data), ctypes.c_size_t(data.nbytes)))
 
-    def _quantize_with(self, function: str, t: TurboType, x: npt.ArrayLike) -> Bytes:
+    def _quantize_with(self, function: str, t: ScalarType, x: npt.ArrayLike) -> Bytes:
         rows, packed = _rows_and_output(t, x)
         self._lib[function](_pointer(rows), _pointer(packed), ctypes.c_int64(rows.size))
         return packed
@@ -185,11 +186,11 @@ def _cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _values_per_block(t: TurboType | TrellisType) -> int:
-    return QK_TURBO if isinstance(t, TurboType) else QK_TRELLIS
+def _values_per_block(t: ScalarType | TrellisType) -> int:
+    return QK_SCALAR if isinstance(t, ScalarType) else QK_TRELLIS
 
 
-def _rows_and_output(t: TurboType | TrellisType, x: npt.ArrayLike) -> tuple[Floats, Bytes]:
+def _rows_and_output(t: ScalarType | TrellisType, x: npt.ArrayLike) -> tuple[Floats, Bytes]:
     rows, size = np.ascontiguousarray(x, dtype=np.float32), _values_per_block(t)
     if rows.ndim == 0 or rows.shape[-1] % size:
         raise ValueError(f"rows of shape {rows.shape} are no whole number of blocks of {size}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from turbo_gguf.codec.tables import AMAX_MIN_EXP, HALF_MAX, HALF_NAN, QK_TURBO, T_MAX, Scale, TurboType
+from turbo_gguf.codec.tables import AMAX_MIN_EXP, HALF_MAX, HALF_NAN, QK_SCALAR, T_MAX, ScalarType, Scale
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -20,7 +20,7 @@ _AMAX_MIN = np.float32(2.0**AMAX_MIN_EXP)
 _F32_T_MAX = np.float32(T_MAX)
 
 
-def quantize(t: TurboType, x: npt.ArrayLike, *, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> Bytes:
+def quantize(t: ScalarType, x: npt.ArrayLike, *, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> Bytes:
     """Encode rows.
 
     Args:
@@ -33,14 +33,14 @@ def quantize(t: TurboType, x: npt.ArrayLike, *, scale: Scale = Scale.LEAST_SQUAR
         uint8, shape (..., n / 32 * t.block_bytes).
     """
     rows = np.asarray(x, dtype=np.float32)
-    if rows.ndim == 0 or rows.shape[-1] % QK_TURBO:
-        raise ValueError(f"rows of shape {rows.shape} are no whole number of blocks of {QK_TURBO}")
-    blocks = rows.reshape(-1, QK_TURBO)
+    if rows.ndim == 0 or rows.shape[-1] % QK_SCALAR:
+        raise ValueError(f"rows of shape {rows.shape} are no whole number of blocks of {QK_SCALAR}")
+    blocks = rows.reshape(-1, QK_SCALAR)
     index, d = _encode(t, blocks, scale, search)
-    return _join(t, d, index).reshape(*rows.shape[:-1], rows.shape[-1] // QK_TURBO * t.block_bytes)
+    return _join(t, d, index).reshape(*rows.shape[:-1], rows.shape[-1] // QK_SCALAR * t.block_bytes)
 
 
-def dequantize(t: TurboType, packed: Bytes) -> Floats:
+def dequantize(t: ScalarType, packed: Bytes) -> Floats:
     """Decode rows of shape (..., bytes) to binary32 of shape (..., values)."""
     blocks = np.ascontiguousarray(packed).reshape(-1, t.block_bytes)
     d = _scales(blocks).astype(np.float32)
@@ -49,7 +49,7 @@ def dequantize(t: TurboType, packed: Bytes) -> Floats:
         return (d * levels).reshape(*packed.shape[:-1], -1)
 
 
-def decay(t: TurboType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:
+def decay(t: ScalarType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:
     """Take one bit off each index of stored rows, shape (..., bytes), and fit the scales anew; blocks that are not finite stay.
 
     Raises:
@@ -70,7 +70,7 @@ def decay(t: TurboType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) ->
     return out.reshape(packed.shape)
 
 
-def _encode(t: TurboType, x: Floats, scale: Scale, search: bool) -> tuple[Bytes, npt.NDArray[np.float16]]:
+def _encode(t: ScalarType, x: Floats, scale: Scale, search: bool) -> tuple[Bytes, npt.NDArray[np.float16]]:
     """Return the index of each value, shape (blocks, 32), and d of each block as fp16, shape (blocks, 1)."""
     magnitude = np.minimum(np.abs(x), _FLT_MAX)  # minimum() keeps NaN
     amax = magnitude.max(axis=1, keepdims=True)
@@ -91,7 +91,7 @@ def _encode(t: TurboType, x: Floats, scale: Scale, search: bool) -> tuple[Bytes,
     return index, half
 
 
-def _choose_step(t: TurboType, values: Ints, search: bool) -> tuple[Ints, Floats, Floats]:
+def _choose_step(t: ScalarType, values: Ints, search: bool) -> tuple[Ints, Floats, Floats]:
     """Try each row of thresholds: return magnitude indices, <t,c> and |c|^2 of the best; the first of equals wins."""
     magnitudes = np.array(t.magnitudes)
     best: tuple[Ints, Floats, Floats, Floats] | None = None
@@ -130,12 +130,12 @@ def _scales(blocks: Bytes) -> npt.NDArray[np.float16]:
     return np.ascontiguousarray(blocks[:, :2]).view("<f2")
 
 
-def _join(t: TurboType, d: npt.NDArray[np.float16], index: Bytes) -> Bytes:
+def _join(t: ScalarType, d: npt.NDArray[np.float16], index: Bytes) -> Bytes:
     """Blocks of scales, shape (blocks, 1), and indices, shape (blocks, 32)."""
     return np.concatenate([d.astype("<f2").view(np.uint8).reshape(-1, 2), _pack(t, index)], axis=1)
 
 
-def _pack(t: TurboType, index: Bytes) -> Bytes:
+def _pack(t: ScalarType, index: Bytes) -> Bytes:
     """Pack indices of shape (blocks, 32) into the bytes after ``d``."""
     if t.bits == 4:
         nibbles: Bytes = index[:, :16] | index[:, 16:] << np.uint8(4)
@@ -148,13 +148,13 @@ def _pack(t: TurboType, index: Bytes) -> Bytes:
     return np.concatenate([qs, np.packbits(high, axis=1, bitorder="little")[:, 0]], axis=1)
 
 
-def _unpack(t: TurboType, body: Bytes) -> Bytes:
+def _unpack(t: ScalarType, body: Bytes) -> Bytes:
     """Undo :func:`_pack`."""
     if t.bits == 4:
         return np.concatenate([body & np.uint8(15), body >> np.uint8(4)], axis=1)
     low = np.concatenate([body[:, :8] >> np.uint8(shift) & np.uint8(3) for shift in (0, 2, 4, 6)], axis=1)
     if t.bits == 2:
         return low
-    high = np.unpackbits(body[:, None, 8:], axis=1, bitorder="little").reshape(-1, QK_TURBO)
+    high = np.unpackbits(body[:, None, 8:], axis=1, bitorder="little").reshape(-1, QK_SCALAR)
     index: Bytes = low | high << np.uint8(2)
     return index

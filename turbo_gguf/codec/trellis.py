@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from turbo_gguf.codec.tables import (
     AMAX_PART,
+    CODE_BIAS,
     COST_MAX,
     DISTANCE_MAX,
     LEVEL_STEPS,
@@ -141,7 +142,7 @@ def _first_code(t: TrellisType, values: Floats, amax: Floats) -> Ints:
     rms = np.sqrt(squares / np.float32(QK_TRELLIS)) * (amax / np.float32(RMS_MAX))
     with np.errstate(over="ignore"):
         low = np.maximum(rms, amax / np.float32(AMAX_PART)) * np.float32(t.reach)
-    code = (low.view(np.int32) >> 20) - (112 << 3)  # fp32 to the upper bits of fp16, towards zero
+    code = (low.view(np.int32) >> 20) - CODE_BIAS  # fp32 to the upper bits of fp16, towards zero
     first: Ints = np.clip(code, SCALE_MIN, SCALE_MAX - N_SCALES + 1)
     return first
 

@@ -7,7 +7,7 @@
 
 enum ggml_type { GGML_TYPE_Q8_0 = 8, GGML_TYPE_TURBO3_0 = 44 };
 
-template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> static __global__ void turbo_fattn_decode_kernel(float * x) {
+template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> static __global__ void turbo_attn_decode_kernel(float * x) {
     __shared__ float shared[DK];
     shared[threadIdx.x] = x[threadIdx.x];
     __syncthreads();
@@ -28,7 +28,7 @@ static __global__ void other(float * x) {
 
 void launch(float * x) {
     int unused;
-    turbo_fattn_decode_kernel<64, 64, GGML_TYPE_TURBO3_0, GGML_TYPE_Q8_0, 4><<<1, 64>>>(x);
+    turbo_attn_decode_kernel<64, 64, GGML_TYPE_TURBO3_0, GGML_TYPE_Q8_0, 4><<<1, 64>>>(x);
     turbo_set_rows<<<1, 64>>>(x);
     other<<<1, 64>>>(x);
 }

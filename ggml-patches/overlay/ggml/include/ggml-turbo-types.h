@@ -1,23 +1,32 @@
 #pragma once
 
 // The turbo cache types as the rest of ggml and llama sees them. Included by ggml.h after enum ggml_type;
-// block layouts and codecs are in ggml-turbo.h.
+// block layouts and codecs are in turbo/scalar.h and turbo/trellis.h.
 
 #undef GGML_TYPE_COUNT
 #define GGML_TYPE_COUNT GGML_TYPE_TURBO_COUNT
 
-// all turbo types, for lists of types
-#define GGML_TURBO_TYPES                                                                                \
-    GGML_TYPE_TURBO2_0, GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0, GGML_TYPE_TURBO2_T, GGML_TYPE_TURBO3_T, \
-        GGML_TYPE_TURBO4_T
+#include "ggml-turbo-list.h"
 
 static inline bool ggml_is_turbo(enum ggml_type type) {
-    return type >= GGML_TYPE_TURBO2_0 && type < GGML_TYPE_TURBO_COUNT;
+    switch (type) {
+#define GGML_TURBO_CASE(ENUM, NAME, C_NAME, FAMILY, BITS) case GGML_TYPE_##ENUM:
+        GGML_TURBO_TYPES_X(GGML_TURBO_CASE)
+        return true;
+        default:
+            return false;
+    }
 }
 
 static inline bool ggml_turbo_is_trellis(enum ggml_type type) {
-    return type >= GGML_TYPE_TURBO2_T && type < GGML_TYPE_TURBO_COUNT;
+    switch (type) {
+        GGML_TURBO_TRELLIS_TYPES_X(GGML_TURBO_CASE)
+        return true;
+        default:
+            return false;
+    }
 }
+#undef GGML_TURBO_CASE
 
 // Temporal decay takes one bit of each value of these types, in place.
 GGML_API bool ggml_turbo_decays(enum ggml_type type);

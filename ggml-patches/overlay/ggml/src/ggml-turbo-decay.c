@@ -7,11 +7,11 @@
 
 // For the CPU backend. A share of the blocks for each task: the tensor is contiguous, so its rows are decayed as one.
 static void decay_task(struct ggml_tensor * dst, const struct ggml_tensor * a, int ith, int nth, void * userdata) {
-    const int64_t n_blocks = ggml_nelements(dst) / QK_TURBO;
+    const int64_t n_blocks = ggml_nelements(dst) / QK_SCALAR;
     const int64_t first    = n_blocks * ith / nth;
     const int64_t end      = n_blocks * (ith + 1) / nth;
     ggml_turbo_decay_row(dst->type, ggml_turbo_get_scale(), (char *) dst->data + first * (int64_t) dst->nb[0],
-                         (end - first) * QK_TURBO);
+                         (end - first) * QK_SCALAR);
 
     GGML_UNUSED(a);  // the memory of dst
     GGML_UNUSED(userdata);

@@ -23,5 +23,5 @@ static inline float turbo_block_scale(enum ggml_turbo_scale scale, int32_t tc, i
             break;
     }
     const float d = units * unit;
-    return d < TURBO_HALF_MAX ? d : TURBO_HALF_MAX;
+    return d < SCALAR_HALF_MAX ? d : SCALAR_HALF_MAX;
 }

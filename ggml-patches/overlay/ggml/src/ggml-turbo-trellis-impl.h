@@ -10,15 +10,13 @@
 #include <math.h>
 #include <string.h>
 
-#define TURBO_T_N_SEGMENTS (QK_TRELLIS / TURBO_T_SEGMENT)
-#define TURBO_T_MAX_LEVELS 32  // of a codebook
 
 typedef struct {
     int    bits;  // per value
     float  reach;
     int    x_steps;
     float  x_scale;
-    int8_t codebooks[2][TURBO_T_MAX_LEVELS];
+    int8_t codebooks[2][TRELLIS_MAX_LEVELS];
 } turbo_trellis;
 
 // The words of a block, bit by bit as ggml-turbo-trellis.h draws them, the first byte lowest.
@@ -67,18 +65,18 @@ static inline uint32_t turbo_bits_of(float x) {
 static inline enum turbo_block_kind turbo_kind_of_block(uint32_t max) {
     const uint32_t infinity = 0x7f800000;
     return max > infinity                         ? TURBO_BLOCK_NAN :
-           turbo_float_of(max) < TURBO_T_AMAX_MIN ? TURBO_BLOCK_ZERO :
+           turbo_float_of(max) < TRELLIS_AMAX_MIN ? TURBO_BLOCK_ZERO :
                                                     TURBO_BLOCK_ORDINARY;
 }
 
-// The smallest scale to try. amax: largest magnitude, finite; sum: of the squares of all values * TURBO_T_RMS_MAX / amax, which are rounded
+// The smallest scale to try. amax: largest magnitude, finite; sum: of the squares of all values * TRELLIS_RMS_MAX / amax, which are rounded
 static inline int turbo_first_scale(const turbo_trellis * t, float amax, int32_t sum) {
-    const float rms  = sqrtf((float) sum / (float) QK_TRELLIS) * (amax / (float) TURBO_T_RMS_MAX);
-    const float part = amax / (float) TURBO_T_AMAX_PART;
+    const float rms  = sqrtf((float) sum / (float) QK_TRELLIS) * (amax / (float) TRELLIS_RMS_MAX);
+    const float part = amax / (float) TRELLIS_AMAX_PART;
     const float low  = (rms > part ? rms : part) * t->reach;
     const int   code = (int) (turbo_bits_of(low) >> 20) - (112 << 3);  // to the upper bits of fp16, towards zero
-    const int   last = TURBO_T_SCALE_MAX - TURBO_T_N_SCALES + 1;
-    return code < TURBO_T_SCALE_MIN ? TURBO_T_SCALE_MIN : code > last ? last : code;
+    const int   last = TRELLIS_SCALE_MAX - TRELLIS_N_SCALES + 1;
+    return code < TRELLIS_SCALE_MIN ? TRELLIS_SCALE_MIN : code > last ? last : code;
 }
 
 // The bytes of a segment: of coded, low (two) and high

@@ -10,36 +10,36 @@
 #include <assert.h>
 #include <stdlib.h>
 
-#define N_STATES    TURBO_T_N_STATES
+#define N_STATES    TRELLIS_N_STATES
 #define UNREACHABLE (1 << 29)
 
 static const turbo_trellis trellis2 = {
     2,
-    TURBO2T_REACH,
-    TURBO2T_X_STEPS,
-    TURBO2T_X_SCALE,
-    { { TURBO2T_FINE }, { TURBO2T_COARSE } }
+    TURBO2_T_REACH,
+    TURBO2_T_X_STEPS,
+    TURBO2_T_X_SCALE,
+    { { TURBO2_T_FINE }, { TURBO2_T_COARSE } }
 };
 static const turbo_trellis trellis3 = {
     3,
-    TURBO3T_REACH,
-    TURBO3T_X_STEPS,
-    TURBO3T_X_SCALE,
-    { { TURBO3T_FINE }, { TURBO3T_COARSE } }
+    TURBO3_T_REACH,
+    TURBO3_T_X_STEPS,
+    TURBO3_T_X_SCALE,
+    { { TURBO3_T_FINE }, { TURBO3_T_COARSE } }
 };
 static const turbo_trellis trellis4 = {
     4,
-    TURBO4T_REACH,
-    TURBO4T_X_STEPS,
-    TURBO4T_X_SCALE,
-    { { TURBO4T_FINE }, { TURBO4T_COARSE } }
+    TURBO4_T_REACH,
+    TURBO4_T_X_STEPS,
+    TURBO4_T_X_SCALE,
+    { { TURBO4_T_FINE }, { TURBO4_T_COARSE } }
 };
 
-_Static_assert((int64_t) QK_TRELLIS * TURBO_T_RMS_MAX * TURBO_T_RMS_MAX <= INT32_MAX, "TURBO_T_RMS_MAX is too large");
+_Static_assert((int64_t) QK_TRELLIS * TRELLIS_RMS_MAX * TRELLIS_RMS_MAX <= INT32_MAX, "TRELLIS_RMS_MAX is too large");
 // Every state can be reached from every other in three steps, so costs of states differ by three branches at most; a segment adds as many
 // as it has stations, and SIMD takes the smallest off after each.
-_Static_assert((3 + TURBO_T_SEGMENT) * TURBO_T_COST_MAX <= UINT16_MAX, "TURBO_T_COST_MAX is too large");
-_Static_assert(TURBO_T_DISTANCE_MAX * TURBO_T_DISTANCE_MAX <= UINT16_MAX, "TURBO_T_DISTANCE_MAX is too large");
+_Static_assert((3 + TRELLIS_SEGMENT) * TRELLIS_COST_MAX <= UINT16_MAX, "TRELLIS_COST_MAX is too large");
+_Static_assert(TRELLIS_DISTANCE_MAX * TRELLIS_DISTANCE_MAX <= UINT16_MAX, "TRELLIS_DISTANCE_MAX is too large");
 
 //
 // encoder
@@ -55,7 +55,7 @@ typedef struct {
 // How each state came about
 typedef struct {
     uint8_t from_high[2][QK_TRELLIS][N_STATES];  // the station before was in the state with the oldest bit set
-    uint8_t selector[TURBO_T_N_SEGMENTS][N_STATES];
+    uint8_t selector[TRELLIS_N_SEGMENTS][N_STATES];
 } decisions;
 
 // Writes the values in the order of stations, infinities as +-FLT_MAX, and the smallest scale to try.
@@ -73,7 +73,7 @@ static enum turbo_block_kind prepare_block(const turbo_trellis * t,
     const enum turbo_block_kind kind = turbo_kind_of_block(max);
     if (kind == TURBO_BLOCK_ORDINARY) {
         const float amax   = turbo_float_of(max < TURBO_MAX_FINITE ? max : TURBO_MAX_FINITE);
-        const float to_rms = (float) TURBO_T_RMS_MAX / amax;
+        const float to_rms = (float) TRELLIS_RMS_MAX / amax;
         int32_t     sum    = 0;
         for (int n = 0; n < QK_TRELLIS; ++n) {
             const int32_t i = (int32_t) rintf(fabsf(values[n]) * to_rms);
@@ -102,7 +102,7 @@ static int32_t at_most(int32_t x, int32_t limit) {
 }
 
 static void measure_stations(const turbo_trellis * t, const float * x, float d, stations * s) {
-    const float limit   = (float) TURBO_T_X_MAX;
+    const float limit   = (float) TRELLIS_X_MAX;
     const float inverse = t->x_scale / d;
     s->least            = 0;
     for (int n = 0; n < QK_TRELLIS; ++n) {
@@ -113,12 +113,12 @@ static void measure_stations(const turbo_trellis * t, const float * x, float d, 
         int32_t * cost  = s->cost[n][0];
         for (int i = 0; i < 8; ++i) {
             nearest_level(t, i / 4, i % 4, s->x[n], &cost[i]);
-            cost[i] = at_most(cost[i], TURBO_T_DISTANCE_MAX);
+            cost[i] = at_most(cost[i], TRELLIS_DISTANCE_MAX);
             cost[i] *= cost[i];
             least = at_most(cost[i], least);
         }
         for (int i = 0; i < 8; ++i) {
-            cost[i] = at_most(cost[i] - least, TURBO_T_COST_MAX);
+            cost[i] = at_most(cost[i] - least, TRELLIS_COST_MAX);
         }
         s->least += least;
     }
@@ -126,12 +126,12 @@ static void measure_stations(const turbo_trellis * t, const float * x, float d, 
 
 // One lap: from the costs of the first states to those of the last. how: may be NULL
 static void run_lap(const stations * s, int32_t * cost, decisions * how) {
-    for (int segment = 0; segment < TURBO_T_N_SEGMENTS; ++segment) {
+    for (int segment = 0; segment < TRELLIS_N_SEGMENTS; ++segment) {
         int32_t end[2][N_STATES];
         for (int book = 0; book < 2; ++book) {
             int32_t m[N_STATES];
             memcpy(m, cost, sizeof(m));
-            for (int n = segment * TURBO_T_SEGMENT; n < (segment + 1) * TURBO_T_SEGMENT; ++n) {
+            for (int n = segment * TRELLIS_SEGMENT; n < (segment + 1) * TRELLIS_SEGMENT; ++n) {
                 for (int state = 0; state < N_STATES; ++state) {
                     const int     before = state >> 1;
                     const int32_t low    = m[before] + s->cost[n][book][turbo_subset(before, state & 1)];
@@ -170,11 +170,11 @@ static turbo_path trace_back(const turbo_trellis * t, const stations * s, const 
           0
     };
     int state = last;
-    for (int segment = TURBO_T_N_SEGMENTS - 1; segment >= 0; --segment) {
+    for (int segment = TRELLIS_N_SEGMENTS - 1; segment >= 0; --segment) {
         const int     book = how->selector[segment][state];
         turbo_segment bits = { 0, 0, 0, 0 };
-        for (int j = TURBO_T_SEGMENT - 1; j >= 0; --j) {
-            const int n      = segment * TURBO_T_SEGMENT + j;
+        for (int j = TRELLIS_SEGMENT - 1; j >= 0; --j) {
+            const int n      = segment * TRELLIS_SEGMENT + j;
             const int bit    = state & 1;
             const int before = state >> 1 | (how->from_high[book][n][state] ? N_STATES / 2 : 0);
             int32_t   distance;
@@ -196,7 +196,7 @@ static void encode_block(const turbo_trellis * t, const float * x, void * block)
     switch (prepare_block(t, x, values, &first_scale)) {
         case TURBO_BLOCK_NAN:
             memset(bytes, 0, (size_t) (2 + QK_TRELLIS * t->bits / 8));
-            bytes[0] = TURBO_T_SCALE_NAN;
+            bytes[0] = TRELLIS_SCALE_NAN;
             return;
         case TURBO_BLOCK_ZERO:
             memset(bytes, 0, (size_t) (2 + QK_TRELLIS * t->bits / 8));
@@ -205,10 +205,10 @@ static void encode_block(const turbo_trellis * t, const float * x, void * block)
             break;
     }
 
-    stations s[TURBO_T_N_SCALES];
-    float    bound[TURBO_T_N_SCALES][N_STATES];
-    float    squared[TURBO_T_N_SCALES];
-    for (int i = 0; i < TURBO_T_N_SCALES; ++i) {
+    stations s[TRELLIS_N_SCALES];
+    float    bound[TRELLIS_N_SCALES][N_STATES];
+    float    squared[TRELLIS_N_SCALES];
+    for (int i = 0; i < TRELLIS_N_SCALES; ++i) {
         const float d = turbo_scale_of((uint8_t) (first_scale + i));
         squared[i]    = d * d;
         measure_stations(t, values, d, &s[i]);
@@ -234,7 +234,7 @@ static void encode_block(const turbo_trellis * t, const float * x, void * block)
     for (;;) {
         other.scale = 0;
         other.state = 0;
-        for (int i = 0; i < TURBO_T_N_SCALES * N_STATES; ++i) {
+        for (int i = 0; i < TRELLIS_N_SCALES * N_STATES; ++i) {
             if (bound[i / N_STATES][i % N_STATES] < bound[other.scale][other.state]) {
                 other.scale = i / N_STATES;
                 other.state = i % N_STATES;
@@ -299,7 +299,7 @@ static void decode_row(const turbo_trellis * t, const void * x, float * y, int64
     for (int64_t ib = 0; ib < k / QK_TRELLIS; ++ib, block += 2 + QK_TRELLIS * t->bits / 8, y += QK_TRELLIS) {
         int8_t levels[QK_TRELLIS];
         turbo_unpack_levels(t, block, levels);
-        const float d = turbo_scale_of(block[0]) / (float) TURBO_T_LEVEL_STEPS;
+        const float d = turbo_scale_of(block[0]) / (float) TRELLIS_LEVEL_STEPS;
         for (int i = 0; i < QK_TRELLIS; ++i) {
             y[i] = d * (float) levels[i];
         }

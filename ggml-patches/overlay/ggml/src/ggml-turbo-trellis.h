@@ -8,7 +8,7 @@
 //
 // and decodes to
 //
-//     d * codebook[selector(n / 8)][level(n)] / 64        codebook: int8 (ggml-turbo-tables.h), ascending and odd-symmetric
+//     d * codebook[selector(n / 8)][level(n)] / 64        codebook: int8 (turbo/tables.h), ascending and odd-symmetric
 //
 // which is exact in binary32 and, 4 x 7 bits, in fp16. Each station has a coded bit u and bits - 1 plain bits p. The coded bits of this and
 // of earlier stations choose every fourth level, the plain bits one of those:
@@ -37,7 +37,7 @@
 //     a NaN anywhere in the block                    d is NaN, other bytes are 0: all 64 values decode to NaN, ggml_validate_row_data says no
 //     infinity                                       encoded like +-FLT_MAX
 //     finite input                                   finite output
-//     otherwise                                      of all closed paths, selectors and TURBO_T_N_SCALES scales near the block's rms the one
+//     otherwise                                      of all closed paths, selectors and TRELLIS_N_SCALES scales near the block's rms the one
 //                                                    with the smallest squared error, as ggml-turbo-trellis.c measures it
 
 #include "ggml-turbo.h"
@@ -65,13 +65,13 @@ typedef struct {
 } block_turbo4_t;
 
 #ifdef __cplusplus
-static_assert(sizeof(block_turbo2_t) == TURBO2T_BLOCK_BYTES, "wrong turbo2_t block size/padding");
-static_assert(sizeof(block_turbo3_t) == TURBO3T_BLOCK_BYTES, "wrong turbo3_t block size/padding");
-static_assert(sizeof(block_turbo4_t) == TURBO4T_BLOCK_BYTES, "wrong turbo4_t block size/padding");
+static_assert(sizeof(block_turbo2_t) == TURBO2_T_BLOCK_BYTES, "wrong turbo2_t block size/padding");
+static_assert(sizeof(block_turbo3_t) == TURBO3_T_BLOCK_BYTES, "wrong turbo3_t block size/padding");
+static_assert(sizeof(block_turbo4_t) == TURBO4_T_BLOCK_BYTES, "wrong turbo4_t block size/padding");
 #else
-_Static_assert(sizeof(block_turbo2_t) == TURBO2T_BLOCK_BYTES, "wrong turbo2_t block size/padding");
-_Static_assert(sizeof(block_turbo3_t) == TURBO3T_BLOCK_BYTES, "wrong turbo3_t block size/padding");
-_Static_assert(sizeof(block_turbo4_t) == TURBO4T_BLOCK_BYTES, "wrong turbo4_t block size/padding");
+_Static_assert(sizeof(block_turbo2_t) == TURBO2_T_BLOCK_BYTES, "wrong turbo2_t block size/padding");
+_Static_assert(sizeof(block_turbo3_t) == TURBO3_T_BLOCK_BYTES, "wrong turbo3_t block size/padding");
+_Static_assert(sizeof(block_turbo4_t) == TURBO4_T_BLOCK_BYTES, "wrong turbo4_t block size/padding");
 #endif
 
 #ifdef __cplusplus

@@ -1,7 +1,7 @@
 // Reference encoder and decoder of the turbo types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
 //
 // The encoder works on integers, so that "the same bits" does not depend on compiler flags: each block is scaled to
-// t = round(|x| * TURBO_T_MAX / max|x|), and the thresholds of every step that the search tries are then constants. What is left in
+// t = round(|x| * SCALAR_T_MAX / max|x|), and the thresholds of every step that the search tries are then constants. What is left in
 // binary32 are single multiplications, divisions and one square root, never a product that is added to something: there is
 // nothing to contract into an FMA and no sum whose order matters.
 
@@ -25,17 +25,17 @@ typedef struct {
     int16_t plain[MAX_MAGNITUDES - 1];
 } turbo_codec;
 
-_Static_assert(TURBO2_N_STEPS == N_STEPS && TURBO3_N_STEPS == N_STEPS && TURBO4_N_STEPS == N_STEPS, "steps to try");
+_Static_assert(TURBO2_0_N_STEPS == N_STEPS && TURBO3_0_N_STEPS == N_STEPS && TURBO4_0_N_STEPS == N_STEPS, "steps to try");
 // sums of 32 products of t and t, or of t and a magnitude (at most 127), stay below 2^31
-_Static_assert((int64_t) QK_TURBO * TURBO_T_MAX * TURBO_T_MAX <= INT32_MAX, "TURBO_T_MAX is too large");
+_Static_assert((int64_t) QK_SCALAR * SCALAR_T_MAX * SCALAR_T_MAX <= INT32_MAX, "SCALAR_T_MAX is too large");
 
-static const turbo_codec codec2 = { 2, { TURBO2_MAGNITUDES }, { TURBO2_THRESHOLDS }, { TURBO2_PLAIN } };
-static const turbo_codec codec3 = { 4, { TURBO3_MAGNITUDES }, { TURBO3_THRESHOLDS }, { TURBO3_PLAIN } };
-static const turbo_codec codec4 = { 8, { TURBO4_MAGNITUDES }, { TURBO4_THRESHOLDS }, { TURBO4_PLAIN } };
+static const turbo_codec codec2 = { 2, { TURBO2_0_MAGNITUDES }, { TURBO2_0_THRESHOLDS }, { TURBO2_0_PLAIN } };
+static const turbo_codec codec3 = { 4, { TURBO3_0_MAGNITUDES }, { TURBO3_0_THRESHOLDS }, { TURBO3_0_PLAIN } };
+static const turbo_codec codec4 = { 8, { TURBO4_0_MAGNITUDES }, { TURBO4_0_THRESHOLDS }, { TURBO4_0_PLAIN } };
 
-static const int8_t codebook2[4]  = { TURBO2_CODEBOOK };
-static const int8_t codebook3[8]  = { TURBO3_CODEBOOK };
-static const int8_t codebook4[16] = { TURBO4_CODEBOOK };
+static const int8_t codebook2[4]  = { TURBO2_0_CODEBOOK };
+static const int8_t codebook3[8]  = { TURBO3_0_CODEBOOK };
+static const int8_t codebook4[16] = { TURBO4_0_CODEBOOK };
 
 //
 // scale rule of the process
@@ -107,7 +107,7 @@ enum ggml_turbo_scale ggml_turbo_get_scale(void) {
 
 // A block as integers: |x[i]| is about t[i] * unit.
 typedef struct {
-    int32_t  t[QK_TURBO];
+    int32_t  t[QK_SCALAR];
     uint32_t negative;  // bit i: sign bit of x[i]
     float    unit;
     bool     is_nan;
@@ -133,7 +133,7 @@ static void block_to_ints(const float * x, turbo_ints * b) {
 
     uint32_t max = 0;
     b->negative  = 0;
-    for (int i = 0; i < QK_TURBO; ++i) {
+    for (int i = 0; i < QK_SCALAR; ++i) {
         const uint32_t u = bits_of(x[i]);
         const uint32_t a = u & 0x7fffffff;
         max              = a > max ? a : max;
@@ -142,14 +142,14 @@ static void block_to_ints(const float * x, turbo_ints * b) {
 
     b->is_nan        = max > infinity;
     const float amax = float_of(max < max_finite ? max : max_finite);
-    b->is_zero       = amax < TURBO_AMAX_MIN;
+    b->is_zero       = amax < SCALAR_AMAX_MIN;
     if (b->is_nan || b->is_zero) {
         return;
     }
 
-    b->unit           = amax / (float) TURBO_T_MAX;
-    const float scale = (float) TURBO_T_MAX / amax;
-    for (int i = 0; i < QK_TURBO; ++i) {
+    b->unit           = amax / (float) SCALAR_T_MAX;
+    const float scale = (float) SCALAR_T_MAX / amax;
+    for (int i = 0; i < QK_SCALAR; ++i) {
         const uint32_t a = bits_of(x[i]) & 0x7fffffff;
         b->t[i]          = (int32_t) rintf(float_of(a < max_finite ? a : max_finite) * scale);
     }
@@ -170,7 +170,7 @@ typedef struct {
 
 static turbo_fit fit_step(const turbo_codec * codec, const int16_t * thresholds, const int32_t * t) {
     turbo_fit fit = { 0, 0 };
-    for (int i = 0; i < QK_TURBO; ++i) {
+    for (int i = 0; i < QK_SCALAR; ++i) {
         const int32_t c = codec->magnitudes[magnitude_index(thresholds, codec->n, t[i])];
         fit.tc += t[i] * c;
         fit.cc += c * c;
@@ -202,7 +202,7 @@ static const int16_t * best_thresholds(const turbo_codec * codec, bool search, c
 
 static int32_t sum_of_squares(const int32_t * t) {
     int32_t sum = 0;
-    for (int i = 0; i < QK_TURBO; ++i) {
+    for (int i = 0; i < QK_SCALAR; ++i) {
         sum += t[i] * t[i];
     }
     return sum;
@@ -216,9 +216,9 @@ static ggml_fp16_t encode_block(const turbo_codec *   codec,
                                 uint8_t *             index) {
     turbo_ints b;
     block_to_ints(x, &b);
-    memset(index, 0, QK_TURBO);
+    memset(index, 0, QK_SCALAR);
     if (b.is_nan) {
-        return TURBO_HALF_NAN;
+        return SCALAR_HALF_NAN;
     }
     if (b.is_zero) {
         return 0;
@@ -232,7 +232,7 @@ static ggml_fp16_t encode_block(const turbo_codec *   codec,
     if (half == 0) {
         return 0;
     }
-    for (int i = 0; i < QK_TURBO; ++i) {
+    for (int i = 0; i < QK_SCALAR; ++i) {
         const int m = magnitude_index(thresholds, codec->n, b.t[i]);
         index[i]    = (uint8_t) ((b.negative >> i & 1) ? codec->n - 1 - m : codec->n + m);
     }
@@ -240,21 +240,21 @@ static ggml_fp16_t encode_block(const turbo_codec *   codec,
 }
 
 static void pack_2bit(const uint8_t * index, uint8_t * qs) {
-    for (int j = 0; j < QK_TURBO / 4; ++j) {
+    for (int j = 0; j < QK_SCALAR / 4; ++j) {
         qs[j] =
             (uint8_t) ((index[j] & 3) | (index[j + 8] & 3) << 2 | (index[j + 16] & 3) << 4 | (index[j + 24] & 3) << 6);
     }
 }
 
 static void pack_signs(const uint8_t * index, uint8_t * signs) {
-    memset(signs, 0, QK_TURBO / 8);
-    for (int i = 0; i < QK_TURBO; ++i) {
+    memset(signs, 0, QK_SCALAR / 8);
+    for (int i = 0; i < QK_SCALAR; ++i) {
         signs[i % 4] |= (uint8_t) ((index[i] >> 2) << (i / 4));
     }
 }
 
 static void pack_4bit(const uint8_t * index, uint8_t * qs) {
-    for (int j = 0; j < QK_TURBO / 2; ++j) {
+    for (int j = 0; j < QK_SCALAR / 2; ++j) {
         qs[j] = (uint8_t) (index[j] | index[j + 16] << 4);
     }
 }
@@ -266,11 +266,11 @@ void ggml_turbo_quantize_row(enum ggml_type              type,
                              void * GGML_RESTRICT        y,
                              int64_t                     k) {
     assert(ggml_is_turbo(type) && !ggml_turbo_is_trellis(type));
-    assert(k % QK_TURBO == 0);
+    assert(k % QK_SCALAR == 0);
 
-    uint8_t index[QK_TURBO];
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
-        const float * xb = x + ib * QK_TURBO;
+    uint8_t index[QK_SCALAR];
+    for (int64_t ib = 0; ib < k / QK_SCALAR; ++ib) {
+        const float * xb = x + ib * QK_SCALAR;
         if (type == GGML_TYPE_TURBO2_0) {
             block_turbo2_0 * block = (block_turbo2_0 *) y + ib;
             block->d               = encode_block(&codec2, scale, search, xb, index);
@@ -313,32 +313,32 @@ static int index_3bit(const block_turbo3_0 * block, int i) {
 }
 
 void dequantize_row_turbo2_0(const block_turbo2_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
-    assert(k % QK_TURBO == 0);
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
+    assert(k % QK_SCALAR == 0);
+    for (int64_t ib = 0; ib < k / QK_SCALAR; ++ib) {
         const float d = GGML_FP16_TO_FP32(x[ib].d);
-        for (int i = 0; i < QK_TURBO; ++i) {
-            y[ib * QK_TURBO + i] = d * (float) codebook2[index_2bit(x[ib].qs, i)];
+        for (int i = 0; i < QK_SCALAR; ++i) {
+            y[ib * QK_SCALAR + i] = d * (float) codebook2[index_2bit(x[ib].qs, i)];
         }
     }
 }
 
 void dequantize_row_turbo3_0(const block_turbo3_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
-    assert(k % QK_TURBO == 0);
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
+    assert(k % QK_SCALAR == 0);
+    for (int64_t ib = 0; ib < k / QK_SCALAR; ++ib) {
         const float d = GGML_FP16_TO_FP32(x[ib].d);
-        for (int i = 0; i < QK_TURBO; ++i) {
-            y[ib * QK_TURBO + i] = d * (float) codebook3[index_3bit(x + ib, i)];
+        for (int i = 0; i < QK_SCALAR; ++i) {
+            y[ib * QK_SCALAR + i] = d * (float) codebook3[index_3bit(x + ib, i)];
         }
     }
 }
 
 void dequantize_row_turbo4_0(const block_turbo4_0 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
-    assert(k % QK_TURBO == 0);
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
+    assert(k % QK_SCALAR == 0);
+    for (int64_t ib = 0; ib < k / QK_SCALAR; ++ib) {
         const float d = GGML_FP16_TO_FP32(x[ib].d);
-        for (int j = 0; j < QK_TURBO / 2; ++j) {
-            y[ib * QK_TURBO + j]                = d * (float) codebook4[x[ib].qs[j] & 15];
-            y[ib * QK_TURBO + j + QK_TURBO / 2] = d * (float) codebook4[x[ib].qs[j] >> 4];
+        for (int j = 0; j < QK_SCALAR / 2; ++j) {
+            y[ib * QK_SCALAR + j]                = d * (float) codebook4[x[ib].qs[j] & 15];
+            y[ib * QK_SCALAR + j + QK_SCALAR / 2] = d * (float) codebook4[x[ib].qs[j] >> 4];
         }
     }
 }
@@ -365,7 +365,7 @@ static ggml_fp16_t decay_block(const int8_t *        codebook,
     int32_t tc = 0;
     int32_t cc = 0;
     int32_t tt = 0;
-    for (int i = 0; i < QK_TURBO; ++i) {
+    for (int i = 0; i < QK_SCALAR; ++i) {
         const int32_t t = codebook[index[i]];
         index[i]        = (uint8_t) ((index[i] & ~1) | (index[i] >= n));
         const int32_t c = codebook[index[i]];
@@ -377,8 +377,8 @@ static ggml_fp16_t decay_block(const int8_t *        codebook,
 }
 
 static void decay_turbo3(enum ggml_turbo_scale scale, block_turbo3_0 * block) {
-    uint8_t index[QK_TURBO];
-    for (int i = 0; i < QK_TURBO; ++i) {
+    uint8_t index[QK_SCALAR];
+    for (int i = 0; i < QK_SCALAR; ++i) {
         index[i] = (uint8_t) index_3bit(block, i);
     }
     block->d = decay_block(codebook3, codec3.n, scale, block->d, index);
@@ -386,10 +386,10 @@ static void decay_turbo3(enum ggml_turbo_scale scale, block_turbo3_0 * block) {
 }
 
 static void decay_turbo4(enum ggml_turbo_scale scale, block_turbo4_0 * block) {
-    uint8_t index[QK_TURBO];
-    for (int j = 0; j < QK_TURBO / 2; ++j) {
+    uint8_t index[QK_SCALAR];
+    for (int j = 0; j < QK_SCALAR / 2; ++j) {
         index[j]                = block->qs[j] & 15;
-        index[j + QK_TURBO / 2] = block->qs[j] >> 4;
+        index[j + QK_SCALAR / 2] = block->qs[j] >> 4;
     }
     block->d = decay_block(codebook4, codec4.n, scale, block->d, index);
     pack_4bit(index, block->qs);
@@ -397,9 +397,9 @@ static void decay_turbo4(enum ggml_turbo_scale scale, block_turbo4_0 * block) {
 
 void ggml_turbo_decay_row(enum ggml_type type, enum ggml_turbo_scale scale, void * y, int64_t k) {
     assert(ggml_turbo_decays(type));
-    assert(k % QK_TURBO == 0);
+    assert(k % QK_SCALAR == 0);
 
-    for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {
+    for (int64_t ib = 0; ib < k / QK_SCALAR; ++ib) {
         if (type == GGML_TYPE_TURBO3_0) {
             block_turbo3_0 * block = (block_turbo3_0 *) y + ib;
             if (is_finite(block->d)) {
@@ -448,15 +448,15 @@ size_t ggml_turbo_quantize(enum ggml_type              type,
         ggml_turbo_quantize_row_trellis(type, src, dst, nrows * n_per_row);
         return (size_t) (nrows * n_per_row / QK_TRELLIS) * block_bytes(type);
     }
-    assert(n_per_row % QK_TURBO == 0);
+    assert(n_per_row % QK_SCALAR == 0);
     ggml_turbo_quantize_row(type, ggml_turbo_get_scale(), true, src, dst, nrows * n_per_row);
-    return (size_t) (nrows * n_per_row / QK_TURBO) * block_bytes(type);
+    return (size_t) (nrows * n_per_row / QK_SCALAR) * block_bytes(type);
 }
 
 // Whether the scale that a block starts with is neither infinite nor NaN: whether not all bits of its exponent are set
 static bool has_finite_scale(enum ggml_type type, const void * block) {
     if (ggml_turbo_is_trellis(type)) {
-        return *(const uint8_t *) block <= TURBO_T_SCALE_MAX;
+        return *(const uint8_t *) block <= TRELLIS_SCALE_MAX;
     }
     ggml_fp16_t d;
     memcpy(&d, block, sizeof(d));

@@ -4,7 +4,7 @@
 //
 // The format contract. A block holds 32 values; value i decodes to
 //
-//     d * codebook[index(i)]          d: fp16, codebook: int8 (ggml-turbo-tables.h), ascending and odd-symmetric
+//     d * codebook[index(i)]          d: fp16, codebook: int8 (turbo/tables.h), ascending and odd-symmetric
 //
 // which is exact in binary32 (11 x 7 bits), so CPU, GPU and the Python reference decode to the same numbers. The codebook is
 // the definition for float decoding and for integer dot products alike. Bits, least significant on the right:
@@ -50,7 +50,7 @@
 #    define GGML_COMMON_DECL_C
 #endif
 #include "ggml-common.h"
-#include "ggml-turbo-tables.h"
+#include "turbo/tables.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -58,28 +58,28 @@
 
 typedef struct {
     ggml_half d;                 // scale
-    uint8_t   qs[QK_TURBO / 4];  // indices, 2 bits
+    uint8_t   qs[QK_SCALAR / 4];  // indices, 2 bits
 } block_turbo2_0;
 
 typedef struct {
     ggml_half d;                    // scale
-    uint8_t   qs[QK_TURBO / 4];     // indices, low 2 bits
-    uint8_t   signs[QK_TURBO / 8];  // indices, high bit
+    uint8_t   qs[QK_SCALAR / 4];     // indices, low 2 bits
+    uint8_t   signs[QK_SCALAR / 8];  // indices, high bit
 } block_turbo3_0;
 
 typedef struct {
     ggml_half d;                 // scale
-    uint8_t   qs[QK_TURBO / 2];  // indices, 4 bits
+    uint8_t   qs[QK_SCALAR / 2];  // indices, 4 bits
 } block_turbo4_0;
 
 #ifdef __cplusplus
-static_assert(sizeof(block_turbo2_0) == TURBO2_BLOCK_BYTES, "wrong turbo2_0 block size/padding");
-static_assert(sizeof(block_turbo3_0) == TURBO3_BLOCK_BYTES, "wrong turbo3_0 block size/padding");
-static_assert(sizeof(block_turbo4_0) == TURBO4_BLOCK_BYTES, "wrong turbo4_0 block size/padding");
+static_assert(sizeof(block_turbo2_0) == TURBO2_0_BLOCK_BYTES, "wrong turbo2_0 block size/padding");
+static_assert(sizeof(block_turbo3_0) == TURBO3_0_BLOCK_BYTES, "wrong turbo3_0 block size/padding");
+static_assert(sizeof(block_turbo4_0) == TURBO4_0_BLOCK_BYTES, "wrong turbo4_0 block size/padding");
 #else
-_Static_assert(sizeof(block_turbo2_0) == TURBO2_BLOCK_BYTES, "wrong turbo2_0 block size/padding");
-_Static_assert(sizeof(block_turbo3_0) == TURBO3_BLOCK_BYTES, "wrong turbo3_0 block size/padding");
-_Static_assert(sizeof(block_turbo4_0) == TURBO4_BLOCK_BYTES, "wrong turbo4_0 block size/padding");
+_Static_assert(sizeof(block_turbo2_0) == TURBO2_0_BLOCK_BYTES, "wrong turbo2_0 block size/padding");
+_Static_assert(sizeof(block_turbo3_0) == TURBO3_0_BLOCK_BYTES, "wrong turbo3_0 block size/padding");
+_Static_assert(sizeof(block_turbo4_0) == TURBO4_0_BLOCK_BYTES, "wrong turbo4_0 block size/padding");
 #endif
 
 #ifdef __cplusplus
@@ -99,7 +99,7 @@ GGML_API void                  ggml_turbo_set_scale(enum ggml_turbo_scale scale)
 GGML_API enum ggml_turbo_scale ggml_turbo_get_scale(void);
 
 // Encode one row with everything explicit; search = false takes one fixed step instead of the best of several.
-// k: number of values, a multiple of QK_TURBO. type: one of the scalar turbo types.
+// k: number of values, a multiple of QK_SCALAR. type: one of the scalar turbo types.
 GGML_API void ggml_turbo_quantize_row(enum ggml_type              type,
                                       enum ggml_turbo_scale       scale,
                                       bool                        search,
@@ -107,7 +107,7 @@ GGML_API void ggml_turbo_quantize_row(enum ggml_type              type,
                                       void * GGML_RESTRICT        y,
                                       int64_t                     k);
 
-// Decay of one row, in place. k: number of values, a multiple of QK_TURBO. type: one that decays (ggml_turbo_decays).
+// Decay of one row, in place. k: number of values, a multiple of QK_SCALAR. type: one that decays (ggml_turbo_decays).
 GGML_API void ggml_turbo_decay_row(enum ggml_type type, enum ggml_turbo_scale scale, void * y, int64_t k);
 
 // For ggml_quantize_chunk and ggml_validate_row_data. nbytes must be a multiple of the block size.

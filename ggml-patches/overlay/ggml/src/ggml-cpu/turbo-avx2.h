@@ -43,18 +43,18 @@ TURBO_INLINE __m256i expand_4bit(const uint8_t * qs) {
 
 // Level of each value. pshufb looks up within a lane of 16 bytes, so the table is there twice.
 TURBO_INLINE turbo_bytes levels_turbo2(const block_turbo2_0 * x) {
-    const __m128i table = _mm_setr_epi8(TURBO2_CODEBOOK, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i table = _mm_setr_epi8(TURBO2_0_CODEBOOK, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), expand_2bit(x->qs));
 }
 
 TURBO_INLINE turbo_bytes levels_turbo3(const block_turbo3_0 * x) {
-    const __m128i table = _mm_setr_epi8(TURBO3_CODEBOOK, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i table = _mm_setr_epi8(TURBO3_0_CODEBOOK, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m256i index = _mm256_or_si256(expand_2bit(x->qs), expand_signs(x->signs));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index);
 }
 
 TURBO_INLINE turbo_bytes levels_turbo4(const block_turbo4_0 * x) {
-    const __m128i table = _mm_setr_epi8(TURBO4_CODEBOOK);
+    const __m128i table = _mm_setr_epi8(TURBO4_0_CODEBOOK);
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), expand_4bit(x->qs));
 }
 
@@ -190,7 +190,7 @@ TURBO_INLINE void pack_signs(turbo_bytes index, uint8_t * signs) {
     const __m256i lanes     = _mm256_shuffle_epi8(index, _mm256_broadcastsi128_si256(transpose));
     const __m256i ordered   = _mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     const int     bits      = _mm256_movemask_epi8(_mm256_slli_epi16(ordered, 5));
-    memcpy(signs, &bits, QK_TURBO / 8);
+    memcpy(signs, &bits, QK_SCALAR / 8);
 }
 
 TURBO_INLINE void pack_4bit(turbo_bytes index, uint8_t * qs) {

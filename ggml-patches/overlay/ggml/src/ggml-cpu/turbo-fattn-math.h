@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int BLOCK = QK_TURBO;  // values of a block; columns that are decoded at a time
+constexpr int BLOCK = QK_SCALAR;  // values of a block; columns that are decoded at a time
 
 static_assert(BLOCK % (GEMM_VECS * LANES) == 0, "a block is whole vectors");
 static_assert(QK8_0 == BLOCK && QK4_0 == BLOCK, "blocks of all types are as long");

@@ -208,7 +208,7 @@ template <class... Levels> auto table_of(Levels... levels) {
 struct keys_turbo2 {
     using block = block_turbo2_0;
 
-    static auto table() { return table_of(TURBO2_CODEBOOK); }
+    static auto table() { return table_of(TURBO2_0_CODEBOOK); }
 
     template <class Table> static void levels(vi * out, const char * qs, size_t stride, const Table & t) {
         vi       q[2];
@@ -226,7 +226,7 @@ struct keys_turbo2 {
 struct keys_turbo3 {
     using block = block_turbo3_0;
 
-    static auto table() { return table_of(TURBO3_CODEBOOK); }
+    static auto table() { return table_of(TURBO3_0_CODEBOOK); }
 
     template <int P, int H, class Table> static vi four(vi q, vi signs, const Table & t) {
         const vi index = bit_select(splat_i8(4), shift_right<2 * P + H - 2>(signs), shift_right<2 * P>(q));
@@ -260,7 +260,7 @@ template <class Table> void levels_of_nibbles(vi * out, const char * qs, size_t 
 struct keys_turbo4 {
     using block = block_turbo4_0;
 
-    static auto table() { return table_of(TURBO4_CODEBOOK); }
+    static auto table() { return table_of(TURBO4_0_CODEBOOK); }
 
     template <class Table> static void levels(vi * out, const char * qs, size_t stride, const Table & t) {
         levels_of_nibbles(out, qs, stride, t);
@@ -418,7 +418,7 @@ void score_trellis(const row_states & st, int rows, const char * k, size_t strid
     for (int i = 0; i < n_keys; i += LANES) {
         for (int b = 0; b < n_blocks; ++b) {
             const ggml_half * scales = w.scales + 2 * b * TILE + i;
-            const vf          d      = mul(load_half(scales), splat(1.0f / TURBO_T_LEVEL_STEPS));
+            const vf          d      = mul(load_half(scales), splat(1.0f / TRELLIS_LEVEL_STEPS));
             vi                levels[2 * N_WORDS];
             Keys::levels(levels, k + i * stride + b * Keys::size + 2, stride, load_u16(scales + TILE), table);
             score_rows(st, rows, levels, d, 2 * b, w.s + i);

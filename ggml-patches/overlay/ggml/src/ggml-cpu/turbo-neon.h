@@ -34,13 +34,13 @@ TURBO_INLINE turbo_bytes expand_2bit(const uint8_t * qs) {
 }
 
 TURBO_INLINE turbo_bytes levels_turbo2(const block_turbo2_0 * x) {
-    static const int8_t codebook[16] = { TURBO2_CODEBOOK };
+    static const int8_t codebook[16] = { TURBO2_0_CODEBOOK };
     return lookup(codebook, expand_2bit(x->qs));
 }
 
 // Bit i of each byte of the signs belongs to the i-th dword: move it to bit 2, the high bit of the index.
 TURBO_INLINE turbo_bytes levels_turbo3(const block_turbo3_0 * x) {
-    static const int8_t codebook[16] = { TURBO3_CODEBOOK };
+    static const int8_t codebook[16] = { TURBO3_0_CODEBOOK };
     static const int8_t shift[2][16] = {
         { 2,  2,  2,  2,  1,  1,  1,  1,  0,  0,  0,  0,  -1, -1, -1, -1 },
         { -2, -2, -2, -2, -3, -3, -3, -3, -4, -4, -4, -4, -5, -5, -5, -5 },
@@ -56,7 +56,7 @@ TURBO_INLINE turbo_bytes levels_turbo3(const block_turbo3_0 * x) {
 }
 
 TURBO_INLINE turbo_bytes levels_turbo4(const block_turbo4_0 * x) {
-    static const int8_t codebook[16] = { TURBO4_CODEBOOK };
+    static const int8_t codebook[16] = { TURBO4_0_CODEBOOK };
     const uint8x16_t    q            = vld1q_u8(x->qs);
     turbo_bytes         index;
     index.val[0] = vandq_u8(q, vdupq_n_u8(15));
@@ -119,7 +119,7 @@ TURBO_INLINE uint32x4_t magnitude_bits(const float * x) {
 
 TURBO_INLINE uint32_t max_magnitude_bits(const float * x) {
     uint32x4_t max = magnitude_bits(x);
-    for (int i = 4; i < QK_TURBO; i += 4) {
+    for (int i = 4; i < QK_SCALAR; i += 4) {
         max = vmaxq_u32(max, magnitude_bits(x + i));
     }
     return vmaxvq_u32(max);

@@ -431,7 +431,7 @@ template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> 
         index = bit_or(index, bits(w.high, BITS == 2 ? 2 : 4));
     }
     levels_to_float(lookup_wide(make_wide_table<4 << BITS>(TRELLIS_LEVELS<BITS, 0>), index),
-                    turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS, y);
+                    turbo_scale_of(x.bytes[0]) / TRELLIS_LEVEL_STEPS, y);
 }
 
 }  // namespace

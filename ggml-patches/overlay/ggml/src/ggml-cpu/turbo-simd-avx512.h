@@ -319,7 +319,7 @@ inline vi shift_pair(vi x, int even, int odd) {
 }
 
 inline void decode(const block_turbo2_0 & x, vf * y) {
-    static constexpr float table[] = { TURBO2_CODEBOOK, TURBO2_CODEBOOK, TURBO2_CODEBOOK, TURBO2_CODEBOOK };
+    static constexpr float table[] = { TURBO2_0_CODEBOOK, TURBO2_0_CODEBOOK, TURBO2_0_CODEBOOK, TURBO2_0_CODEBOOK };
 
     const vf dt = mul(load(table), splat_half(x.d));
     const vi q  = bytes_twice(x.qs);
@@ -329,7 +329,7 @@ inline void decode(const block_turbo2_0 & x, vf * y) {
 
 // Bit i / 4 of byte i % 4 of the signs is the high bit of index i: rotate it to bit 2.
 inline void decode(const block_turbo3_0 & x, vf * y) {
-    static constexpr float table[] = { TURBO3_CODEBOOK, TURBO3_CODEBOOK };
+    static constexpr float table[] = { TURBO3_0_CODEBOOK, TURBO3_0_CODEBOOK };
 
     const vi to = _mm512_setr_epi32(30, 6, 14, 22, 31, 7, 15, 23, 0, 8, 16, 24, 1, 9, 17, 25);
     const vf dt = mul(load(table), splat_half(x.d));
@@ -350,7 +350,7 @@ inline void decode_nibbles(const float * table, ggml_half d, const uint8_t * qs,
 }
 
 inline void decode(const block_turbo4_0 & x, vf * y) {
-    static constexpr float table[] = { TURBO4_CODEBOOK };
+    static constexpr float table[] = { TURBO4_0_CODEBOOK };
     decode_nibbles(table, x.d, x.qs, y);
 }
 
@@ -387,7 +387,7 @@ template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> 
         index = _mm256_or_si256(index, bits(w.high, BITS == 2 ? 2 : 4));
     }
     const vi levels = lookup_wide(make_wide_table<4 << BITS>(TRELLIS_LEVELS<BITS, 0>), _mm512_castsi256_si512(index));
-    const vf d      = splat(turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS);
+    const vf d      = splat(turbo_scale_of(x.bytes[0]) / TRELLIS_LEVEL_STEPS);
     for (int i = 0; i < 2; ++i) {
         const __m128i four_dwords = i == 0 ? _mm512_castsi512_si128(levels) : _mm512_extracti32x4_epi32(levels, 1);
         y[i]                      = mul(d, to_float(_mm512_cvtepi8_epi32(four_dwords)));

@@ -402,23 +402,23 @@ template <int N> inline void load_words(vi * w, const char * p, size_t stride) {
 //
 
 inline void decode_with(void (*dequantize)(const void *, float *), const void * x, vf * y) {
-    float f[QK_TURBO];
+    float f[QK_SCALAR];
     dequantize(x, f);
     memcpy(y, f, sizeof(f));
 }
 
 inline void decode(const block_turbo2_0 & x, vf * y) {
-    decode_with([](const void * b, float * f) { dequantize_row_turbo2_0((const block_turbo2_0 *) b, f, QK_TURBO); }, &x,
+    decode_with([](const void * b, float * f) { dequantize_row_turbo2_0((const block_turbo2_0 *) b, f, QK_SCALAR); }, &x,
                 y);
 }
 
 inline void decode(const block_turbo3_0 & x, vf * y) {
-    decode_with([](const void * b, float * f) { dequantize_row_turbo3_0((const block_turbo3_0 *) b, f, QK_TURBO); }, &x,
+    decode_with([](const void * b, float * f) { dequantize_row_turbo3_0((const block_turbo3_0 *) b, f, QK_SCALAR); }, &x,
                 y);
 }
 
 inline void decode(const block_turbo4_0 & x, vf * y) {
-    decode_with([](const void * b, float * f) { dequantize_row_turbo4_0((const block_turbo4_0 *) b, f, QK_TURBO); }, &x,
+    decode_with([](const void * b, float * f) { dequantize_row_turbo4_0((const block_turbo4_0 *) b, f, QK_SCALAR); }, &x,
                 y);
 }
 
@@ -444,10 +444,10 @@ inline void decode(const block_q4_0 & x, vf * y) {
 template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> & x, vf * y) {
     int8_t levels[QK_TRELLIS];
     turbo_unpack_levels(&TRELLIS<BITS>, x.bytes, levels);
-    const float d = turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS;
-    float       f[QK_TURBO];
-    for (int i = 0; i < QK_TURBO; ++i) {
-        f[i] = d * levels[HALF * QK_TURBO + i];
+    const float d = turbo_scale_of(x.bytes[0]) / TRELLIS_LEVEL_STEPS;
+    float       f[QK_SCALAR];
+    for (int i = 0; i < QK_SCALAR; ++i) {
+        f[i] = d * levels[HALF * QK_SCALAR + i];
     }
     memcpy(y, f, sizeof(f));
 }

@@ -382,7 +382,7 @@ inline void expand_2bit(const uint8_t * qs, uint8x16_t * index) {
 }
 
 inline void decode(const block_turbo2_0 & x, vf * y) {
-    static constexpr int8_t codebook[16] = { TURBO2_CODEBOOK };
+    static constexpr int8_t codebook[16] = { TURBO2_0_CODEBOOK };
     const int8x16_t         table        = vld1q_s8(codebook);
     uint8x16_t              index[2];
     expand_2bit(x.qs, index);
@@ -393,7 +393,7 @@ inline void decode(const block_turbo2_0 & x, vf * y) {
 
 // Bit i / 4 of byte i % 4 of the signs is the high bit of index i.
 inline void decode(const block_turbo3_0 & x, vf * y) {
-    static constexpr int8_t codebook[16] = { TURBO3_CODEBOOK };
+    static constexpr int8_t codebook[16] = { TURBO3_0_CODEBOOK };
     static constexpr int8_t to_bit_0[16] = { 0, 0, 0, 0, -1, -1, -1, -1, -2, -2, -2, -2, -3, -3, -3, -3 };
     const int8x16_t         table        = vld1q_s8(codebook);
     uint8x16_t              index[2];
@@ -409,7 +409,7 @@ inline void decode(const block_turbo3_0 & x, vf * y) {
 }
 
 inline void decode(const block_turbo4_0 & x, vf * y) {
-    static constexpr int8_t codebook[16] = { TURBO4_CODEBOOK };
+    static constexpr int8_t codebook[16] = { TURBO4_0_CODEBOOK };
     const int8x16_t         table        = vld1q_s8(codebook);
     const uint8x16_t        q            = vld1q_u8(x.qs);
     levels_to_float(vqtbl1q_s8(table, vandq_u8(q, vdupq_n_u8(15))), half_to_float(x.d), y);
@@ -453,7 +453,7 @@ template <int BITS, int HALF> inline void decode(const trellis_half<BITS, HALF> 
             index = bit_or(index, bits(w.high, BITS == 2 ? 2 : 4));
         }
         levels_to_float(vreinterpretq_s8_s32(lookup_wide(table, index)),
-                        turbo_scale_of(x.bytes[0]) / TURBO_T_LEVEL_STEPS, y + 4 * i);
+                        turbo_scale_of(x.bytes[0]) / TRELLIS_LEVEL_STEPS, y + 4 * i);
     }
 }
 

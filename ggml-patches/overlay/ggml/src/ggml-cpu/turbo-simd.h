@@ -53,26 +53,26 @@ template <int BITS> constexpr turbo_trellis TRELLIS = {};
 template <>
 constexpr turbo_trellis TRELLIS<2> = {
     2,
-    TURBO2T_REACH,
-    TURBO2T_X_STEPS,
-    TURBO2T_X_SCALE,
-    { { TURBO2T_FINE }, { TURBO2T_COARSE } }
+    TURBO2_T_REACH,
+    TURBO2_T_X_STEPS,
+    TURBO2_T_X_SCALE,
+    { { TURBO2_T_FINE }, { TURBO2_T_COARSE } }
 };
 template <>
 constexpr turbo_trellis TRELLIS<3> = {
     3,
-    TURBO3T_REACH,
-    TURBO3T_X_STEPS,
-    TURBO3T_X_SCALE,
-    { { TURBO3T_FINE }, { TURBO3T_COARSE } }
+    TURBO3_T_REACH,
+    TURBO3_T_X_STEPS,
+    TURBO3_T_X_SCALE,
+    { { TURBO3_T_FINE }, { TURBO3_T_COARSE } }
 };
 template <>
 constexpr turbo_trellis TRELLIS<4> = {
     4,
-    TURBO4T_REACH,
-    TURBO4T_X_STEPS,
-    TURBO4T_X_SCALE,
-    { { TURBO4T_FINE }, { TURBO4T_COARSE } }
+    TURBO4_T_REACH,
+    TURBO4_T_X_STEPS,
+    TURBO4_T_X_SCALE,
+    { { TURBO4_T_FINE }, { TURBO4_T_COARSE } }
 };
 
 // What the values 32 * HALF .. 32 * HALF + 31 of a block of a trellis type are decoded from: the block

@@ -17,11 +17,11 @@
 
 namespace {
 
-constexpr int     N_STATES   = TURBO_T_N_STATES;
-constexpr int     N_SCALES   = TURBO_T_N_SCALES;
+constexpr int     N_STATES   = TRELLIS_N_STATES;
+constexpr int     N_SCALES   = TRELLIS_N_SCALES;
 constexpr int     N_BOUNDS   = N_SCALES * N_STATES;
-constexpr int     N_SEGMENTS = TURBO_T_N_SEGMENTS;
-constexpr int     SEGMENT    = TURBO_T_SEGMENT;
+constexpr int     N_SEGMENTS = TRELLIS_N_SEGMENTS;
+constexpr int     SEGMENT    = TRELLIS_SEGMENT;
 constexpr int     N_WORDS16  = 2 * LANES;
 constexpr int32_t LOW_WORD   = 0xffff;
 constexpr int     N_BLOCKS   = 16;  // of a group: more than lanes, which so find work in the end, too
@@ -40,14 +40,14 @@ constexpr int subset_of(int state, int bit) {
 
 // Values beyond are as far from all levels as distances count.
 constexpr int X_LAST = 511;
-static_assert(2 * 127 + TURBO_T_DISTANCE_MAX <= X_LAST && X_LAST <= TURBO_T_X_MAX, "X_LAST");
+static_assert(2 * 127 + TRELLIS_DISTANCE_MAX <= X_LAST && X_LAST <= TRELLIS_X_MAX, "X_LAST");
 
 constexpr int distance(int x, int y) {
     return x < y ? y - x : x - y;
 }
 
 constexpr int cut_square(int x) {
-    return x < TURBO_T_DISTANCE_MAX ? x * x : TURBO_T_DISTANCE_MAX * TURBO_T_DISTANCE_MAX;
+    return x < TRELLIS_DISTANCE_MAX ? x * x : TRELLIS_DISTANCE_MAX * TRELLIS_DISTANCE_MAX;
 }
 
 template <int BITS> constexpr int x_of_level(int book, int level) {
@@ -67,7 +67,7 @@ template <int BITS> struct alignas(64) cost_rows {
         int nearest[8] = { 0, 1, 2, 3, 0, 1, 2, 3 };
         for (int x = 0; x <= X_LAST; ++x) {
             const int beyond     = x > X_OUTER<BITS> ? cut_square(x - X_OUTER<BITS>) : 0;
-            int       least      = cut_square(TURBO_T_DISTANCE_MAX);
+            int       least      = cut_square(TRELLIS_DISTANCE_MAX);
             int       squared[8] = {};
             for (int i = 0; i < 8; ++i) {
                 int d = distance(x, x_of_level<BITS>(i / 4, nearest[i]));
@@ -85,7 +85,7 @@ template <int BITS> struct alignas(64) cost_rows {
             for (int i = 0; i < 8; ++i) {
                 const int      above = squared[i] - least;
                 const uint32_t sum =
-                    (uint32_t) ((above < TURBO_T_COST_MAX ? above : TURBO_T_COST_MAX) + least - beyond);
+                    (uint32_t) ((above < TRELLIS_COST_MAX ? above : TRELLIS_COST_MAX) + least - beyond);
                 const uint32_t word = sum << 16 * (i / 4);
                 cost[X_LAST + x][i % 4] |= word;
                 if (x > 0) {
@@ -102,10 +102,10 @@ constexpr int UNREACHABLE = 1 << 15;
 
 template <int BITS> constexpr cost_rows<BITS> make_cost_rows() {
     constexpr cost_rows<BITS> rows;
-    // See TURBO_T_COST_MAX in ggml-turbo-trellis.c.
-    static_assert((3 + SEGMENT) * TURBO_T_COST_MAX + SEGMENT * rows.rest <= UINT16_MAX, "costs are too large");
-    static_assert(3 * (TURBO_T_COST_MAX + rows.rest) < UNREACHABLE, "UNREACHABLE");
-    static_assert(3 * (TURBO_T_COST_MAX + rows.rest) + UNREACHABLE <= UINT16_MAX, "UNREACHABLE");
+    // See TRELLIS_COST_MAX in ggml-turbo-trellis.c.
+    static_assert((3 + SEGMENT) * TRELLIS_COST_MAX + SEGMENT * rows.rest <= UINT16_MAX, "costs are too large");
+    static_assert(3 * (TRELLIS_COST_MAX + rows.rest) < UNREACHABLE, "UNREACHABLE");
+    static_assert(3 * (TRELLIS_COST_MAX + rows.rest) + UNREACHABLE <= UINT16_MAX, "UNREACHABLE");
     return rows;
 }
 
@@ -235,7 +235,7 @@ struct job {
 // Of two closed paths the smaller number is the better one: the bits of the error in binary32, then scale, cost and first state
 using result = uint64_t;
 
-static_assert((int64_t) QK_TRELLIS * (TURBO_T_COST_MAX + TURBO_T_DISTANCE_MAX * TURBO_T_DISTANCE_MAX) < 1 << 24,
+static_assert((int64_t) QK_TRELLIS * (TRELLIS_COST_MAX + TRELLIS_DISTANCE_MAX * TRELLIS_DISTANCE_MAX) < 1 << 24,
               "cost");
 
 result make_result(const job & from, float cost, float d) {
@@ -266,7 +266,7 @@ template <int BITS> struct block_group {
         float values[N_BLOCKS][QK_TRELLIS];
         for (int block = 0; block < end; ++block) {
             kind[block]        = TURBO_BLOCK_ZERO;
-            first_scale[block] = TURBO_T_SCALE_MIN;
+            first_scale[block] = TRELLIS_SCALE_MIN;
             if (block < n_blocks) {
                 prepare(block, x + block * QK_TRELLIS, values[block]);
             }
@@ -334,7 +334,7 @@ template <int BITS> struct block_group {
                 values[i] = std::min(std::max(values[i], -amax), amax);
             }
         }
-        const vf to_rms = splat((float) TURBO_T_RMS_MAX / amax);
+        const vf to_rms = splat((float) TRELLIS_RMS_MAX / amax);
         vi       sums   = splat_i32(0);
         for (int i = 0; i < QK_TRELLIS; i += N_WORDS16) {
             const vi t = to_pairs(mul(load(values + i), to_rms), mul(load(values + i + LANES), to_rms));
@@ -358,7 +358,7 @@ template <int BITS> struct block_group {
             const vf odd     = mul(load(values + i + LANES), splat(inverse));
             const vi rounded = to_pairs(min(max(even, low), high), min(max(odd, low), high));
             const vi beyond  = sub_u16(abs_i16(rounded), splat_i16(X_OUTER<BITS>));
-            const vi cut     = min_u16(beyond, splat_i16(TURBO_T_DISTANCE_MAX));
+            const vi cut     = min_u16(beyond, splat_i16(TRELLIS_DISTANCE_MAX));
             sums             = dot_pairs(sums, cut, cut);
             store_words16(x + i, shift_left_i16<4>(rounded));
         }
@@ -608,7 +608,7 @@ template <int BITS> void encode_group(const float * x, int n_blocks, char * y) {
             turbo_pack_block(BITS, group.first_scale[block] + j.scale, &paths[block % LANES], y);
         } else {
             memset(y, 0, BLOCK_BYTES<BITS>);
-            y[0] = group.kind[block] == TURBO_BLOCK_NAN ? (char) TURBO_T_SCALE_NAN : 0;
+            y[0] = group.kind[block] == TURBO_BLOCK_NAN ? (char) TRELLIS_SCALE_NAN : 0;
         }
     }
 }
@@ -635,7 +635,7 @@ template <int BITS> float vec_dot(int n, const void * vx, const void * vy) {
     for (int i = 0; i < n; i += QK_TRELLIS, x += BLOCK_BYTES<BITS>) {
         int8_t levels[QK_TRELLIS];
         turbo_unpack_levels(&TRELLIS<BITS>, x, levels);
-        const float d = turbo_scale_of((uint8_t) x[0]) / TURBO_T_LEVEL_STEPS;
+        const float d = turbo_scale_of((uint8_t) x[0]) / TRELLIS_LEVEL_STEPS;
         for (const int8_t * half = levels; half < levels + QK_TRELLIS; half += QK8_0, ++y) {
             int32_t dot = 0;
             for (int j = 0; j < QK8_0; ++j) {

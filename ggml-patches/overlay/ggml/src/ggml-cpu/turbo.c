@@ -27,7 +27,7 @@
 #    define TURBO_SIMD "neon"
 #endif
 
-_Static_assert(QK_TURBO == QK8_0, "a turbo block meets one Q8_0 block");
+_Static_assert(QK_SCALAR == QK8_0, "a turbo block meets one Q8_0 block");
 
 #define N_ACC 4  // block ib of a row is added to accumulator ib % N_ACC
 
@@ -61,7 +61,7 @@ const char * ggml_turbo_cpu_isa(void) {
 
 #    define N_STEPS 4
 
-_Static_assert(TURBO2_N_STEPS == N_STEPS && TURBO3_N_STEPS == N_STEPS && TURBO4_N_STEPS == N_STEPS, "steps to try");
+_Static_assert(TURBO2_0_N_STEPS == N_STEPS && TURBO3_0_N_STEPS == N_STEPS && TURBO4_0_N_STEPS == N_STEPS, "steps to try");
 
 // Writes d and returns the index of each value. n: magnitudes, half of the codebook; thresholds: n - 1 for each step.
 TURBO_INLINE turbo_bytes encode_block(int                   n,
@@ -79,12 +79,12 @@ TURBO_INLINE turbo_bytes encode_block(int                   n,
     const uint32_t finite = max < max_finite ? max : max_finite;
     float          amax;
     memcpy(&amax, &finite, sizeof(amax));
-    if (max > infinity || amax < TURBO_AMAX_MIN) {
-        *d = max > infinity ? TURBO_HALF_NAN : 0;
+    if (max > infinity || amax < SCALAR_AMAX_MIN) {
+        *d = max > infinity ? SCALAR_HALF_NAN : 0;
         return zeros;
     }
 
-    const turbo_ints b = block_to_ints(x, (float) TURBO_T_MAX / amax);
+    const turbo_ints b = block_to_ints(x, (float) SCALAR_T_MAX / amax);
     turbo_bytes      m[N_STEPS];
     turbo_sums       tc[N_STEPS];
     turbo_sums       cc[N_STEPS];
@@ -101,27 +101,27 @@ TURBO_INLINE turbo_bytes encode_block(int                   n,
     const int best = best_of_four(tc4, cc4);
 
     const int32_t tt = scale == GGML_TURBO_SCALE_LEAST_SQUARES ? 0 : sum_of_squares(&b);
-    *d = GGML_CPU_FP32_TO_FP16(turbo_block_scale(scale, tcs[best], ccs[best], tt, amax / (float) TURBO_T_MAX));
+    *d = GGML_CPU_FP32_TO_FP16(turbo_block_scale(scale, tcs[best], ccs[best], tt, amax / (float) SCALAR_T_MAX));
     return *d == 0 ? zeros : signed_indices(m[best], n, &b);
 }
 
 TURBO_INLINE void encode_turbo2(enum ggml_turbo_scale scale, const float * x, block_turbo2_0 * block) {
-    static const int8_t  magnitudes[16]                = { TURBO2_MAGNITUDES };
-    static const int16_t thresholds[TURBO2_N_STEPS][1] = { TURBO2_THRESHOLDS };
+    static const int8_t  magnitudes[16]                = { TURBO2_0_MAGNITUDES };
+    static const int16_t thresholds[TURBO2_0_N_STEPS][1] = { TURBO2_0_THRESHOLDS };
     pack_2bit(encode_block(2, magnitudes, thresholds[0], scale, x, &block->d), block->qs);
 }
 
 TURBO_INLINE void encode_turbo3(enum ggml_turbo_scale scale, const float * x, block_turbo3_0 * block) {
-    static const int8_t  magnitudes[16]                = { TURBO3_MAGNITUDES };
-    static const int16_t thresholds[TURBO3_N_STEPS][3] = { TURBO3_THRESHOLDS };
+    static const int8_t  magnitudes[16]                = { TURBO3_0_MAGNITUDES };
+    static const int16_t thresholds[TURBO3_0_N_STEPS][3] = { TURBO3_0_THRESHOLDS };
     const turbo_bytes    index = encode_block(4, magnitudes, thresholds[0], scale, x, &block->d);
     pack_2bit(index, block->qs);
     pack_signs(index, block->signs);
 }
 
 TURBO_INLINE void encode_turbo4(enum ggml_turbo_scale scale, const float * x, block_turbo4_0 * block) {
-    static const int8_t  magnitudes[16]                = { TURBO4_MAGNITUDES };
-    static const int16_t thresholds[TURBO4_N_STEPS][7] = { TURBO4_THRESHOLDS };
+    static const int8_t  magnitudes[16]                = { TURBO4_0_MAGNITUDES };
+    static const int16_t thresholds[TURBO4_0_N_STEPS][7] = { TURBO4_0_THRESHOLDS };
     pack_4bit(encode_block(8, magnitudes, thresholds[0], scale, x, &block->d), block->qs);
 }
 
@@ -152,20 +152,20 @@ const char * ggml_turbo_cpu_isa(void) {
 }
 
 static void encode_turbo2(enum ggml_turbo_scale scale, const float * x, block_turbo2_0 * block) {
-    ggml_turbo_quantize_row(GGML_TYPE_TURBO2_0, scale, true, x, block, QK_TURBO);
+    ggml_turbo_quantize_row(GGML_TYPE_TURBO2_0, scale, true, x, block, QK_SCALAR);
 }
 
 static void encode_turbo3(enum ggml_turbo_scale scale, const float * x, block_turbo3_0 * block) {
-    ggml_turbo_quantize_row(GGML_TYPE_TURBO3_0, scale, true, x, block, QK_TURBO);
+    ggml_turbo_quantize_row(GGML_TYPE_TURBO3_0, scale, true, x, block, QK_SCALAR);
 }
 
 static void encode_turbo4(enum ggml_turbo_scale scale, const float * x, block_turbo4_0 * block) {
-    ggml_turbo_quantize_row(GGML_TYPE_TURBO4_0, scale, true, x, block, QK_TURBO);
+    ggml_turbo_quantize_row(GGML_TYPE_TURBO4_0, scale, true, x, block, QK_SCALAR);
 }
 
-static const int8_t codebook2[4]  = { TURBO2_CODEBOOK };
-static const int8_t codebook3[8]  = { TURBO3_CODEBOOK };
-static const int8_t codebook4[16] = { TURBO4_CODEBOOK };
+static const int8_t codebook2[4]  = { TURBO2_0_CODEBOOK };
+static const int8_t codebook3[8]  = { TURBO3_0_CODEBOOK };
+static const int8_t codebook4[16] = { TURBO4_0_CODEBOOK };
 
 typedef int32_t turbo_sums;
 
@@ -201,9 +201,9 @@ static turbo_sums dot_turbo3(const block_turbo3_0 * x, const block_q8_0 * y) {
 
 static turbo_sums dot_turbo4(const block_turbo4_0 * x, const block_q8_0 * y) {
     int32_t sum = 0;
-    for (int j = 0; j < QK_TURBO / 2; ++j) {
+    for (int j = 0; j < QK_SCALAR / 2; ++j) {
         sum += codebook4[x->qs[j] & 15] * y->qs[j];
-        sum += codebook4[x->qs[j] >> 4] * y->qs[j + QK_TURBO / 2];
+        sum += codebook4[x->qs[j] >> 4] * y->qs[j + QK_SCALAR / 2];
     }
     return sum;
 }
@@ -220,9 +220,9 @@ static void accumulate(double * acc, const float * d, const turbo_sums * dot) {
     void quantize_row_turbo##bits##_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) { \
         const enum ggml_turbo_scale scale  = ggml_turbo_get_scale();                                      \
         block_turbo##bits##_0 *     blocks = (block_turbo##bits##_0 *) y;                                 \
-        assert(k % QK_TURBO == 0);                                                                        \
-        for (int64_t ib = 0; ib < k / QK_TURBO; ++ib) {                                                   \
-            encode_turbo##bits(scale, x + ib * QK_TURBO, blocks + ib);                                    \
+        assert(k % QK_SCALAR == 0);                                                                        \
+        for (int64_t ib = 0; ib < k / QK_SCALAR; ++ib) {                                                   \
+            encode_turbo##bits(scale, x + ib * QK_SCALAR, blocks + ib);                                    \
         }                                                                                                 \
     }
 
@@ -245,11 +245,11 @@ DEFINE_QUANTIZE_ROW(4)
                                                                                                                      \
     void ggml_vec_dot_turbo##bits##_0_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, \
                                            size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {           \
-        assert(n % QK_TURBO == 0 && nrc == 1);                                                                       \
+        assert(n % QK_SCALAR == 0 && nrc == 1);                                                                       \
         (void) bs, (void) bx, (void) by, (void) nrc;                                                                 \
         const block_turbo##bits##_0 * x          = (const block_turbo##bits##_0 *) vx;                               \
         const block_q8_0 *            y          = (const block_q8_0 *) vy;                                          \
-        const int                     nb         = n / QK_TURBO;                                                     \
+        const int                     nb         = n / QK_SCALAR;                                                     \
         double                        acc[N_ACC] = { 0.0, 0.0, 0.0, 0.0 };                                           \
         int                           ib         = 0;                                                                \
         for (; ib + N_ACC <= nb; ib += N_ACC) {                                                                      \

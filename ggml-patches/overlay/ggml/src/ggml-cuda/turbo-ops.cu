@@ -1,8 +1,9 @@
-#include "turbo-launch.cuh"
-#include "turbo-ops.cuh"
-#include "turbo-trellis-encode.cuh"
-#include "turbo-view.cuh"
-#include "turbo.cuh"
+#include "turbo/launch.cuh"
+#include "turbo/ops.cuh"
+#include "turbo/scalar.cuh"
+#include "turbo/trellis-encode.cuh"
+#include "turbo/turbo.cuh"
+#include "turbo/view.cuh"
 
 // All kernels here count the blocks of one tensor and find the place of each in both tensors: either indices name the rows of the other
 // one (SET_ROWS, GET_ROWS), or it has as many blocks in the same order (CPY, conversions). Decay works on the blocks of one tensor.
@@ -12,6 +13,8 @@
 //
 // kernels
 //
+// type: of the turbo tensor. src_t, dst_t: float, half or nv_bfloat16. other_t: how the block in the tensor that is not counted is found,
+// turbo_by_index or turbo_in_order.
 
 // To a turbo type: eight lanes per block, counted in src.
 template <ggml_type type, typename src_t, typename other_t>
@@ -47,15 +50,15 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize_trell
                                                                                    const turbo_view dst_view,
                                                                                    const other_t    other,
                                                                                    const uint32_t   n_blocks) {
-    constexpr int                               blocks = TURBO_OPS_THREADS / TURBO_T_LANES;
+    constexpr int                               blocks = TURBO_OPS_THREADS / TRELLIS_LANES;
     __shared__ turbo_trellis_scratch            scratch[blocks];
     __align__(16) __shared__ turbo_shared_costs costs;
 
     turbo_load_costs<type>(costs, threadIdx.x, TURBO_OPS_THREADS);
     __syncthreads();
 
-    const uint32_t i_block = blockIdx.x * blocks + threadIdx.x / TURBO_T_LANES;
-    const int      lane    = threadIdx.x % TURBO_T_LANES;
+    const uint32_t i_block = blockIdx.x * blocks + threadIdx.x / TRELLIS_LANES;
+    const int      lane    = threadIdx.x % TRELLIS_LANES;
     const bool     store   = i_block < n_blocks;
 
     float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
@@ -68,7 +71,7 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize_trell
         }
         dst += dst_view.offset(other.place(dst_view, i_block, from));
     }
-    turbo_encode_trellis<type>(x, lane, store, costs, scratch[threadIdx.x / TURBO_T_LANES],
+    turbo_encode_trellis<type>(x, lane, store, costs, scratch[threadIdx.x / TRELLIS_LANES],
                                (typename turbo_traits<type>::block *) dst);
 }
 
@@ -86,30 +89,30 @@ template <typename block_t> static __device__ __forceinline__ uint32_t turbo_loa
     return 0;
 }
 
-// Two words of a block, and their scale. part: a quarter of the block, or of one of its halves.
+// Two words of a block, and their scale. i: which quarter of the block; of a trellis type, those of its first half come first.
 template <ggml_type type>
-static __device__ __forceinline__ float turbo_load_part(const typename turbo_traits<type>::block * block,
-                                                        int                                        part,
-                                                        int32_t                                    w[2]) {
-    const int quarter = part % 4;
+static __device__ __forceinline__ float turbo_load_quarter(const typename turbo_traits<type>::block * block,
+                                                           int                                        i,
+                                                           int32_t                                    w[2]) {
+    const int quarter = i % 4;
     if constexpr (turbo_is_trellis<type>) {
-        const int       half  = part / 4;
+        const int       half  = i / 4;
         const uint8_t * words = (const uint8_t *) block + 2;
         const auto      load  = [words](int i) {
             return turbo_load_word(words + 4 * i);
         };
-        turbo_decode_trellis_quarter<type>(turbo_read_half(load(half), load(1 - half), block->selectors >> 4 * half),
+        turbo_unpack_trellis_quarter<type>(turbo_read_half(load(half), load(1 - half), block->selectors >> 4 * half),
                                            load(turbo_low_word<type>(half, quarter)), load(turbo_high_word<type>(half)),
                                            quarter, w);
-        return turbo_trellis_scale(block->d) * (1.0f / TURBO_T_LEVEL_STEPS);
+        return turbo_trellis_scale(block->d) * (1.0f / TRELLIS_LEVEL_STEPS);
     } else {
-        turbo_decode_quarter<type>(turbo_load_word(block->qs + 4 * turbo_quarter_qs<type>(quarter)),
+        turbo_unpack_quarter<type>(turbo_load_word(block->qs + 4 * turbo_quarter_qs<type>(quarter)),
                                    turbo_load_signs(block), quarter, w);
         return __half2float(block->d);
     }
 }
 
-// From a turbo type: a lane for each part of a block, counted in dst.
+// From a turbo type: a lane for each quarter of 32 values, counted in dst.
 template <ggml_type type, typename dst_t, typename other_t>
 static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(const char *     src,
                                                                              char *           dst,
@@ -118,9 +121,9 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(con
                                                                              const other_t    other,
                                                                              const uint32_t   n_blocks,
                                                                              const bool       as_one) {
-    constexpr int  parts   = turbo_block_values(type) / 8;
-    const uint32_t i_block = blockIdx.x * (TURBO_OPS_THREADS / parts) + threadIdx.x / parts;
-    const int      part    = threadIdx.x % parts;
+    constexpr int  quarters = turbo_block_values(type) / 8;
+    const uint32_t i_block  = blockIdx.x * (TURBO_OPS_THREADS / quarters) + threadIdx.x / quarters;
+    const int      quarter  = threadIdx.x % quarters;
     if (i_block >= n_blocks) {
         return;
     }
@@ -129,36 +132,36 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(con
         (const typename turbo_traits<type>::block *) (src + src_view.offset(other.place(src_view, i_block, to)));
 
     int32_t     w[2];
-    const float d = turbo_load_part<type>(block, part, w);
-    float       x[2][4];  // values 4 quarter .. and 16 + 4 quarter .. of 32
+    const float d = turbo_load_quarter<type>(block, quarter, w);
+    float       x[2][4];  // values 4 (quarter % 4) .. and 16 + 4 (quarter % 4) .. of 32
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const int value           = turbo_value_order(turbo_quarter_word(0, i / 4), i % 4);
         x[value / 16][value % 16] = d * (float) (int8_t) (w[i / 4] >> 8 * (i % 4));
     }
 
-    char * y = dst + dst_view.offset(to) + (32 * (part / 4) + 4 * (part % 4)) * dst_view.value;
+    char * y = dst + dst_view.offset(to) + (32 * (quarter / 4) + 4 * (quarter % 4)) * dst_view.value;
     turbo_write4<dst_t>(y, dst_view.value, as_one, x[0]);
     turbo_write4<dst_t>(y + 16 * dst_view.value, dst_view.value, as_one, x[1]);
 }
 
-// Blocks as they are, one lane for each 2 bytes.
+// Blocks of block_bytes as they are, one lane for each 2 bytes.
 template <int block_bytes>
 static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_copy_blocks(const char *     src,
                                                                               char *           dst,
                                                                               const turbo_view src_view,
                                                                               const turbo_view dst_view,
                                                                               const uint32_t   n_blocks) {
-    constexpr int  parts   = block_bytes / 2;
+    constexpr int  units   = block_bytes / 2;
     const int64_t  i       = (int64_t) blockIdx.x * TURBO_OPS_THREADS + threadIdx.x;
-    const uint32_t i_block = (uint32_t) (i / parts);
-    const int      part    = (int) (i % parts);
+    const uint32_t i_block = (uint32_t) (i / units);
+    const int      unit    = (int) (i % units);
     if (i_block >= n_blocks) {
         return;
     }
     const uint16_t * from = (const uint16_t *) (src + src_view.offset(src_view.place(i_block)));
     uint16_t *       to   = (uint16_t *) (dst + dst_view.offset(dst_view.place(i_block)));
-    to[part]              = from[part];
+    to[unit]              = from[unit];
 }
 
 //
@@ -196,8 +199,8 @@ static __device__ __forceinline__ turbo_code turbo_decay(uint32_t indices, uint1
 
     // index ^ flip is the magnitude's: of n, the m-th has index n + m = m ^ n, or n - 1 - m = m ^ (n - 1) where negative
     const uint32_t flip = (n - 1) * ones + high;
-    const uint32_t mag0 = turbo_steps<type>::magnitudes(0);
-    const uint32_t mag1 = turbo_steps<type>::magnitudes(1);
+    const uint32_t mag0 = turbo_traits<type>::magnitude_word(0);
+    const uint32_t mag1 = turbo_traits<type>::magnitude_word(1);
     const int      t    = (int) turbo_permute(mag0, mag1, indices ^ flip);
     const int      c    = (int) turbo_permute(mag0, mag1, kept ^ flip);
 
@@ -294,18 +297,11 @@ static turbo_by_index turbo_make_index(const ggml_tensor * indices) {
 // Calls function with the turbo type as a constant.
 template <typename F> static void turbo_with_type(ggml_type type, F function) {
     switch (type) {
-        case GGML_TYPE_TURBO2_0:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO2_0>());
-        case GGML_TYPE_TURBO3_0:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_0>());
-        case GGML_TYPE_TURBO4_0:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_0>());
-        case GGML_TYPE_TURBO2_T:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO2_T>());
-        case GGML_TYPE_TURBO3_T:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO3_T>());
-        case GGML_TYPE_TURBO4_T:
-            return function(std::integral_constant<ggml_type, GGML_TYPE_TURBO4_T>());
+#define TURBO_CALL(ENUM, NAME, C_NAME, FAMILY, BITS) \
+    case GGML_TYPE_##ENUM:                           \
+        return function(std::integral_constant<ggml_type, GGML_TYPE_##ENUM>());
+        GGML_TURBO_TYPES_X(TURBO_CALL)
+#undef TURBO_CALL
         default:
             GGML_ABORT("not a turbo type: %d", (int) type);
     }
@@ -329,7 +325,7 @@ template <typename src_t, typename other_t>
 static void turbo_launch_quantize(const turbo_transfer & t, ggml_type dst_type, const other_t & other) {
     turbo_with_type(dst_type, [&](auto type) {
         if constexpr (turbo_is_trellis<decltype(type)::value>) {
-            const dim3 grid = turbo_grid((uint64_t) t.n_blocks * TURBO_T_LANES);
+            const dim3 grid = turbo_grid((uint64_t) t.n_blocks * TRELLIS_LANES);
             turbo_launch(turbo_quantize_trellis<decltype(type)::value, src_t, other_t>, grid, dim3(TURBO_OPS_THREADS),
                          0, t.stream, t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks);
         } else {
@@ -360,8 +356,10 @@ static void turbo_launch_copy_blocks(const turbo_transfer & t, ggml_type type) {
     });
 }
 
+template <ggml_type type> static constexpr bool turbo_decays = !turbo_is_trellis<type> && turbo_traits<type>::bits > 2;
+
 template <ggml_type type> static void turbo_launch_decay(ggml_tensor * dst, cudaStream_t stream) {
-    const uint32_t n_blocks = turbo_count_blocks(dst->ne, QK_TURBO);
+    const uint32_t n_blocks = turbo_count_blocks(dst->ne, QK_SCALAR);
     if (n_blocks > 0) {
         turbo_launch(turbo_decay_blocks<type>, turbo_grid((uint64_t) n_blocks * 8), dim3(TURBO_OPS_THREADS), 0, stream,
                      (typename turbo_traits<type>::block *) dst->data, n_blocks, ggml_turbo_get_scale());
@@ -455,9 +453,11 @@ void ggml_cuda_turbo_copy(ggml_backend_cuda_context & ctx, const ggml_tensor * s
 }
 
 void ggml_cuda_turbo_decay(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    if (dst->type == GGML_TYPE_TURBO3_0) {
-        turbo_launch_decay<GGML_TYPE_TURBO3_0>(dst, ctx.stream());
-    } else {
-        turbo_launch_decay<GGML_TYPE_TURBO4_0>(dst, ctx.stream());
-    }
+    turbo_with_type(dst->type, [&](auto type) {
+        if constexpr (turbo_decays<decltype(type)::value>) {
+            turbo_launch_decay<decltype(type)::value>(dst, ctx.stream());
+        } else {
+            GGML_ABORT("%d does not decay", (int) type);
+        }
+    });
 }

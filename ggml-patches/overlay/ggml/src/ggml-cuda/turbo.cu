@@ -1,6 +1,10 @@
-#include "turbo-codec.cuh"
-#include "turbo-ops.cuh"
-#include "turbo.cuh"
+#include "turbo/base.cuh"
+#include "turbo/ops.cuh"
+#include "turbo/turbo.cuh"
+
+bool ggml_cuda_turbo_ops(void) {
+    return true;
+}
 
 bool ggml_cuda_turbo_is_operand(const ggml_tensor * op) {
     bool is_operand = ggml_is_turbo(op->type) || ggml_turbo_flash_attn_has_segment(op);

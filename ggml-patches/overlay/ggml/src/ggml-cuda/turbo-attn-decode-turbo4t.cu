@@ -1,0 +1,3 @@
+// Generated from turbo_gguf/codec/tables.py by `python -m turbo_gguf.codec.codegen`: do not edit.
+#include "turbo/decode-instances.cuh"
+TURBO_DECODE_INSTANCES(TURBO4_T);

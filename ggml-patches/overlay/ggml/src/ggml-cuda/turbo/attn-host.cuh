@@ -1,0 +1,38 @@
+#pragma once
+
+// What the host's part of decode and of prefill shares.
+
+#include "ggml-cuda/common.cuh"
+
+// Parameters of a GGML_OP_FLASH_ATTN_EXT as kernels take them.
+struct turbo_attn_params {
+    float    scale;     // of the scores; divided by the soft cap already
+    float    softcap;   // no cap: 0
+    float    max_bias;  // ALiBi; none: 0
+    float    m0, m1;    // slopes of the first n_head_log2 heads, and of the others, are powers of these
+    uint32_t n_head_log2;
+};
+
+static inline turbo_attn_params turbo_attn_params_of(const ggml_tensor * dst) {
+    turbo_attn_params p;
+    memcpy(&p.scale, (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&p.max_bias, (const float *) dst->op_params + 1, sizeof(float));
+    memcpy(&p.softcap, (const float *) dst->op_params + 2, sizeof(float));
+    if (p.softcap != 0.0f) {
+        p.scale /= p.softcap;
+    }
+    const uint32_t n_head = dst->src[0]->ne[2];
+
+    p.n_head_log2 = 1u << (uint32_t) floorf(log2f((float) n_head));
+    p.m0          = powf(2.0f, -p.max_bias / p.n_head_log2);
+    p.m1          = powf(2.0f, -p.max_bias / 2.0f / p.n_head_log2);
+    return p;
+}
+
+// Thread blocks of a kernel that the device runs at once. shared: bytes of dynamic shared memory
+template <typename kernel_t>
+static int turbo_blocks_at_once(const kernel_t kernel, const int n_threads, const size_t shared) {
+    int n_active = 1;  // on one multiprocessor
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_active, kernel, n_threads, shared));
+    return n_active * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
+}

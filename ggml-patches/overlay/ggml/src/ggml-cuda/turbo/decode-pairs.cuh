@@ -1,0 +1,39 @@
+#pragma once
+
+// Which kernels of decode attention are compiled: see turbo/list.h for the lists.
+
+#include "attn-args.cuh"
+#include "base.cuh"
+
+// The kernel for one head size, which takes n_cols columns in a block, and the one that merges the parts it leaves.
+struct turbo_decode_kernels {
+    void (*decode)(turbo_attn_args args);
+    void (*merge)(const float * parts, const float2 * meta, float * dst, int n_parts);
+    int n_cols;
+};
+
+// The kernels of one pair of types for a head size that ggml_cuda_turbo_flash_attn_supported lets pass, and for so many columns.
+typedef turbo_decode_kernels (*turbo_attn_decode_t)(int DK, int DV, int n_columns);
+
+// Those of a pair, or null where they are not compiled. Instances: turbo-attn-decode-*.cu, one for each type of K.
+template <ggml_type type_K> turbo_attn_decode_t ggml_cuda_turbo_decode_pair(ggml_type type_v);
+
+// Types of K, and of V.
+#define TURBO_DECODE_TYPES_X(X)   \
+    GGML_TURBO_TYPES_X(X)         \
+    X(Q8_0, q8_0, q8_0, OTHER, 8) \
+    X(F16, f16, f16, OTHER, 16)
+
+#ifdef GGML_TURBO_CUDA_ALL_PAIRS
+static constexpr bool TURBO_ALL_PAIRS = true;
+#else
+static constexpr bool TURBO_ALL_PAIRS = false;
+#endif  // GGML_TURBO_CUDA_ALL_PAIRS
+
+// Whether a pair of these types is compiled.
+static constexpr bool turbo_is_decode_pair(const ggml_type type_k, const ggml_type type_v) {
+#define TURBO_IS_PAIR(K, V) || (type_k == GGML_TYPE_##K && type_v == GGML_TYPE_##V)
+    return (TURBO_ALL_PAIRS && (turbo_is_turbo(type_k) || turbo_is_turbo(type_v)))
+        GGML_TURBO_DECODE_PAIRS_X(TURBO_IS_PAIR);
+#undef TURBO_IS_PAIR
+}

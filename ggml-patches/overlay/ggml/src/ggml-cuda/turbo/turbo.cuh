@@ -1,0 +1,35 @@
+#pragma once
+
+#include "ggml-cuda/common.cuh"
+
+// Turbo cache types on the GPU: what ggml-cuda.cu calls, and what our own files share.
+
+// What ggml_backend_reg_get_proc_address(reg, "ggml_turbo_ops") gives: these devices know decay and attention over two segments of keys.
+// Which shapes and types of them, supports_op says.
+bool ggml_cuda_turbo_ops(void);
+
+// Whether op makes or takes a turbo tensor, or attends two segments of keys: only then is the rest asked.
+bool ggml_cuda_turbo_is_operand(const ggml_tensor * op);
+
+bool ggml_cuda_turbo_supports_op(int device, const ggml_tensor * op);
+
+// Runs op if it is one of these; false: it is not.
+bool ggml_cuda_turbo_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+// Rows ne[0], ne[1], ne[2], ne[3] of a turbo type, at strides of nb bytes, to contiguous f16 or f32.
+void ggml_cuda_turbo_to_f16(ggml_type     type,
+                            const char *  x,
+                            half *        y,
+                            const int64_t ne[4],
+                            const size_t  nb[4],
+                            cudaStream_t  stream);
+void ggml_cuda_turbo_to_f32(ggml_type     type,
+                            const char *  x,
+                            float *       y,
+                            const int64_t ne[4],
+                            const size_t  nb[4],
+                            cudaStream_t  stream);
+
+// Flash attention with a turbo type as K, as V, or as both, or over two segments of keys (turbo-attn.cu).
+bool ggml_cuda_turbo_flash_attn_supported(int device, const ggml_tensor * dst);
+void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst);

@@ -1,0 +1,232 @@
+"""Compile our GPU kernels for each architecture, without a GPU, and write down what each of them takes.
+
+    python scripts/kernels/kernel_report.py                                  # everything, to eval/results/kernels.md
+    python scripts/kernels/kernel_report.py --targets gfx1100,sm_90 --out -  # a part, to standard output
+
+Exit codes: 0 all well; 1 a warning in a file of ours, or a decode kernel that breaks the rule of kernel_resources.py; 3 a compiler is
+missing (it is named, with what brings it); 4 a file does not compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import kernel_toolchains as toolchains
+from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_names
+from kernel_toolchains import AMD_TARGETS, CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
+
+from turbo_gguf import patchset
+from turbo_gguf.cli import report
+from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make.upstream import fetch, lock, resolve
+
+RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "kernels.md"
+OURS = "turbo"
+"""Our kernels and files have this in their names; others in our object files are instances of upstream's templates."""
+
+Results = dict[tuple[str, str], Compiled]  # (source, target)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit code."""
+    options = _parse(argv)
+    try:
+        return _report(options)
+    except TurboError as error:
+        report(error.message, error.hint)
+        return error.exit_code
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--targets", default=",".join((*AMD_TARGETS, *NVIDIA_TARGETS)), help="architectures, separated by commas")
+    parser.add_argument("--files", default="turbo*.cu", help="pattern of the sources")
+    parser.add_argument("--upstream", help="llama.cpp snapshot  [default: the newest supported one]")
+    parser.add_argument("--all-pairs", action="store_true", help="compile kernels for all K/V pairs, not only those of the default build")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out targets whose compiler is missing")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", default=str(RESULT), help="Markdown file, - for standard output")
+    return parser.parse_args(argv)
+
+
+def _report(options: argparse.Namespace) -> int:
+    pristine = fetch(resolve(options.upstream))
+    with lock(f"tree-{pristine.upstream}"):
+        tree = patchset.apply(pristine)
+    folder = tree.path / CUDA_SOURCES
+    own_files = [path.name for pattern in (f"{OURS}*.cu", f"{OURS}/*.cuh") for path in folder.glob(pattern)]
+    sources = sorted(name for name in own_files if name.endswith(".cu") and fnmatch.fnmatch(name, options.files))
+    tools = _toolchains(options)
+    results = _compile(tree.path, sources, tools, own_files, options.jobs)
+    types = type_names(
+        (tree.path / "ggml/include/ggml.h").read_text("utf-8"), (tree.path / "ggml/include/ggml-turbo-enum.inc").read_text("utf-8")
+    )
+    names = _names(results, types)
+    problems = _problems(results, names)
+    text = _markdown(results, names, tools, problems, all_pairs=options.all_pairs, commit=tree.commit)
+    if options.out == "-":
+        print(text, end="")
+    else:
+        write_result(Path(options.out), text)
+    print("\n".join([f"problem: {problem}" for problem in problems]), file=sys.stderr)
+    print(f"{len(sources)} files, {len(tools)} targets, {len(problems)} problems", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _toolchains(options: argparse.Namespace) -> dict[str, Toolchain]:
+    extra = ["-DGGML_TURBO_CUDA_ALL_PAIRS"] if options.all_pairs else []
+    found: dict[str, Toolchain] = {}
+    by_vendor: dict[bool, Toolchain] = {}
+    for target in options.targets.split(","):
+        amd = target.startswith("gfx")
+        try:
+            found[target] = by_vendor[amd] = by_vendor.get(amd) or toolchains.toolchain(target, extra)
+        except EnvironmentMissing as error:
+            if not options.skip_missing:
+                raise
+            print(f"left out {target}: {error.message}", file=sys.stderr)
+    return found
+
+
+def _compile(tree: Path, sources: Sequence[str], tools: Mapping[str, Toolchain], own_files: Sequence[str], jobs: int) -> Results:
+    """Compile everything, ``jobs`` at a time; the first failure ends it."""
+    wanted = [(source, target) for source in sources for target in tools]
+    with tempfile.TemporaryDirectory(prefix="kernels-") as scratch, ThreadPoolExecutor(max(jobs, 1)) as pool:
+        futures = {
+            (source, target): pool.submit(
+                toolchains.compile_source, tree, source, target, tools[target], own_files=own_files, scratch=Path(scratch)
+            )
+            for source, target in wanted
+        }
+        try:
+            return {pair: future.result() for pair, future in futures.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _names(results: Results, types: Mapping[int, str]) -> dict[str, str]:
+    """Symbol -> short name, for all kernels of ours."""
+    symbols = sorted({kernel.symbol for found in results.values() for kernel in found.kernels if OURS in kernel.symbol})
+    try:
+        done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise EnvironmentMissing("c++filt not found", "apt-get install binutils") from error
+    return {symbol: short_name(text, types) for symbol, text in zip(symbols, done.stdout.splitlines(), strict=True)}
+
+
+def _problems(results: Results, names: Mapping[str, str]) -> list[str]:
+    found = [f"{target}: {text}" for (_, target), compiled in results.items() for text in compiled.warnings]
+    for (source, target), compiled in results.items():
+        for kernel in compiled.kernels:
+            name = names.get(kernel.symbol, "")
+            if breaks_rule(name, kernel):
+                found.append(f"{target}: {name} in {source}: {_cell(kernel)}")
+    return found
+
+
+def _markdown(
+    results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain], problems: Sequence[str], *, all_pairs: bool, commit: str
+) -> str:
+    versions = sorted({tool.version for tool in tools.values()})
+    lines = [
+        "# Kernels",
+        "",
+        f"`make kernel-report`: device-only compiles of our .cu files in llama.cpp `{commit}`, {'all' if all_pairs else 'default'} K/V "
+        f"pairs; {'; '.join(versions)}.",
+        "",
+        f"Warnings in our files, and decode kernels of head sizes up to {MAX_HEAD} that spill or use scratch: "
+        f"**{len(problems) or 'none'}**.",
+        *(f"- {problem}" for problem in problems),
+        "",
+        "## Files",
+        "",
+        *_file_table(results, tools),
+        "",
+        "## Kernels by family",
+        "",
+        "Most of any instance: vector registers / bytes of shared memory (LDS); then what spills or uses scratch, if anything.",
+        "",
+        *_family_table(results, names, tools),
+        "",
+        "## All kernels",
+        "",
+        "AMD: vector registers (accumulation registers among them) / scalar registers / bytes of LDS. NVIDIA: registers / bytes of shared "
+        "memory. Spills (registers on AMD, bytes on NVIDIA) and scratch or stack (bytes per thread) are written where there are any.",
+        "",
+        *_kernel_table(results, names, tools),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _file_table(results: Results, tools: Mapping[str, Toolchain]) -> list[str]:
+    rows = ["Kilobytes of the code object and seconds of one core.", "", f"| file | {' | '.join(tools)} |", "|---" * (len(tools) + 1) + "|"]
+    for source in sorted({source for source, _ in results}):
+        cells = [f"{results[source, target].size / 1000:.0f} kB, {results[source, target].seconds:.0f} s" for target in tools]
+        rows.append(f"| {source} | {' | '.join(cells)} |")
+    totals = [[found for (_, name), found in results.items() if name == target] for target in tools]
+    cells = [f"{sum(f.size for f in found) / 1000:.0f} kB, {sum(f.seconds for f in found):.0f} s" for found in totals]
+    return [*rows, f"| all | {' | '.join(cells)} |"]
+
+
+def _by_name(results: Results, names: Mapping[str, str]) -> dict[str, dict[str, Kernel]]:
+    """Short name -> target -> kernel, without those of upstream's templates."""
+    found: dict[str, dict[str, Kernel]] = {}
+    for (_, target), compiled in results.items():
+        for kernel in compiled.kernels:
+            if kernel.symbol in names:
+                found.setdefault(names[kernel.symbol], {})[target] = kernel
+    return found
+
+
+def _family_table(results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain]) -> list[str]:
+    families: dict[str, list[dict[str, Kernel]]] = {}
+    for name, kernels in _by_name(results, names).items():
+        families.setdefault(name.partition("<")[0], []).append(kernels)
+    rows = [f"| kernel | instances | {' | '.join(tools)} |", "|---" * (len(tools) + 2) + "|"]
+    for family, instances in sorted(families.items()):
+        cells = []
+        for target in tools:
+            there = [kernels[target] for kernels in instances if target in kernels]
+            worst = Kernel(
+                "", **{key: max((getattr(k, key) for k in there), default=0) for key in ("vgpr", "lds", "spill", "sgpr_spill", "scratch")}
+            )
+            cells.append(f"{worst.vgpr} / {worst.lds}{_excess(worst)}")
+        rows.append(f"| {family} | {len(instances)} | {' | '.join(cells)} |")
+    return rows
+
+
+def _kernel_table(results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain]) -> list[str]:
+    rows = [f"| kernel | {' | '.join(tools)} |", "|---" * (len(tools) + 1) + "|"]
+    for name, kernels in sorted(_by_name(results, names).items(), key=lambda item: _natural(item[0])):
+        rows.append(f"| `{name}` | {' | '.join(_cell(kernels[target]) if target in kernels else '' for target in tools)} |")
+    return rows
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts 64 before 128."""
+    parts = name.replace("<", " ").replace(",", " ").replace(">", " ").split()
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _cell(kernel: Kernel) -> str:
+    vector = f"{kernel.vgpr} ({kernel.agpr})" if kernel.agpr else f"{kernel.vgpr}"
+    return f"{vector} / {f'{kernel.sgpr} / ' if kernel.sgpr else ''}{kernel.lds}{_excess(kernel)}"
+
+
+def _excess(kernel: Kernel) -> str:
+    parts = (("spill", kernel.spill), ("scalar spill", kernel.sgpr_spill), ("scratch", kernel.scratch))
+    return "".join(f", **{name} {number}**" for name, number in parts if number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Device-only compiles of single .cu files, for AMD and NVIDIA targets, remembered by what went into them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import kernel_resources as resources
+import msgspec
+
+from turbo_gguf.errors import EnvironmentMissing, ToolFailed
+from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.tools import capture
+
+AMD_TARGETS = ("gfx1030", "gfx1100", "gfx1201", "gfx90a", "gfx942")
+NVIDIA_TARGETS = ("sm_80", "sm_90")
+
+CUDA_SOURCES = "ggml/src/ggml-cuda"
+"""Folder of the .cu files in a tree."""
+
+_SCRIPTS = Path(__file__).parent
+_HIP_ROOT = _SCRIPTS.parent / "hip_root.sh"
+_WARNINGS = ("-Wall", "-Wextra", "-Wcast-qual")
+_INCLUDES = ("-Iggml/include", "-Iggml/src")  # those of upstream's CMake files
+_HIP_FLAGS = ("-O3", "-DNDEBUG", "-std=gnu++17", "-fPIC", "-DGGML_USE_HIP", "-DGGML_HIP_NO_VMM", "-DGGML_HIP_GRAPHS")
+_CUDA_FLAGS = ("-O3", "-DNDEBUG", "-std=c++17", "-use_fast_math", "-extended-lambda", "-DGGML_CUDA_USE_GRAPHS", "-Xptxas", "-v")
+
+
+class Toolchain(msgspec.Struct, frozen=True):
+    """A compiler and the start of its command line."""
+
+    command: tuple[str, ...]  # up to the flags that depend on the target
+    version: str
+    amd: bool
+
+    def argv(self, target: str, source: str, output: Path) -> list[str]:
+        """Command line that compiles a source of the tree in the current folder for one target, and writes what it included."""
+        rule = str(output.with_suffix(".d"))
+        if self.amd:  # clang's -MD does nothing for the device
+            target_options = [f"--offload-arch={target}", "-Xclang", "-dependency-file", "-Xclang", rule, "-Xclang", "-MT", "-Xclang", rule]
+        else:
+            target_options = [f"-arch={target}", "-MD", "-MF", rule]
+        return [*self.command, *target_options, *_INCLUDES, source, "-o", str(output)]
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """What a compile gave, kept in the cache."""
+
+    key: str  # hash of the compiler and its command line
+    inputs: dict[str, str]  # file of the tree -> sha256
+    seconds: float
+    size: int  # bytes of the code object
+    warnings: list[str]
+    kernels: list[resources.Kernel]
+
+
+def hip_toolchain(extra: Sequence[str] = ()) -> Toolchain:
+    """The HIP root's clang, else that of a ROCm installation.
+
+    Raises:
+        EnvironmentMissing: neither is there.
+    """
+    try:
+        capture([_HIP_ROOT, "path"])
+        start = [str(_HIP_ROOT), "run"]
+        clang = capture([*start, "sh", "-c", 'echo "$(hipconfig -l)/clang++"'])
+    except (ToolFailed, EnvironmentMissing) as error:
+        found = rocm.find()
+        if found is None or found.clang is None:
+            raise EnvironmentMissing(f"no HIP compiler: {error.message}", "make hip-root, or install ROCm 6.1 or newer") from error
+        start, clang = [], str(found.clang)
+    version = capture([*start, clang, "--version"]).splitlines()[0]
+    options = ("-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output", *_HIP_FLAGS, *_WARNINGS, *extra, "-c")
+    return Toolchain((*start, clang, *options), version, amd=True)
+
+
+def cuda_toolchain(extra: Sequence[str] = ()) -> Toolchain:
+    """The CUDA compiler, with a stand-in for cuBLAS' header where it is missing.
+
+    Raises:
+        EnvironmentMissing: there is no nvcc.
+    """
+    nvcc = cuda.compiler()
+    if nvcc is None:
+        raise EnvironmentMissing("no CUDA compiler (nvcc)", "apt-get install nvidia-cuda-toolkit, or set CUDACXX to the path of nvcc")
+    folders = (*cuda.include_folders(nvcc), Path("/usr/include"))
+    stubs = () if any((folder / "cublas_v2.h").is_file() for folder in folders) else (f"-I{_SCRIPTS / 'stubs'}",)
+    return Toolchain((str(nvcc), "-cubin", *_CUDA_FLAGS, *extra, *stubs), " ".join(cuda.compiler_version()), amd=False)
+
+
+def toolchain(target: str, extra: Sequence[str] = ()) -> Toolchain:
+    """The compiler for a target; see :func:`hip_toolchain` and :func:`cuda_toolchain`."""
+    return hip_toolchain(extra) if target.startswith("gfx") else cuda_toolchain(extra)
+
+
+def cache_folder() -> Path:
+    """Where results of compiles are kept; they outlive the checkout, like those of ccache."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "turbo-gguf" / "kernels"
+
+
+def compile_source(tree: Path, source: str, target: str, tools: Toolchain, *, own_files: Sequence[str], scratch: Path) -> Compiled:
+    """Compile one file (its name in CUDA_SOURCES) for one target, or return what an earlier compile of the same inputs gave.
+
+    Raises:
+        ToolFailed: it does not compile; the message holds the compiler's errors.
+    """
+    output = scratch / f"{source}.{target}.o"
+    argv = tools.argv(target, f"{CUDA_SOURCES}/{source}", output)
+    # The command line without what differs between checkouts and runs.
+    fixed = [part for part in argv if not part.startswith((str(scratch), f"-I{_SCRIPTS}", str(_HIP_ROOT)))]
+    key = hashlib.sha256("\n".join([tools.version, *fixed]).encode()).hexdigest()
+    record = cache_folder() / f"{source}.{target}.{key[:16]}.json"
+    old = _cached(record, key, tree)
+    if old is not None:
+        return old
+    started = time.monotonic()
+    done = subprocess.run(argv, cwd=tree, capture_output=True, text=True, errors="replace", check=False)
+    seconds = time.monotonic() - started
+    if done.returncode != 0:
+        errors = [line for line in (done.stdout + done.stderr).splitlines() if "error" in line][:20]
+        raise ToolFailed("\n  ".join([f"{source} does not compile for {target}", *errors]), " ".join(argv))
+    kernels = resources.from_code_object(output.read_bytes()) if tools.amd else resources.from_ptxas(done.stderr + done.stdout)
+    found = Compiled(
+        key=key,
+        inputs=_inputs(output.with_suffix(".d").read_text("utf-8"), tree),
+        seconds=round(seconds, 1),
+        size=output.stat().st_size,
+        warnings=resources.own_warnings(done.stderr + done.stdout, own_files),
+        kernels=kernels,
+    )
+    record.parent.mkdir(parents=True, exist_ok=True)
+    new = record.with_suffix(f".{os.getpid()}")
+    new.write_bytes(msgspec.json.encode(found))
+    new.replace(record)
+    return found
+
+
+def _cached(record: Path, key: str, tree: Path) -> Compiled | None:
+    try:
+        found = msgspec.json.decode(record.read_bytes(), type=Compiled)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    same = found.key == key and all(_sha256(tree / name) == digest for name, digest in found.inputs.items())
+    return found if same else None
+
+
+def _inputs(dependencies: str, tree: Path) -> dict[str, str]:
+    """Files of the tree that a make rule names; the system's headers are covered by the compiler's version."""
+    names = re.sub(r"\\\n", " ", dependencies.partition(": ")[2]).split()
+    root = tree.resolve()
+    paths = {path for name in names if (path := (tree / name).resolve()).is_relative_to(root)}
+    return {str(path.relative_to(root)): _sha256(path) for path in sorted(paths)}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""

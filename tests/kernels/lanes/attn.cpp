@@ -1,0 +1,69 @@
+// turbo/decode.cuh for Python: see test_lanes_attn.py.
+
+#include "ggml-cuda/common.cuh"
+
+#include <limits>
+
+// stand in for those of upstream's common.cuh
+static inline float get_alibi_slope(float max_bias, uint32_t h, uint32_t n_head_log2, float m0, float m1) {
+    if (max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    return h < n_head_log2 ? powf(m0, h + 1) : powf(m1, 2 * (h - n_head_log2) + 1);
+}
+
+static inline void ggml_cuda_mad(half2 & acc, const half2 v, const half2 u) {
+    acc += v * u;
+}
+
+static inline void ggml_cuda_mad(float & acc, const half2 v, const half2 u) {
+    const float2 p = __half22float2(v * u);
+    acc += p.x + p.y;
+}
+
+#include "lanes_library.h"
+#include "turbo/decode.cuh"
+
+// a: its grid has parts a.part0 .. a.part0 + n_split - 1
+template <ggml_type type_K, ggml_type type_V>
+static void launch(const turbo_attn_args & a, int64_t n_seq, int64_t n_split) {
+    const dim3 grid((a.n_q * a.gqa_ratio + LANES_COLS - 1) / LANES_COLS, n_split, a.n_head / a.gqa_ratio * n_seq);
+    lanes::launch(turbo_attn_decode_kernel<LANES_DK, LANES_DV, type_K, type_V, LANES_COLS>, grid,
+                  dim3(TURBO_WARP, TURBO_DECODE_WARPS), a);
+}
+
+// second: of the segment of keys in f16, or null
+static void decode(turbo_attn_args a, const turbo_attn_args * second, int64_t n_seq, int64_t n_split) {
+    const int n_rows = a.n_head * a.n_q * n_seq;
+    a.part0          = 0;
+    a.n_parts        = second ? 2 * n_split : n_split;
+
+    const float         nan = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float>  parts(size_t(n_rows) * a.n_parts * LANES_DV, nan);
+    std::vector<float2> meta(size_t(n_rows) * a.n_parts, float2{ nan, nan });
+    float *             dst = a.dst;
+    if (a.n_parts > 1) {
+        a.dst  = parts.data();
+        a.meta = meta.data();
+    }
+    launch<LANES_K, LANES_V>(a, n_seq, n_split);
+#ifdef LANES_SECOND
+    turbo_attn_args b = *second;
+    b.dst             = a.dst;
+    b.meta            = a.meta;
+    b.part0           = n_split;
+    b.n_parts         = a.n_parts;
+    launch<GGML_TYPE_F16, GGML_TYPE_F16>(b, n_seq, n_split);
+#endif  // LANES_SECOND
+    if (a.n_parts > 1) {
+        lanes::launch(turbo_attn_merge_parts<LANES_DV>, dim3(n_rows), dim3(LANES_DV), parts.data(), meta.data(), dst,
+                      a.n_parts);
+    }
+}
+
+LANES_EXPORT const char * lanes_decode(const turbo_attn_args * a,
+                                       const turbo_attn_args * second,
+                                       int64_t                 n_seq,
+                                       int64_t                 n_split) {
+    return lanes::guarded([&] { decode(*a, second, n_seq, n_split); });
+}

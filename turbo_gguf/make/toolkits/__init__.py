@@ -1,0 +1,1 @@
+"""The toolkits that a build is made with."""

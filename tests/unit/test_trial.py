@@ -175,7 +175,8 @@ def test_all_writes_a_table_and_is_not_run_again(machine: Machine, two: dict[str
     report = tmp_path / "eval/upstreams.md"
     assert call("try", "--all", "--report", str(report)).exit_code == 0
     text = report.read_text()
-    assert f"patches `{patchset.load().digest[:12]}`, c++ 12." in text
+    assert text.startswith(f"# The patch set on every supported upstream\n\nMade with patches `{patchset.load().digest[:12]}`.\n")
+    assert ", c++ 12.\n" in text
     assert "| new | b11 | `abc` | ok | ok | ok | 6/6 | " in text
     assert "| 0.00280 | 0.00220 |" in text
     assert all(f"| {kind} " in text for kind in TYPES)

@@ -18,6 +18,7 @@ from fake_upstream import default_patches, write_tree
 from turbo_gguf import __version__, cli, errors, patchset
 from turbo_gguf.cli import COMMANDS, main
 from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.make.snapshots import default_name, supported
 from turbo_gguf.patchset import series
 
 
@@ -203,8 +204,9 @@ def test_patch_refresh_and_export(patches: Path, source: str) -> None:
 
 def test_upstream_list() -> None:
     lines = call("upstream", "list").stdout.splitlines()
-    assert lines[0] == "0.3.36  0c1e57098  -  (default)"
-    assert "0.3.30  e3a74b299  -" in lines
+    default = supported()[default_name()]
+    assert lines[0] == f"{default.name}  {default.commit}  b{default.build}  -  (default)"
+    assert "0.3.30  e3a74b299  b9665  -" in lines
 
 
 def test_upstream_fetch_prints_the_folder(source: str, home: Path) -> None:

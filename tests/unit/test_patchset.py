@@ -72,7 +72,22 @@ def test_an_ambiguous_pre_image_is_refused() -> None:
 def test_fuzz_is_refused() -> None:
     """One changed context line: `patch` would land it with fuzz 1."""
     result = landed("a.c", ADD_CASE, SWITCH.replace("default:", "default: // other"))
-    assert result == ["a.c hunk 1: its context is not in the file; this line is not in the file: 'default:'"]
+    assert result == [
+        "a.c hunk 1: its context is not in the file; this line is not in the file: 'default:'; the nearest is line 7: 'default: // other'"
+    ]
+
+
+def test_the_nearest_line_is_one_beside_what_is_left_of_the_hunk() -> None:
+    """The same words elsewhere in the file are not where the hunk belongs."""
+    text = "if (rot_k) {\n    first;\n}\nif (n_rot_k) {\n    int nrot = 64;\n}\n"
+    result = landed("a.c", [" if (a_rot_k) {", "+    ours;", "     int nrot = 64;"], text)
+    assert isinstance(result, list)
+    assert result[0].endswith("'if (a_rot_k) {'; the nearest is line 4: 'if (n_rot_k) {', then line 1: 'if (rot_k) {'")
+
+
+def test_nothing_is_near_a_line_that_is_gone() -> None:
+    result = landed("a.c", [" a_call_that_upstream_dropped(1, 2, 3);", "+ours;", " return 0;"], SWITCH)
+    assert result == ["a.c hunk 1: its context is not in the file; this line is not in the file: 'a_call_that_upstream_dropped(1, 2, 3);'"]
 
 
 def test_whitespace_counts() -> None:
@@ -81,7 +96,10 @@ def test_whitespace_counts() -> None:
 
 def test_context_that_was_torn_apart_is_refused() -> None:
     result = landed("a.c", ADD_CASE, SWITCH.replace("default:\n", "default:\n            // new upstream line\n"))
-    assert result == ["a.c hunk 1: its context is not in the file; its lines no longer stand together"]
+    assert result == [
+        "a.c hunk 1: its context is not in the file; its lines no longer stand together: "
+        "'default:' is line 7, 'return 0;' is line 9, 1 line between"
+    ]
 
 
 def test_a_patched_file_is_recognised() -> None:

@@ -10,6 +10,7 @@ from turbo_gguf import patchset
 from turbo_gguf.cli.options import default_threads
 from turbo_gguf.errors import EXIT_ENVIRONMENT, EXIT_GATE_FAILED, EnvironmentMissing, UsageError
 from turbo_gguf.judge import trial
+from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import pip_settings, registry
 from turbo_gguf.make.snapshots import Upstream, default_name, packages, supported
 from turbo_gguf.make.upstream import fetch, is_fetched, resolve
@@ -99,8 +100,7 @@ def try_(source: str | None, *, every: bool, again: bool, keep: bool, jobs: int 
         trials.append(made)
     text = trial.table(trials, missing)
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(text, encoding="utf-8")
+        write_result(report, text, patches=patchset.load().digest)
     for made in trials:
         click.echo(f"{made.upstream} ({made.commit}), patches {made.digest[:12]}: {'pass' if made.passed else 'FAILED'}")
         for failure in made.failures:

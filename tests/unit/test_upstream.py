@@ -13,8 +13,9 @@ import pytest
 from fake_upstream import FILES, archive, write_tree
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.files import sha256_of
 from turbo_gguf.make import upstream
-from turbo_gguf.make.upstream import Upstream, fetch, is_fetched, resolve, sha256_of, supported
+from turbo_gguf.make.upstream import Upstream, fetch, is_fetched, resolve, supported
 from turbo_gguf.tools import capture
 
 

@@ -14,7 +14,7 @@ from measuring import run_of
 from turbo_gguf import patchset
 from turbo_gguf.cli import main
 from turbo_gguf.cli import upstream as command
-from turbo_gguf.errors import EnvironmentMissing, ToolFailed
+from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
 from turbo_gguf.judge import trial
 from turbo_gguf.judge.trial import LIFE, TYPES, Trial
 from turbo_gguf.make import registry
@@ -214,6 +214,13 @@ def test_all_goes_on_after_what_is_missing_here(machine: Machine, two: dict[str,
     result = call("try", "--all", "--report", str(report))
     assert result.exit_code == 3
     assert "- not tried: old: the disk is full" in report.read_text()
+
+
+def test_all_goes_on_after_edits_in_a_work_tree(machine: Machine, two: dict[str, Upstream]) -> None:
+    machine.build_error = UsageError("the work tree has edits")
+    result = call("try", "--all")
+    assert result.exit_code == 2
+    assert machine.built == ["new", "old"]
 
 
 def test_builds_of_others_than_the_default_are_removed_after_a_pass(

@@ -52,10 +52,10 @@ gpu-suite: setup ## build for the GPU here, check and measure everything on it; 
 	scripts/gpu/gpu_suite.sh $(ARGS)
 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
-	$(PYTHON_VENV) scripts/bench_cpu.py $(ARGS)
+	$(PYTHON_VENV) scripts/bench/bench_cpu.py $(ARGS)
 
 quality-matrix: setup ## all cache types on four models: plain, calibrated, with sink and tail; to build/report/matrix (half an idle hour)
-	$(PYTHON_VENV) scripts/quality_matrix.py $(ARGS)
+	$(PYTHON_VENV) scripts/bench/quality_matrix.py $(ARGS)
 
 check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results
 	$(TURBO) upstream try --all --report eval/results/upstreams.md $(ARGS)

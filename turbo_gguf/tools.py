@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
+from turbo_gguf.files import MORE_SPACE
 
 POLL_SECONDS = 0.1
 """How often a running tool is looked at: the delay of ``on_line`` and of time limits."""
@@ -81,6 +82,11 @@ class _Follower:
                     self._on_line(self._rest)
         finally:
             self._file.close()
+
+
+def default_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find(program: str) -> Path | None:
@@ -169,7 +175,7 @@ def failure(result: Run, hint: str = "") -> EnvironmentMissing | ToolFailed:
     """Return the error for a run whose return code is not 0 (for callers that pass ``check=False``)."""
     message = f"{_name(result.argv)}: {describe_rc(result.rc)}; {_log_text(result)}"
     if _NO_SPACE in tail(result.stderr, 50) or _NO_SPACE in tail(result.stdout, 50):
-        return EnvironmentMissing(message, "the disk is full: free space, or set TURBO_GGUF_HOME to a folder on another disk")
+        return EnvironmentMissing(message, f"the disk is full: {MORE_SPACE}")
     return ToolFailed(message, hint)
 
 

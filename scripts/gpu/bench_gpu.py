@@ -36,8 +36,7 @@ from bench_ops import (
     targets,
 )
 
-from turbo_gguf.cli import report
-from turbo_gguf.errors import TurboError
+from turbo_gguf.errors import TurboError, report
 from turbo_gguf.make.build import ensure_build
 
 RIVALS = ("q8_0", "q4_0")

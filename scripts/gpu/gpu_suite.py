@@ -20,8 +20,7 @@ import msgspec
 from gpu_stages import STAGES, Status, Suite
 
 from turbo_gguf.assets import home
-from turbo_gguf.cli import report
-from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.errors import EnvironmentMissing, TurboError, report
 from turbo_gguf.make import presets
 from turbo_gguf.make.toolkits import cuda, rocm
 from turbo_gguf.measure import environment

@@ -24,10 +24,10 @@ from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_nam
 from kernel_toolchains import AMD_TARGETS, CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
 
 from turbo_gguf import patchset
-from turbo_gguf.cli import report
-from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.errors import EnvironmentMissing, TurboError, report
+from turbo_gguf.files import lock
 from turbo_gguf.judge.results import write as write_result
-from turbo_gguf.make.upstream import fetch, lock, resolve
+from turbo_gguf.make.upstream import fetch, resolve
 
 RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "kernels.md"
 OURS = "turbo"

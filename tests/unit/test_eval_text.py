@@ -13,7 +13,7 @@ from turbo_gguf.inputs.eval_text import HELD_OUT, MIN_BYTES, held_out_text, read
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from scripts.train_eval_model.corpus import is_test, is_training_file, training_files
+from scripts.lab.train_eval_model.corpus import is_test, is_training_file, training_files
 
 
 def test_every_module_exists_in_this_interpreter() -> None:

@@ -9,7 +9,7 @@ import turbo_gguf
 PACKAGE = Path(turbo_gguf.__file__).parent
 FLOORS = (
     ("errors",),
-    ("files", "tools", "assets"),
+    ("assets", "files", "tools"),
     ("codec",),
     ("inputs", "cache"),
     ("patchset",),

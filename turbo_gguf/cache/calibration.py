@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
+from turbo_gguf import files
 from turbo_gguf.errors import UsageError
 
 VERSION = 1
@@ -70,34 +71,34 @@ def write(calibration: Calibration, path: Path) -> Path:
         UsageError: its folder is missing or cannot be written to.
         OSError: the disk is full.
     """
-    import gguf  # noqa: PLC0415
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        writer = gguf.GGUFWriter(temporary, calibration.arch)
-        writer.add_type(TYPE)
-        writer.add_name(f"{calibration.name} calibration".strip())
-        writer.add_uint32("turbo.calibration.version", VERSION)
-        writer.add_string("turbo.calibration.model", calibration.fingerprint)
-        writer.add_uint32("turbo.calibration.tokens", calibration.tokens)
-        for number, layer in sorted(calibration.layers.items()):
-            for name in _PARTS:
-                values = getattr(layer, name)
-                if values is not None:
-                    writer.add_tensor(f"blk.{number}.{name}", np.ascontiguousarray(values, np.float32))
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-        temporary.replace(path)
+        with files.whole(path) as temporary:
+            writer = gguf.GGUFWriter(temporary, calibration.arch)
+            try:
+                _fill(writer, calibration)
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
+            finally:
+                writer.close()
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
         raise UsageError(f"{path}: {error.strerror}", "name another file with --out") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
+
+
+def _fill(writer: Any, calibration: Calibration) -> None:
+    """Put metadata and tensors into a file that is to be written."""
+    writer.add_type(TYPE)
+    writer.add_name(f"{calibration.name} calibration".strip())
+    writer.add_uint32("turbo.calibration.version", VERSION)
+    writer.add_string("turbo.calibration.model", calibration.fingerprint)
+    writer.add_uint32("turbo.calibration.tokens", calibration.tokens)
+    for number, layer in sorted(calibration.layers.items()):
+        for name in _PARTS:
+            values = getattr(layer, name)
+            if values is not None:
+                writer.add_tensor(f"blk.{number}.{name}", np.ascontiguousarray(values, np.float32))
 
 
 def read(path: Path) -> Calibration:
@@ -106,7 +107,6 @@ def read(path: Path) -> Calibration:
     Raises:
         UsageError: it is missing, damaged, truncated, of another version, or something else.
     """
-    import gguf  # noqa: PLC0415
 
     try:
         reader = gguf.GGUFReader(path)

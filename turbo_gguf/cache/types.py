@@ -1,12 +1,14 @@
 """The KV cache types that llama.cpp (patched) takes, with the sizes of their blocks.
 
-The nominal numbers are only compared with what the log of a run says (:mod:`turbo_gguf.measure.log`); nothing else depends on them.
+Ours come from the one list, :mod:`turbo_gguf.codec.tables`; upstream's are rows here. The nominal numbers are only compared with what the
+log of a run says (:mod:`turbo_gguf.measure.bits`); nothing else depends on them.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from turbo_gguf.codec import tables
 from turbo_gguf.errors import UsageError
 
 
@@ -16,8 +18,13 @@ class CacheType(msgspec.Struct, frozen=True):
     name: str
     block: int  # values
     size: int  # bytes of a block
-    turbo: bool = False
+    family: str = ""  # "scalar" or "trellis"; "": upstream's
     decays: bool = False  # whether temporal decay takes a bit of it
+
+    @property
+    def turbo(self) -> bool:
+        """Whether it is one of ours."""
+        return bool(self.family)
 
     @property
     def bits(self) -> float:
@@ -30,26 +37,30 @@ class CacheType(msgspec.Struct, frozen=True):
         return self.block > 1
 
 
-CACHE_TYPES: dict[str, CacheType] = {
-    t.name: t
-    for t in (
-        CacheType("f32", 1, 4),
-        CacheType("f16", 1, 2),
-        CacheType("bf16", 1, 2),
-        CacheType("q8_0", 32, 34),
-        CacheType("q5_1", 32, 24),
-        CacheType("q5_0", 32, 22),
-        CacheType("q4_1", 32, 20),
-        CacheType("q4_0", 32, 18),
-        CacheType("iq4_nl", 32, 18),
-        CacheType("turbo4", 32, 18, turbo=True, decays=True),
-        CacheType("turbo3", 32, 14, turbo=True, decays=True),
-        CacheType("turbo2", 32, 10, turbo=True),
-        CacheType("turbo4t", 64, 34, turbo=True),
-        CacheType("turbo3t", 64, 26, turbo=True),
-        CacheType("turbo2t", 64, 18, turbo=True),
-    )
-}
+_UPSTREAM = (
+    CacheType("f32", 1, 4),
+    CacheType("f16", 1, 2),
+    CacheType("bf16", 1, 2),
+    CacheType("q8_0", 32, 34),
+    CacheType("q5_1", 32, 24),
+    CacheType("q5_0", 32, 22),
+    CacheType("q4_1", 32, 20),
+    CacheType("q4_0", 32, 18),
+    CacheType("iq4_nl", 32, 18),
+)
+
+_OURS = tuple(CacheType(t.name, t.block, t.block_bytes, t.family, t.decays) for t in sorted(tables.ALL, key=lambda t: -t.bits))
+
+CACHE_TYPES: dict[str, CacheType] = {t.name: t for t in (*_UPSTREAM, *_OURS)}
+"""By the names that ``-ctk`` takes."""
+
+SCALAR = tuple(t.name for t in _OURS if t.family == "scalar")
+TRELLIS = tuple(t.name for t in _OURS if t.family == "trellis")
+TURBO = tuple(t.name for t in _OURS)
+"""Both families, in descending order of bits: what every default, suite and benchmark that shows "our types" takes."""
+
+RIVALS = ("f16", "q8_0", "q4_0")
+"""Upstream's types that benchmarks of speed show beside ours."""
 
 
 def cache_type(name: str) -> CacheType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import signal
 import threading
@@ -11,9 +10,9 @@ from typing import Any
 
 import click
 
-from turbo_gguf import __version__
+from turbo_gguf import __version__, files
 from turbo_gguf.assets import home
-from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError
+from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError, report
 
 COMMANDS = {
     "ppl-gate": ("gate", "Measure what our KV cache types cost in quality, and judge them against upstream's."),
@@ -62,17 +61,10 @@ class LazyGroup(click.Group):
             report("interrupted", "the same command again continues where it stopped")
             ctx.exit(EXIT_INTERRUPTED)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not files.is_full(error):
                 raise
-            report(f"the disk is full: {error}", f"free space, or set TURBO_GGUF_HOME (now {home()}) to a folder on another disk")
+            report(f"the disk is full: {error}", f"{files.MORE_SPACE} (now it is {home()})")
             ctx.exit(EXIT_ENVIRONMENT)
-
-
-def report(message: str, hint: str = "") -> None:
-    """Print an error, and what to type next, on standard error."""
-    click.echo(f"error: {message}", err=True)
-    if hint:
-        click.echo(f"hint: {hint}", err=True)
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -8,6 +8,7 @@ import click
 
 from turbo_gguf import assets
 from turbo_gguf.cache.spec import BASE, parse_types
+from turbo_gguf.cache.types import RIVALS, TURBO
 from turbo_gguf.cli import options
 from turbo_gguf.judge import report
 from turbo_gguf.judge.results import write as write_result
@@ -16,8 +17,9 @@ from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
 from turbo_gguf.measure import bench, environment
 from turbo_gguf.measure.store import Store
+from turbo_gguf.tools import default_threads
 
-DEFAULT_TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
+DEFAULT_TYPES = (*RIVALS, *TURBO)
 
 
 @click.command(name="bench")
@@ -62,7 +64,7 @@ def command(
         n_prompt=prompt,
         n_gen=gen,
         rounds=rounds,
-        threads=threads or options.default_threads(),
+        threads=threads or default_threads(),
         backend=presets.backend_of(preset),
         env=environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
     )

@@ -8,11 +8,11 @@ import click
 
 from turbo_gguf.cache import calibration
 from turbo_gguf.calibrate import observation, scales, weight_moments
-from turbo_gguf.cli import options
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.tools import default_threads
 
 LONGEST_CHUNK = 4096
 """Tokens of a chunk of the text, unless the user says otherwise. Without flash attention the scores of a chunk take memory."""
@@ -55,9 +55,7 @@ def command(
     model = models.resolve(model_spec)
     sources = [models.text_file(text) for text in texts]
     build = ensure_build(preset, upstream=upstream, targets=(observation.TARGET,))
-    found = observation.observe(
-        build, model, sources, ctx=ctx or _context(model), chunks=chunks, threads=threads or options.default_threads()
-    )
+    found = observation.observe(build, model, sources, ctx=ctx or _context(model), chunks=chunks, threads=threads or default_threads())
     weights = weight_moments.Weights(model.path)
     moments = found.moments if found.tokens else weight_moments.estimate(found, weights)
     made = scales.compute(found, moments, weight_moments.output_sq(found, weights))

@@ -18,6 +18,7 @@ from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.presets import PRESETS
 from turbo_gguf.measure import environment, kld, sweep
 from turbo_gguf.measure.store import Store
+from turbo_gguf.tools import default_threads
 
 EPILOG = """\b
 Exit codes: 0 no gate failed, 1 a gate failed, 2 usage, 3 something is missing, 4 a tool crashed or ran something else
@@ -85,7 +86,7 @@ def command(
     kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
     build = ensure_build(preset, upstream=upstream, targets=("llama-perplexity",))
     cases = sweep.cases(plan, msgspec.structs.replace(setup, build_id=build.id), gate.references(limits))
-    job = kld.Job(build=build, model=model, text=source, threads=threads or options.default_threads())
+    job = kld.Job(build=build, model=model, text=source, threads=threads or default_threads())
     results = kld.measure(cases, job, Store())
     verdicts = gate.judge(results, limits)
     table = "\n".join([report.quality(results, verdicts), report.checks(verdicts) if verdicts else "No gate applies to these types."])

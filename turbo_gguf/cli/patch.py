@@ -10,7 +10,8 @@ import click
 
 from turbo_gguf import patchset
 from turbo_gguf.errors import UsageError
-from turbo_gguf.make.upstream import default_name, fetch, lock, resolve, supported
+from turbo_gguf.files import lock
+from turbo_gguf.make.upstream import default_name, fetch, resolve, supported
 from turbo_gguf.patchset.hook import MAX_ADDED_LINES
 
 

@@ -7,6 +7,7 @@ the file is compared with the one that the hub states.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ import msgspec
 
 from turbo_gguf import assets
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.files import sha256_of, whole, write_whole
 
 _HUB = re.compile(r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:[:/](?P<file>[^:]+\.gguf))?$")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -101,13 +103,8 @@ def read(path: Path) -> ModelFile:
     except (OSError, msgspec.DecodeError):
         pass
     model = _read_gguf(path, stat.st_size)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(msgspec.json.encode(model, enc_hook=str))
-        temporary.replace(cached)
-    except OSError:
-        pass  # only a cache: a full disk must not hide the model
+    with contextlib.suppress(OSError):  # only a cache: a full disk must not hide the model
+        write_whole(cached, msgspec.json.encode(model, enc_hook=str))
     return model
 
 
@@ -147,7 +144,7 @@ def _describe(path: Path, size: int, fields: dict[str, Any]) -> ModelFile:
     varying = [f"{arch}.attention.{name}" for name in ("key_length_swa", "value_length_swa", "kv_lora_rank")]
     return ModelFile(
         path=path,
-        sha256=sha256(path),
+        sha256=sha256_of(path),
         size=size,
         name=str(fields.get("general.name", path.stem)),
         arch=arch,
@@ -159,12 +156,6 @@ def _describe(path: Path, size: int, fields: dict[str, Any]) -> ModelFile:
         n_vocab=len(fields.get("tokenizer.ggml.scores", fields.get("tokenizer.ggml.token_type", ()))) or int(get("vocab_size", 0)),
         uniform=not any(name in fields for name in varying),
     )
-
-
-def sha256(path: Path) -> str:
-    """Hash a file, in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_file(path: Path) -> TextFile:
@@ -195,12 +186,11 @@ def held_out_text() -> TextFile:
 
     path = assets.home() / "text" / "held-out-stdlib.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        eval_text.write_held_out_text(temporary)
+        with whole(path) as temporary:
+            eval_text.write_held_out_text(temporary)
     except (RuntimeError, SyntaxError, UnicodeDecodeError) as error:
         raise EnvironmentMissing(str(error), "name a text file with --text FILE") from error
-    temporary.replace(path)
     return text_file(path)
 
 
@@ -269,7 +259,7 @@ def _check(path: Path, repo: str, etag: str | None, size: int | None) -> None:
     wrong = ""
     if size is not None and size != real_size:
         wrong = f"{real_size} bytes, announced were {size}"
-    elif announced and (found := sha256(path)) != announced:
+    elif announced and (found := sha256_of(path)) != announced:
         wrong = f"sha256 {found}, announced was {announced}"
     if wrong:
         path.resolve().unlink(missing_ok=True)

@@ -20,9 +20,10 @@ import msgspec
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
+from turbo_gguf.files import MORE_SPACE, lock
 from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.presets import Preset, gpu_compiler, preset
-from turbo_gguf.make.upstream import fetch, lock, resolve
+from turbo_gguf.make.upstream import fetch, resolve
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import APT_PACKAGES, Run, capture, failure, find, run
 
@@ -230,7 +231,7 @@ def _require_disk(chosen: Preset, folder: Path) -> None:
     if free < needed:
         raise EnvironmentMissing(
             f"{folder}: {free} MB free, building {chosen.name} needs {needed} MB",
-            "free space, or set TURBO_GGUF_HOME to a folder on another disk",
+            MORE_SPACE,
         )
 
 

@@ -14,6 +14,7 @@ import msgspec
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
 from turbo_gguf.errors import TurboError
+from turbo_gguf.files import MORE_SPACE
 from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.build import build_folder, build_id, cmake_version, compiler, find_cmake, find_tool, read_manifest, toolchain
 from turbo_gguf.make.presets import PRESETS, Preset
@@ -130,7 +131,7 @@ def _disk() -> Finding:
     needed = PRESETS["cpu"].megabytes + 2 * UNPACKED_BYTES // 1_000_000
     built = read_manifest(build_folder(Tree(folder, resolve().name, "", "x"), "cpu")) is not None
     if free < needed and not built:
-        fix = "free space, or set TURBO_GGUF_HOME to a folder on another disk"
+        fix = MORE_SPACE
         return Finding("disk", "missing", f"{free} MB free in {folder}, a CPU build takes {needed} MB", fix)
     return Finding("disk", "ok", f"{free} MB free in {folder}")
 

@@ -7,7 +7,6 @@ writes to. Of a source distribution, its hash is checked before anything of it i
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import shutil
@@ -15,16 +14,14 @@ import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
 import msgspec
 from packaging.version import InvalidVersion, Version
 
 from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
+from turbo_gguf.files import disk_errors, lock, sha256_of
 from turbo_gguf.make import pip_settings, registry
 from turbo_gguf.make.archives import NOT_BUILT, OTHER_SOURCES, tree_root, unpack
 from turbo_gguf.make.snapshots import Package, Snapshots, Upstream, default_name, snapshots, supported
@@ -32,7 +29,7 @@ from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.patchset.worktree import tree_files
 from turbo_gguf.tools import capture, run
 
-__all__ = ["UNPACKED_BYTES", "Upstream", "default_name", "fetch", "is_fetched", "lock", "resolve", "sha256_of", "supported"]
+__all__ = ["UNPACKED_BYTES", "Upstream", "default_name", "fetch", "is_fetched", "resolve", "supported"]
 
 UNPACKED_BYTES = 150_000_000
 """Room that unpacking one snapshot needs: the tree and the archive while it is downloaded."""
@@ -109,7 +106,7 @@ def fetch(upstream: Upstream, *, keep_archive: bool = True) -> Tree:
     with lock(f"upstream-{target.name}"):
         if is_fetched(upstream):
             return tree
-        with _disk_errors(f"unpacking llama.cpp {upstream.name}"):
+        with disk_errors(f"unpacking llama.cpp {upstream.name}", UNPACKED_BYTES):
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as temporary:
@@ -131,30 +128,6 @@ def is_fetched(upstream: Upstream) -> bool:
     return upstream.pristine.is_dir() and _measure(upstream.pristine) == (record.files, record.bytes)
 
 
-@contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Hold a lock between processes, as long as the block runs; wait for it without limit."""
-    path = home() / "locks" / f"{name}.lock"
-    with _disk_errors("taking a lock"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(path)
-        try:
-            held.acquire(timeout=0.2)
-        except filelock.Timeout:
-            print(f"waiting for another turbo-gguf to finish ({path})", file=sys.stderr)
-            held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _record_path(target: Path) -> Path:
     return target.with_name(target.name + ".json")
 
@@ -162,19 +135,6 @@ def _record_path(target: Path) -> Path:
 def _measure(tree: Path) -> tuple[int, int]:
     sizes = [(tree / path).stat().st_size for path in tree_files(tree)]
     return len(sizes), sum(sizes)
-
-
-@contextmanager
-def _disk_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise EnvironmentMissing(
-            f"{doing}: no space left on the disk of {home()} (needs {UNPACKED_BYTES // 1_000_000} MB)",
-            "free space, or set TURBO_GGUF_HOME to a folder on another disk",
-        ) from error
 
 
 def _obtain(upstream: Upstream, unpacked: Path, temporary: Path, keep_archive: bool) -> str:

@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from turbo_gguf import assets
 from turbo_gguf.errors import EnvironmentMissing, LogNotUnderstood
+from turbo_gguf.files import MORE_SPACE
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.result import BaseRun
@@ -27,7 +28,7 @@ KEEP_BYTES = 4 * 1024**3
 """Base logits kept on disk after a run; the file in use is always kept."""
 
 _MAGIC = b"_logits_"
-_MORE_SPACE = "free space, set TURBO_GGUF_HOME to a folder on another disk, or use fewer --chunks"
+_MORE_SPACE = f"{MORE_SPACE}, or use fewer --chunks"
 
 
 def key_of(case: Case) -> str:

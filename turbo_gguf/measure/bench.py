@@ -18,7 +18,7 @@ import msgspec
 from turbo_gguf import assets, tools
 from turbo_gguf.cache import fit, spec
 from turbo_gguf.cache.spec import CacheSpec
-from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
+from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError, with_log
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make.build import Build
 from turbo_gguf.measure import guard, log
@@ -124,7 +124,7 @@ def _probe(types: CacheSpec, plan: BenchPlan, build: Build, model: ModelFile) ->
         facts = log.log_facts(done.stderr.read_text(encoding="utf-8", errors="replace"))
         guard.check(facts, types, backend=plan.backend, model=model)
     except (LogNotUnderstood, SilentFallback) as error:
-        raise type(error)(f"{error.message}; log: {done.stderr}", error.hint) from error
+        raise with_log(error, done.stderr) from error
 
 
 def _measure(types: CacheSpec, depths: Sequence[int], number: int, *, plan: BenchPlan, build: Build, model: ModelFile) -> list[BenchRow]:
@@ -140,7 +140,7 @@ def _measure(types: CacheSpec, depths: Sequence[int], number: int, *, plan: Benc
             raise LogNotUnderstood(f"llama-bench printed {len(rows)} rows, {wanted} were expected")
         return [_record(row, types, number, plan=plan, build=build, model=model) for row in rows]
     except (LogNotUnderstood, SilentFallback) as error:
-        raise type(error)(f"{error.message}; log: {done.stdout}", error.hint) from error
+        raise with_log(error, done.stdout) from error
 
 
 def rows_of(out: str) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ import msgspec
 from turbo_gguf import assets, errors, tools
 from turbo_gguf.cache import decay, fit, spec
 from turbo_gguf.cache.spec import BASE, CacheSpec, is_turbo
-from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
+from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError, with_log
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.make.build import Build
 from turbo_gguf.measure import base_logits, guard, log, perplexity
@@ -219,5 +219,5 @@ def _run(
                 raise LogNotUnderstood(f"{error.message}, in {TRIES} runs; log: {run.stdout}") from error
             progress.say(f"    {error.message}: llama.cpp lost the end of its log; running it again")
         except (LogNotUnderstood, SilentFallback) as error:
-            raise type(error)(f"{error.message}; log: {run.stderr}", error.hint) from error
+            raise with_log(error, run.stderr) from error
     raise AssertionError("unreachable")

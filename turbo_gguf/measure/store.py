@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from turbo_gguf import assets
 from turbo_gguf.cache import written
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.files import MORE_SPACE
 from turbo_gguf.measure.case import METRICS_VERSION
 from turbo_gguf.measure.result import SCHEMA_VERSION, BenchRow, Result
 
@@ -107,7 +108,7 @@ class Store:
         except OSError as error:
             raise EnvironmentMissing(
                 f"{path}: cannot be written: {error.strerror or error}",
-                "free space on the disk, or set TURBO_GGUF_HOME to another folder; then run again, finished cases are kept",
+                f"{MORE_SPACE}; then run again, finished cases are kept",
             ) from error
 
 

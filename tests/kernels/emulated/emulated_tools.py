@@ -23,7 +23,8 @@ import pytest
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
-from turbo_gguf.make.upstream import fetch, lock, resolve
+from turbo_gguf.files import lock
+from turbo_gguf.make.upstream import fetch, resolve
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[2]

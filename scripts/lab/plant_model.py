@@ -2,8 +2,8 @@
 
 ::
 
-    python scripts/plant_model.py MODEL OUT --outliers
-    python scripts/plant_model.py MODEL OUT --k-bias 30
+    python scripts/lab/plant_model.py MODEL OUT --outliers
+    python scripts/lab/plant_model.py MODEL OUT --k-bias 30
 
 MODEL is a GGUF file of llama.cpp's architecture ``llama``, in which channels 2i and 2i + 1 of a head are a RoPE pair. Matrices that are
 touched become f32, so that nothing is rounded to a few bits again; all others stay as they are. Without a plant the attention's

@@ -1,8 +1,8 @@
 """Measure all cache types on four models: plain, calibrated, and with an exact sink and tail (eval/matrix/sweep.toml).
 
-    python scripts/quality_matrix.py                       # 45 minutes on two idle cores; interrupted, it goes on where it was
-    python scripts/quality_matrix.py --models head64 bias
-    python scripts/quality_matrix.py --small               # to try the script; its numbers mean nothing
+    python scripts/bench/quality_matrix.py                       # 45 minutes on two idle cores; interrupted, it goes on where it was
+    python scripts/bench/quality_matrix.py --models head64 bias
+    python scripts/bench/quality_matrix.py --small               # to try the script; its numbers mean nothing
 
 The text is that of ppl-gate; calibrations come from other modules of the standard library. Planted models and calibrations lie below
 build/matrix and are the same bytes every time, so that what is in the store is not measured again.
@@ -22,15 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "lab"))  # called as a script
 import plant_model
 
 from turbo_gguf import assets
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.calibrate import observation, scales, weight_moments
-from turbo_gguf.cli import report as report_error
-from turbo_gguf.cli.options import default_threads, write_text
 from turbo_gguf.errors import TurboError
+from turbo_gguf.errors import report as report_error
+from turbo_gguf.files import write_text
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
 from turbo_gguf.inputs.models import ModelFile, TextFile
@@ -42,6 +44,7 @@ from turbo_gguf.measure import environment, kld, sweep
 from turbo_gguf.measure.metrics import Metric
 from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
+from turbo_gguf.tools import default_threads
 
 CALIBRATION_MODULES = ("bisect.py", "asyncio/queues.py", "copy.py", "textwrap.py", "email/message.py", "ast.py", "pathlib.py")
 """Modules of the standard library that a calibration is made from: about 60,000 tokens, none of them in the text that is measured."""

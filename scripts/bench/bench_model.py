@@ -1,7 +1,7 @@
 """A model of random weights in the shape of an 8B one, with few layers: for speed and memory at depth, where quality does not matter.
 
-python scripts/bench_model.py MODEL.gguf --layers 4       # 1.8 GB: 32 heads, 8 KV heads, head size 128
-python scripts/bench_model.py MODEL.gguf --layers 28 --gqa 2 --n-embd 1024 --feed-forward 3072 --weights q4_0    # a 0.6B one, 250 MB
+python scripts/bench/bench_model.py MODEL.gguf --layers 4       # 1.8 GB: 32 heads, 8 KV heads, head size 128
+python scripts/bench/bench_model.py MODEL.gguf --layers 28 --gqa 2 --n-embd 1024 --feed-forward 3072 --weights q4_0    # a 0.6B one, 250 MB
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from turbo_gguf.cache.types import RIVALS, TURBO, cache_type
 from turbo_gguf.errors import ToolFailed
 from turbo_gguf.make.build import read_manifest
 
 PROGRAM = "test-turbo-perf"
-TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3")
+TYPES = (*RIVALS, *TURBO, "turbo4/turbo3", "turbo4t/turbo3t")
 KV_HEADS = 8
 
 
@@ -36,6 +37,11 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
         """The case as the program reads it."""
         k, _, v = self.types.partition("/")
         return f"{self.op} {k} {v or k} {self.head_size} {KV_HEADS} {self.gqa} {self.queries} {self.keys} {self.deviation:g}"
+
+
+def fits(types: str, head_size: int) -> bool:
+    """Whether heads of this size can be cut into blocks of these types."""
+    return all(head_size % cache_type(name).block == 0 for name in types.split("/"))
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -2,8 +2,8 @@
 
 Usage, from the repository's root, with the extra ``train`` installed::
 
-    python -m scripts.train_eval_model all --compile --seconds 3500 --work WORK
-    python -m scripts.train_eval_model all --model head64 --compile --seconds 2900 --work WORK64
+    python -m scripts.lab.train_eval_model all --compile --seconds 3500 --work WORK
+    python -m scripts.lab.train_eval_model all --model head64 --compile --seconds 2900 --work WORK64
 
 ``tokenizer``, ``train`` and ``export`` are the three steps of ``all``. Decisions, and why:
 
@@ -48,7 +48,7 @@ from .model import CONFIGS
 from .tokens import prepare
 from .training import train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = {
     "embedded": ROOT / "turbo_gguf" / "data" / "model" / "eval-model.gguf",
     "head64": ROOT / "eval" / "models" / "head64.gguf",

@@ -42,6 +42,10 @@ static inline int trellis_levels(const trellis_params * t) {
     return 2 << t->bits;
 }
 
+static inline size_t trellis_block_bytes(const trellis_params * t) {
+    return (size_t) (2 + QK_TRELLIS * t->bits / 8);
+}
+
 static inline int trellis_value_at(int station) {
     return 32 * (station / 32) + 4 * (station % 8) + station / 8 % 4;
 }

@@ -1,4 +1,4 @@
-// Reference encoder and decoder of the trellis types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
+// Reference for packing and unpacking blocks of the trellis types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
 //
 // For each scale to try, Viterbi's algorithm finds the path with the smallest sum of squared errors, as integers that are cut so that SIMD
 // can do with 16 bits. In each segment it goes through both codebooks from the same states, and every state keeps the cheaper one. A closed
@@ -20,7 +20,7 @@ _Static_assert((3 + TRELLIS_SEGMENT) * TRELLIS_COST_MAX <= UINT16_MAX, "TRELLIS_
 _Static_assert(TRELLIS_DISTANCE_MAX * TRELLIS_DISTANCE_MAX <= UINT16_MAX, "TRELLIS_DISTANCE_MAX is too large");
 
 //
-// encoder
+// encoding
 //
 
 // A block at one scale
@@ -166,75 +166,92 @@ static trellis_path trace_back(const trellis_params * t, const stations * s, con
     return path;
 }
 
-// Of closed paths with equal errors in binary32 the one of the smallest scale is taken, then the one of the smallest sum, and then the one of
-// the smallest first state. Where paths meet, the one over the lower state stays, and the fine codebook.
-static void trellis_encode_block(const trellis_params * t, const float * x, void * block) {
-    uint8_t * bytes = (uint8_t *) block;
-    float     values[QK_TRELLIS];
-    int       first_scale = 0;
-    switch (prepare_block(t, x, values, &first_scale)) {
-        case TRELLIS_BLOCK_NAN:
-            memset(bytes, 0, (size_t) (2 + QK_TRELLIS * t->bits / 8));
-            bytes[0] = TRELLIS_SCALE_NAN;
-            return;
-        case TRELLIS_BLOCK_ZERO:
-            memset(bytes, 0, (size_t) (2 + QK_TRELLIS * t->bits / 8));
-            return;
-        case TRELLIS_BLOCK_ORDINARY:
-            break;
-    }
+// A block at all scales to try
+typedef struct {
+    stations at[TRELLIS_N_SCALES];
+    float    squared[TRELLIS_N_SCALES];  // scales
+    float    bound[TRELLIS_N_SCALES]
+               [N_STATES];  // what no closed path through a last state falls below; infinity when that path is known
+} scales_to_try;
 
-    stations s[TRELLIS_N_SCALES];
-    float    bound[TRELLIS_N_SCALES][N_STATES];
-    float    squared[TRELLIS_N_SCALES];
+typedef struct {
+    float     error;
+    int       scale;
+    int32_t   cost;
+    int       state;
+    decisions how;
+} closed_path;
+
+static void measure_scales(const trellis_params * t, const float * values, int first_scale, scales_to_try * s) {
     for (int i = 0; i < TRELLIS_N_SCALES; ++i) {
         const float d = trellis_scale_of((uint8_t) (first_scale + i));
-        squared[i]    = d * d;
-        measure_stations(t, values, d, &s[i]);
+        s->squared[i] = d * d;
+        measure_stations(t, values, d, &s->at[i]);
         int32_t cost[N_STATES] = { 0 };
-        run_lap(&s[i], cost, NULL);
+        run_lap(&s->at[i], cost, NULL);
         for (int state = 0; state < N_STATES; ++state) {
-            bound[i][state] = (float) (s[i].least + cost[state]) * squared[i];
+            s->bound[i][state] = (float) (s->at[i].least + cost[state]) * s->squared[i];
         }
     }
+}
 
-    struct {
-        float     error;
-        int       scale;
-        int32_t   cost;
-        int       state;
-        decisions how;
-    } best, other;
+// Of closed paths with equal errors in binary32 the one of the smallest scale is taken, then the one of the smallest sum, and then the one of
+// the smallest first state. Where paths meet, the one over the lower state stays, and the fine codebook.
+static bool is_better(const closed_path * path, const closed_path * best) {
+    return path->error != best->error ? path->error < best->error :
+           path->scale != best->scale ? path->scale < best->scale :
+           path->cost != best->cost   ? path->cost < best->cost :
+                                        path->state < best->state;
+}
 
-    best.error = INFINITY;
-    best.scale = 0;
-    best.cost  = 0;
-    best.state = 0;
+// The path with the smallest error: those with the lowest bounds are run first, until no bound is below the error.
+static void find_best_path(scales_to_try * s, closed_path * best) {
+    best->error = INFINITY;
+    best->scale = 0;
+    best->cost  = 0;
+    best->state = 0;
     for (;;) {
+        closed_path other;
         other.scale = 0;
         other.state = 0;
         for (int i = 0; i < TRELLIS_N_SCALES * N_STATES; ++i) {
-            if (bound[i / N_STATES][i % N_STATES] < bound[other.scale][other.state]) {
+            if (s->bound[i / N_STATES][i % N_STATES] < s->bound[other.scale][other.state]) {
                 other.scale = i / N_STATES;
                 other.state = i % N_STATES;
             }
         }
-        if (!(bound[other.scale][other.state] <= best.error) || isinf(bound[other.scale][other.state])) {
-            break;
+        float * bound = &s->bound[other.scale][other.state];
+        if (!(*bound <= best->error) || isinf(*bound)) {
+            return;
         }
-        bound[other.scale][other.state] = INFINITY;
+        *bound = INFINITY;
 
-        other.cost        = run_closed_lap(&s[other.scale], other.state, &other.how);
-        other.error       = (float) other.cost * squared[other.scale];
-        const bool better = other.error != best.error ? other.error < best.error :
-                            other.scale != best.scale ? other.scale < best.scale :
-                            other.cost != best.cost   ? other.cost < best.cost :
-                                                        other.state < best.state;
-        if (better) {
-            best = other;
+        other.cost  = run_closed_lap(&s->at[other.scale], other.state, &other.how);
+        other.error = (float) other.cost * s->squared[other.scale];
+        if (is_better(&other, best)) {
+            *best = other;
         }
     }
-    const trellis_path path = trace_back(t, &s[best.scale], &best.how, best.state);
+}
+
+static void trellis_encode_block(const trellis_params * t, const float * x, void * block) {
+    uint8_t * bytes = (uint8_t *) block;
+    float     values[QK_TRELLIS];
+    int       first_scale = 0;
+
+    const enum trellis_block_kind kind = prepare_block(t, x, values, &first_scale);
+    if (kind != TRELLIS_BLOCK_ORDINARY) {
+        memset(bytes, 0, trellis_block_bytes(t));
+        bytes[0] = kind == TRELLIS_BLOCK_NAN ? TRELLIS_SCALE_NAN : 0;
+        return;
+    }
+
+    scales_to_try s;
+    closed_path   best;
+    measure_scales(t, values, first_scale, &s);
+    find_best_path(&s, &best);
+
+    const trellis_path path = trace_back(t, &s.at[best.scale], &best.how, best.state);
     trellis_pack_block(t->bits, first_scale + best.scale, &path, block);
 }
 
@@ -261,19 +278,19 @@ void ggml_turbo_quantize_row_trellis(enum ggml_type              type,
 
     const trellis_params * t = params_of(type);
     for (int64_t ib = 0; ib < k / QK_TRELLIS; ++ib) {
-        trellis_encode_block(t, x + ib * QK_TRELLIS, (char *) y + ib * (2 + QK_TRELLIS * t->bits / 8));
+        trellis_encode_block(t, x + ib * QK_TRELLIS, (char *) y + (size_t) ib * trellis_block_bytes(t));
     }
 }
 
 //
-// decoder
+// unpacking
 //
 
 static void trellis_dequantize_row(const trellis_params * t, const void * x, float * y, int64_t k) {
     assert(k % QK_TRELLIS == 0);
 
     const uint8_t * block = (const uint8_t *) x;
-    for (int64_t ib = 0; ib < k / QK_TRELLIS; ++ib, block += 2 + QK_TRELLIS * t->bits / 8, y += QK_TRELLIS) {
+    for (int64_t ib = 0; ib < k / QK_TRELLIS; ++ib, block += trellis_block_bytes(t), y += QK_TRELLIS) {
         int8_t levels[QK_TRELLIS];
         trellis_unpack_levels(t, block, levels);
         const float d = trellis_scale_of(block[0]) / (float) TRELLIS_LEVEL_STEPS;

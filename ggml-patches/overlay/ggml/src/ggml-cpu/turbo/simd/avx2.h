@@ -2,7 +2,7 @@
 
 // simd.h for AVX2 with FMA and F16C; AVX-VNNI if there is. Included by it.
 
-#include "scalar-avx2.h"
+#include "../scalar-avx2.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 """Train the codebooks of the trellis types on Gaussian data: Lloyd's algorithm with the encoder's own search in the loop.
 
-    python scripts/train_trellis.py              # all three types, about five minutes
-    python scripts/train_trellis.py --bits 3 --blocks 20000
+    python scripts/lab/train_trellis.py              # all three types, about five minutes
+    python scripts/lab/train_trellis.py --bits 3 --blocks 20000
 
 Each round encodes the same blocks with the levels so far, and moves every level to the centroid of the values that chose it, weighted
 by their squared scales. Levels are rounded before they are used, so that what is trained is what ships; scaling all of them changes

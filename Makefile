@@ -5,7 +5,7 @@ TURBO := .venv/bin/turbo-gguf
 OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help ppl-gate test check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
+.PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
 .PHONY: hip-root test-hip-emulated kernel-report gpu-suite bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
@@ -17,13 +17,19 @@ ppl-gate: setup ## the main job: build, measure and judge the turbo cache types 
 test: setup-dev check ## all checks and tests (set-up included)
 	$(PYTHON_VENV) -m pytest $(ARGS)
 
-check: setup-dev ## lint, types, patch set and generated code
+check: setup-dev ## lint, types, patch set, generated code, documents; old results are named
 	$(PYTHON_VENV) -m ruff check .
 	$(PYTHON_VENV) -m ruff format --check .
 	$(PYTHON_VENV) -m mypy
 	$(PYTHON_VENV) -m turbo_gguf.codec.codegen --check
 	$(TURBO) patch check
+	$(PYTHON_VENV) scripts/check_docs.py
+	$(PYTHON_VENV) scripts/check_results.py
 	.venv/bin/clang-format --dry-run -Werror --style=file:$$($(TURBO) upstream fetch)/.clang-format $(OVERLAY_SOURCES)
+
+release-check: check ## what a release needs: all of check, the hooks on every upstream, and no old result
+	$(TURBO) patch check --all
+	$(PYTHON_VENV) scripts/check_results.py --strict
 
 build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs: setup
 	$(TURBO) build --preset $(@:build-%=%) $(ARGS)
@@ -46,13 +52,13 @@ gpu-suite: setup ## build for the GPU here, check and measure everything on it; 
 	scripts/gpu/gpu_suite.sh $(ARGS)
 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
-	$(PYTHON_VENV) scripts/bench_cpu.py $(ARGS)
+	$(PYTHON_VENV) scripts/bench/bench_cpu.py $(ARGS)
 
 quality-matrix: setup ## all cache types on four models: plain, calibrated, with sink and tail; to build/report/matrix (half an idle hour)
-	$(PYTHON_VENV) scripts/quality_matrix.py $(ARGS)
+	$(PYTHON_VENV) scripts/bench/quality_matrix.py $(ARGS)
 
 check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results
-	$(PYTHON_VENV) scripts/check_upstreams.py
+	$(TURBO) upstream try --all --report eval/results/upstreams.md $(ARGS)
 
 setup: ## make .venv with what the package needs
 	@scripts/setup.sh run

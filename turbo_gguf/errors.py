@@ -15,6 +15,8 @@ A crash is never a verdict on quality, so codes 1 and 4 are never mixed.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 EXIT_PASS = 0
@@ -62,3 +64,19 @@ class LogNotUnderstood(ToolFailed):
 
 class SilentFallback(ToolFailed):
     """The tool ran something else than what was asked for; nothing is stored."""
+
+
+class LogCut(LogNotUnderstood):
+    """Exit code 0, but the end of the log is missing: queued lines were lost when the tool ended. Worth one retry."""
+
+
+def report(message: str, hint: str = "") -> None:
+    """Print an error, and what to type next, on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def with_log(error: ToolFailed, log: Path) -> ToolFailed:
+    """The same error, which also says where the log is."""
+    return type(error)(f"{error.message}; log: {log}", error.hint)

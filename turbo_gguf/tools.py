@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
-from turbo_gguf.records import Run
+from turbo_gguf.files import MORE_SPACE
 
 POLL_SECONDS = 0.1
 """How often a running tool is looked at: the delay of ``on_line`` and of time limits."""
@@ -46,6 +48,16 @@ APT_PACKAGES = {
 """Debian and Ubuntu package that brings a program."""
 
 
+class Run(msgspec.Struct, frozen=True):
+    """One finished process. Standard output and error go to files of their own."""
+
+    argv: tuple[str, ...]
+    rc: int  # negative: killed by that signal
+    seconds: float
+    stdout: Path
+    stderr: Path
+
+
 class _Follower:
     """Hands each complete new line of a growing file to a function."""
 
@@ -70,6 +82,11 @@ class _Follower:
                     self._on_line(self._rest)
         finally:
             self._file.close()
+
+
+def default_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find(program: str) -> Path | None:
@@ -158,12 +175,12 @@ def failure(result: Run, hint: str = "") -> EnvironmentMissing | ToolFailed:
     """Return the error for a run whose return code is not 0 (for callers that pass ``check=False``)."""
     message = f"{_name(result.argv)}: {describe_rc(result.rc)}; {_log_text(result)}"
     if _NO_SPACE in tail(result.stderr, 50) or _NO_SPACE in tail(result.stdout, 50):
-        return EnvironmentMissing(message, "the disk is full: free space, or set TURBO_GGUF_HOME to a folder on another disk")
+        return EnvironmentMissing(message, f"the disk is full: {MORE_SPACE}")
     return ToolFailed(message, hint)
 
 
-def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, timeout: float = 60.0) -> str:
-    """Return what a small query such as ``cc --version`` prints on standard output, stripped.
+def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 60.0) -> str:
+    """Return what a small query such as ``cc --version`` prints on standard output, stripped. ``env`` is set on top of ours.
 
     Raises:
         EnvironmentMissing: the program does not exist or cannot be executed.
@@ -171,7 +188,10 @@ def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, timeout: flo
     """
     args = tuple(str(part) for part in argv)
     try:
-        done = subprocess.run(args, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+        environment = {**os.environ, **env} if env else None
+        done = subprocess.run(
+            args, cwd=cwd, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ToolFailed(f"{_name(args)}: no answer after {timeout:g} s ({shlex.join(args)})") from error
     except OSError as error:

@@ -36,9 +36,8 @@ from bench_ops import (
     targets,
 )
 
-from turbo_gguf.build import ensure_build
-from turbo_gguf.cli import report
-from turbo_gguf.errors import TurboError
+from turbo_gguf.errors import TurboError, report
+from turbo_gguf.make.build import ensure_build
 
 RIVALS = ("q8_0", "q4_0")
 DECODE_KEYS = (4096, 16384, 65536, 262144)

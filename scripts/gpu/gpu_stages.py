@@ -16,12 +16,12 @@ from typing import Literal
 import bench_gpu
 import bench_model
 
-from turbo_gguf import models, patchset
+from turbo_gguf import patchset
 from turbo_gguf.assets import embedded_model, home
-from turbo_gguf.build import ensure_build
 from turbo_gguf.codec import tables
 from turbo_gguf.errors import ToolFailed, TurboError
-from turbo_gguf.records import Build
+from turbo_gguf.inputs import models
+from turbo_gguf.make.build import Build, ensure_build
 from turbo_gguf.tools import capture, run, tail
 
 TARGETS = ("test-backend-ops", "test-turbo-perf", "llama-perplexity", "llama-bench")

@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 from gpu_stages import STAGES, Status, Suite
 
-from turbo_gguf import cuda, guard, presets, rocm
 from turbo_gguf.assets import home
-from turbo_gguf.cli import report
-from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.errors import EnvironmentMissing, TurboError, report
+from turbo_gguf.make import presets, toolkits
+from turbo_gguf.measure import environment
 
 SMALLEST_START = 20
 """Seconds that must be left for another stage to be begun."""
@@ -98,12 +98,7 @@ def _number(value: object) -> int:
 
 def machine(suite: Suite) -> str:
     """The GPU, its driver and the compiler, in words."""
-    if suite.device.startswith("CUDA"):
-        names = ", ".join(f"{name} (compute capability {capability})" for name, capability in cuda.gpus()) or "no GPU found"
-        return f"{names}, driver {cuda.driver_version() or 'unknown'}, CUDA {' '.join(cuda.compiler_version())}"
-    if suite.device.startswith("ROCm"):
-        return f"{', '.join(rocm.gpus())}, {' '.join(rocm.compiler_version())}"
-    return f"CPU, {os.cpu_count()} cores"
+    return toolkits.of_device(suite.device).about_machine() or f"CPU, {os.cpu_count()} cores"
 
 
 def find_device() -> tuple[str, str]:
@@ -112,10 +107,8 @@ def find_device() -> tuple[str, str]:
     Raises:
         EnvironmentMissing: there is none.
     """
-    if cuda.gpus():
-        return "cuda", "CUDA0"
-    if rocm.gpus():
-        return "rocm", "ROCm0"
+    for toolkit in toolkits.with_gpu():
+        return toolkit.name, toolkit.device
     raise EnvironmentMissing("no GPU found (nvidia-smi, rocm_agent_enumerator)", "try the script itself with --device CPU --small")
 
 
@@ -142,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
         preset, options.device = find_device()
         options.preset = options.preset or preset
     presets.preset(options.preset)
-    guard.settings_in_environment()  # variables that would measure something else
+    environment.settings_in_environment()  # variables that would measure something else
     suite = Suite(options)
     record = suite.out / "stages.jsonl"
     suite.out.mkdir(parents=True, exist_ok=True)

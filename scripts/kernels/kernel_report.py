@@ -24,9 +24,10 @@ from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_nam
 from kernel_toolchains import AMD_TARGETS, CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
 
 from turbo_gguf import patchset
-from turbo_gguf.cli import report
-from turbo_gguf.errors import EnvironmentMissing, TurboError
-from turbo_gguf.upstream import fetch, lock, resolve
+from turbo_gguf.errors import EnvironmentMissing, TurboError, report
+from turbo_gguf.files import lock
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make.upstream import fetch, resolve
 
 RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "kernels.md"
 OURS = "turbo"
@@ -75,8 +76,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.out == "-":
         print(text, end="")
     else:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text(text, encoding="utf-8")
+        write_result(Path(options.out), text)
     print("\n".join([f"problem: {problem}" for problem in problems]), file=sys.stderr)
     print(f"{len(sources)} files, {len(tools)} targets, {len(problems)} problems", file=sys.stderr)
     return 1 if problems else 0
@@ -142,7 +142,7 @@ def _markdown(
         "# Kernels",
         "",
         f"`make kernel-report`: device-only compiles of our .cu files in llama.cpp `{commit}`, {'all' if all_pairs else 'default'} K/V "
-        f"pairs; patches `{patchset.load().digest[:12]}`; {'; '.join(versions)}.",
+        f"pairs; {'; '.join(versions)}.",
         "",
         f"Warnings in our files, and decode kernels of head sizes up to {MAX_HEAD} that spill or use scratch: "
         f"**{len(problems) or 'none'}**.",

@@ -13,8 +13,8 @@ from pathlib import Path
 import kernel_resources as resources
 import msgspec
 
-from turbo_gguf import cuda, rocm
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
+from turbo_gguf.make.toolkits import cuda, rocm
 from turbo_gguf.tools import capture
 
 AMD_TARGETS = ("gfx1030", "gfx1100", "gfx1201", "gfx90a", "gfx942")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fake_upstream import default_patches, write_tree
 
-from turbo_gguf import build as building
-from turbo_gguf import cuda, rocm
+from turbo_gguf.make import build as building
+from turbo_gguf.make.toolkits import cuda, rocm
 from turbo_gguf.patchset import series
 
 GPU_VARIABLES = ("CC", "CXX", "ROCM_PATH", "HIP_PATH", "GPU_TARGETS", "AMDGPU_TARGETS", "CUDACXX", "CUDAARCHS", "CUBLAS_ROOT")

@@ -75,15 +75,16 @@ def _chunks(base: Path, asked: str, is_base: bool) -> int:
 def _log(err: str, k: str, v: str, ctx: int, *, maps: Sequence[str], shares: Sequence[int], chunks: int) -> str:
     bits = [_average(text) for text in maps] or [BITS[k], BITS[v]]
     mib = [b * VALUES_PER_CELL * ctx / 8 / 2**20 for b in bits]
-    lines = [f"size = {sum(mib):7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[0]:7.2f} MiB, V ({v}): {mib[1]:7.2f} MiB"]
-    for side, text in zip("KV", maps, strict=False):
-        lines.append(f"0.00.039.690 I llama_turbo_cache: {side} by layer: {text} ({_average(text):.3f} bits per value)")
-    if shares:
-        said = f"(hot {shares[0]} %, warm {shares[1]} %, cold {shares[2]} %), K of 2 layers, V of 2 layers"
-        lines.append(f"0.00.039.691 I llama_turbo_cache: decay: the oldest {shares[2]} % of each sequence lose one bit {said}")
-    err = re.sub(r"size = .*cells.*", "\n".join(lines), err)
-    for side, name in (("k", k), ("v", v)):
-        err = re.sub(rf"attn_rot_{side} = \d", f"attn_rot_{side} = {int(name != 'f16')}", err)
+    size = f"size = {sum(mib):7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[0]:7.2f} MiB, V ({v}): {mib[1]:7.2f} MiB"
+    rotated = [int(name != "f16") for name in (k, v)]
+    settings = [f"{side}={text}" for side, text in zip("kv", maps, strict=False)]
+    settings += [f"decay={','.join(map(str, shares))}"] if shares else []
+    parts = [" ".join([k if k == v else f"{k}/{v}", *settings]), "rotated {}/{}".format(*rotated), "bits {:.3f}/{:.3f}".format(*bits)]
+    parts += ["decaying 2/2"] if shares else []
+    err = re.sub(r"size = .*cells.*", size, err)
+    for side, flag in zip("kv", rotated, strict=True):
+        err = re.sub(rf"attn_rot_{side} = \d", f"attn_rot_{side} = {flag}", err)
+    err = re.sub(r"(.*attn_rot_v = .*\n)", rf"\g<1>0.00.039.690 I llama_turbo_cache: {' | '.join(parts)}\n", err)
     return re.sub(r"over 3 chunks, n_ctx=512", f"over {chunks} chunks, n_ctx={ctx}", err)
 
 

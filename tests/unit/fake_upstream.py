@@ -10,7 +10,7 @@ from pathlib import Path
 
 from turbo_gguf.patchset.hook import parse, render
 from turbo_gguf.patchset.landing import Landing, land
-from turbo_gguf.records import Tree
+from turbo_gguf.patchset.tree import Tree
 
 SWITCH = """\
 int size(int type) {

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-from turbo_gguf.cache_types import cache_type
-from turbo_gguf.records import BenchRow, Bits, CacheTypes, Case, KldStats, KvCache, LogFacts, Metric, ModelFile, Result
+from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.cache.types import cache_type
+from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.measure.bits import Bits
+from turbo_gguf.measure.case import Case
+from turbo_gguf.measure.log import KvCache, LogFacts
+from turbo_gguf.measure.metrics import KldStats, Metric
+from turbo_gguf.measure.result import BenchRow, Result
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
 
@@ -34,10 +40,11 @@ def log(name: str) -> tuple[str, str]:
 
 
 def facts(types: str = "q4_0", **changes: object) -> LogFacts:
-    """What a sound CPU run of these types says."""
-    t = CacheTypes.parse(types)
-    rotated = {side: cache_type(name).is_quantized for side, name in (("rot_k", t.k), ("rot_v", t.v))}
-    cache = KvCache(type_k=t.k, type_v=t.v, mib_k=0.28, mib_v=0.28, cells=512, layers=4, streams=1, buffers=("CPU",), **rotated)
+    """What a sound CPU run of these types says of a patched build."""
+    t = CacheSpec.parse(types)
+    told = {side: cache_type(name).is_quantized for side, name in (("rot_k", t.k), ("rot_v", t.v))}
+    told |= {"patched": True, "bits_k": cache_type(t.k).bits, "bits_v": cache_type(t.v).bits}
+    cache = KvCache(spec=t, mib_k=0.28, mib_v=0.28, cells=512, layers=4, streams=1, buffers=("CPU",), **told)
     base = LogFacts(caches=(cache,), flash_attn="enabled", n_ctx_seq=512, backends=("CPU",), offloaded=None, splits=1, warnings=())
     return msgspec.structs.replace(base, **changes)
 
@@ -45,7 +52,7 @@ def facts(types: str = "q4_0", **changes: object) -> LogFacts:
 def case(types: str = "q4_0", ctx: int = 512, *, batch: int = 512, **changes: object) -> Case:
     """A case of a fixed build, model and text."""
     made = Case(
-        types=CacheTypes.parse(types),
+        types=CacheSpec.parse(types),
         ctx=ctx,
         chunks=8,
         batch=batch,
@@ -103,7 +110,7 @@ def run_of(ctx: int = 512, **means: float) -> list[Result]:
 
 def bench_row(types: str, depth: int, *, speed: float, n_prompt: int = 0, n_gen: int = 32, number: int = 0, key: str = "k") -> BenchRow:
     """A row of llama-bench, with the fields that it prints."""
-    t = CacheTypes.parse(types)
+    t = CacheSpec.parse(types)
     row = json.loads((LOGS / "bench.out").read_text().splitlines()[0])
     row |= {"type_k": t.k, "type_v": t.v, "n_depth": depth, "n_prompt": n_prompt, "n_gen": n_gen, "avg_ts": speed}
     return BenchRow(

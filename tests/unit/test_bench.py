@@ -11,11 +11,12 @@ import msgspec
 import pytest
 from measuring import LOGS, MODEL
 
-from turbo_gguf import bench
-from turbo_gguf.cache_types import parse_types
+from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, ToolFailed, UsageError
-from turbo_gguf.records import Build, CacheTypes, Tree
-from turbo_gguf.store import Store
+from turbo_gguf.make.build import Build
+from turbo_gguf.measure import bench
+from turbo_gguf.measure.store import Store
+from turbo_gguf.patchset.tree import Tree
 
 _FAKE = f"""#!{sys.executable}
 import json, os, re, sys
@@ -31,8 +32,11 @@ if "-v" in argv:
     log = re.sub(r"K \\(\\w+\\)(.*)V \\(\\w+\\)", rf"K ({{plan.get('swap', k)}})\\1V ({{plan.get('swap', v)}})", log)
     for side, name in (("k", k), ("v", v)):
         log = re.sub(rf"attn_rot_{{side}} = \\d", f"attn_rot_{{side}} = {{int(name != 'f16')}}", log)
-    lines = "".join(f"llama_turbo_cache: {{line}}\\n" for line in plan.get("lines", {{}}).get(settings, []))
-    sys.stderr.write(log.replace("llama_kv_cache: attn_rot_k", lines + "llama_kv_cache: attn_rot_k"))
+    bits = {{"f16": 16, "q8_0": 8.5, "q4_0": 4.5, "turbo3": 3.5}}
+    told = (plan.get("swap", k), plan.get("swap", v))
+    line = f"{{'/'.join(dict.fromkeys(told))}} | rotated {{int(k != 'f16')}}/{{int(v != 'f16')}}"
+    line += " | bits {{:.3f}}/{{:.3f}}".format(*(bits.get(name, 0) for name in told))
+    sys.stderr.write(log + f"llama_turbo_cache: {{plan.get('lines', {{}}).get(settings, line)}}\\n")
     sys.exit()
 with (here / "calls").open("a") as file:
     file.write(" ".join(filter(None, (f"{{k}}/{{v}}", settings, option("-d")))) + "\\n")
@@ -60,7 +64,7 @@ class Bench:
 
     def run(self, **changes: object) -> list[object]:
         plan = bench.BenchPlan(
-            types=(CacheTypes("f16", "f16"), CacheTypes("q8_0", "q4_0")),
+            types=(CacheSpec("f16", "f16"), CacheSpec("q8_0", "q4_0")),
             depths=(0, 512),
             n_prompt=64,
             n_gen=16,
@@ -105,7 +109,7 @@ def test_another_machine_setting_starts_anew(sweep: Bench) -> None:
 
 def test_silent_fallback_is_found_before_anything_is_measured(sweep: Bench) -> None:
     sweep.go_wrong(swap="q8_0")
-    with pytest.raises(SilentFallback, match="asked for was K f16"):
+    with pytest.raises(SilentFallback, match="is q8_0; asked for was f16"):
         sweep.run()
     assert sweep.calls() == [] and sweep.store.bench_rows() == []
 
@@ -126,13 +130,14 @@ def test_what_is_not_sound_is_not_stored(sweep: Bench, plan: dict[str, object], 
     assert sweep.store.bench_rows() == []
 
 
-ANNOUNCED = "decay: the oldest 50 % of each sequence lose one bit (hot 15 %, warm 35 %, cold 50 %), K of 4 layers, V of 4 layers"
-BY_LAYER = ["K by layer: 0:q8_0;1-3:turbo3 (4.750 bits per value)", "V by layer: 0-3:turbo3 (3.500 bits per value)"]
+DECAYING = "turbo3 decay=15,35,50 | rotated 1/1 | bits 3.500/3.500 | decaying 4/4"
+BY_LAYER = "turbo3 k=0:q8_0;1-3:turbo3 v=0-3:turbo3 | rotated 1/1 | bits 4.750/3.500"
+PLAIN = "turbo3 | rotated 1/1 | bits 3.500/3.500"
 
 
 def test_settings_are_handed_on_and_checked_in_the_probe(sweep: Bench) -> None:
     types = tuple(map(parse_types, ("turbo3 k=0:q8_0", "turbo3 decay=balanced", "turbo3")))
-    sweep.go_wrong(lines={"0:q8_0": BY_LAYER, "balanced": [ANNOUNCED]})
+    sweep.go_wrong(lines={"0:q8_0": BY_LAYER, "balanced": DECAYING})
     rows = sweep.run(types=types, rounds=1)
     assert sweep.calls() == ["turbo3/turbo3 0:q8_0 0,512", "turbo3/turbo3 balanced 0,512", "turbo3/turbo3 0,512"]
     assert [row.types for row in rows] == [t for t in types for _ in range(4)]
@@ -140,16 +145,16 @@ def test_settings_are_handed_on_and_checked_in_the_probe(sweep: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("types", "lines", "words"),
+    ("types", "line", "words"),
     [
-        ("turbo3 k=0:q8_0", [], "K by layer is not in the log"),
-        ("turbo3 k=0:q8_0", ["K by layer: 0-3:turbo3 (3.500 bits per value)", BY_LAYER[1]], "layer 0 is turbo3; asked for was q8_0"),
-        ("turbo3 decay=balanced", [], "decay is none"),
-        ("turbo3 decay=balanced", [ANNOUNCED.replace("V of 4", "V of 0")], "V of 0 layers; asked for"),
+        ("turbo3 k=0:q8_0", PLAIN, "its map of K names 0"),
+        ("turbo3 k=0:q8_0", BY_LAYER.replace("0:q8_0;1", "0"), "is turbo3 k=0-3:turbo3 v=0-3:turbo3; asked for was turbo3 k=0:q8_0"),
+        ("turbo3 decay=balanced", PLAIN, "is turbo3; asked for was turbo3 decay=balanced"),
+        ("turbo3 decay=balanced", DECAYING.replace("4/4", "4/0"), "K of 4 and V of 0 layers decay"),
     ],
 )
-def test_settings_that_the_probe_does_not_find(sweep: Bench, types: str, lines: list[str], words: str) -> None:
-    sweep.go_wrong(lines={"0:q8_0": lines, "balanced": lines})
+def test_settings_that_the_probe_does_not_find(sweep: Bench, types: str, line: str, words: str) -> None:
+    sweep.go_wrong(lines={"0:q8_0": line, "balanced": line})
     with pytest.raises(SilentFallback, match=words):
         sweep.run(types=(parse_types(types),))
     assert sweep.calls() == []
@@ -158,8 +163,16 @@ def test_settings_that_the_probe_does_not_find(sweep: Bench, types: str, lines: 
 def test_logs_have_names_that_every_file_system_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path))
     long = "turbo3 k=" + ";".join(f"{i}:q8_0" for i in range(100))
-    texts = ["turbo4/turbo3", "turbo3 k=0,-1:q8_0", "turbo3 k=0;-1:q8_0", "turbo3 k=*:q8_0", "turbo3 decay=15,35,50", long, long + ";*:f16"]
-    names = [bench._log("probe", CacheTypes.parse(text)).name for text in texts]
+    texts = [
+        "turbo4/turbo3",
+        "turbo3 k=0,-1:q8_0",
+        "turbo3 k=0:q8_0;-1:q8_0",
+        "turbo3 k=*:q8_0",
+        "turbo3 decay=15,35,50",
+        long,
+        long + ";*:f16",
+    ]
+    names = [bench._log("probe", CacheSpec.parse(text)).name for text in texts]
     assert names[0] == "probe-turbo4-turbo3.log", "as before"
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[\w.-]{1,100}", name) for name in names)
@@ -172,7 +185,7 @@ def test_plan_that_does_not_fit_the_model(sweep: Bench) -> None:
         sweep.run(types=(parse_types("turbo3 k=4:q8_0"),))
     with pytest.raises(UsageError, match="head size 80"):
         bench.check_fit(
-            bench.BenchPlan((CacheTypes("turbo3", "turbo3"),), (0,), 1, 1, 1, 1, "CPU"),
+            bench.BenchPlan((CacheSpec("turbo3", "turbo3"),), (0,), 1, 1, 1, 1, "CPU"),
             msgspec.structs.replace(MODEL, head_k=80, head_v=80),
         )
 

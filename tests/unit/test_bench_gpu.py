@@ -50,7 +50,7 @@ def test_the_cases_are_those_of_the_targets() -> None:
                     assert Case("fattn", types, head, gqa, 1, keys) in found
     assert Case("fattn", "f16", 128, 4, 512, 32768) in found
     assert Case("set_rows", "turbo3", 256, 8, 512, 8192) in found
-    assert len(list(bench_gpu.cases(small=True))) < 40
+    assert len(list(bench_gpu.cases(small=True))) < 60
 
 
 def test_a_case_is_a_line() -> None:

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from fake_machine import CMAKE, World
 
-from turbo_gguf import build as building
-from turbo_gguf.build import DEFAULT_TARGETS, MANIFEST, ensure_build, read_manifest
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
+from turbo_gguf.make import build as building
+from turbo_gguf.make.build import DEFAULT_TARGETS, MANIFEST, ensure_build, read_manifest
 
 
 @pytest.fixture

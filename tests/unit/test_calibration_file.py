@@ -13,10 +13,11 @@ import plant_model
 import pytest
 import tiny_gguf
 
-from turbo_gguf import calibration, observation, weight_moments
-from turbo_gguf.calibration import Calibration, LayerCalibration
+from turbo_gguf.cache import calibration
+from turbo_gguf.cache.calibration import Calibration, LayerCalibration
+from turbo_gguf.calibrate import observation, scales, weight_moments
+from turbo_gguf.calibrate.observation import LayerShape, Moments, Observation
 from turbo_gguf.errors import UsageError
-from turbo_gguf.observation import LayerShape, Moments, Observation
 
 HEADS, HEAD = 2, 8
 SHAPE = LayerShape(number=0, n_head=4, n_head_kv=HEADS, head_k=HEAD, head_v=HEAD, n_rot=HEAD, center_k=True, center_v=True)
@@ -38,7 +39,7 @@ def moments(rng: np.random.Generator, mean: float = 0.0) -> Moments:
 
 def computed(m: Moments, shape: LayerShape = SHAPE, rope: str = "normal", output: np.ndarray | None = None) -> LayerCalibration:
     outputs = {} if output is None else {shape.number: output}
-    return calibration.compute(found(shape, rope=rope), {shape.number: m}, outputs).layers[shape.number]
+    return scales.compute(found(shape, rope=rope), {shape.number: m}, outputs).layers[shape.number]
 
 
 # --- choice of scales --------------------------------------------------------------------------------------------------------
@@ -82,8 +83,8 @@ def test_scales_have_a_geometric_mean_of_one_and_are_clamped() -> None:
     wild = replace(m, q_sq=np.where(np.arange(HEAD) < 2, 1e12, 1.0) * np.ones((HEADS, 1)))
     scale = computed(wild).k_scale
     assert scale is not None
-    assert scale.max() <= calibration.LARGEST_SCALE
-    assert scale.min() >= 1 / calibration.LARGEST_SCALE
+    assert scale.max() <= scales.LARGEST_SCALE
+    assert scale.min() >= 1 / scales.LARGEST_SCALE
 
 
 @pytest.mark.parametrize("dead", ["one channel", "all"])
@@ -189,7 +190,7 @@ def test_weights_that_are_not_those_of_plain_attention(tmp_path: Path) -> None:
 
 def made() -> Calibration:
     rng = np.random.default_rng(9)
-    return calibration.compute(found(tokens=77), {0: moments(rng, 1.0)}, {0: rng.uniform(0.5, 2.0, (HEADS, HEAD))})
+    return scales.compute(found(tokens=77), {0: moments(rng, 1.0)}, {0: rng.uniform(0.5, 2.0, (HEADS, HEAD))})
 
 
 def test_round_trip(tmp_path: Path) -> None:

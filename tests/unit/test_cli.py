@@ -79,7 +79,7 @@ def test_an_unexpected_full_disk_is_the_environment(monkeypatch: pytest.MonkeyPa
     assert result.exit_code == 3
     assert result.stderr == (
         "error: the disk is full: [Errno 28] No space left on device: '/x/results.jsonl'\n"
-        f"hint: free space, or set TURBO_GGUF_HOME (now {home}) to a folder on another disk\n"
+        f"hint: free space, or set TURBO_GGUF_HOME to a folder on another disk (now it is {home})\n"
     )
 
 

@@ -10,11 +10,14 @@ import pytest
 from fake_machine import GPU_VARIABLES
 from fake_upstream import archive, default_patches
 
-from turbo_gguf import build as building
-from turbo_gguf import cuda, doctor, patchset, presets, rocm, upstream
-from turbo_gguf.doctor import Finding
+from turbo_gguf import patchset
+from turbo_gguf.files import sha256_of
+from turbo_gguf.make import build as building
+from turbo_gguf.make import doctor, presets, upstream
+from turbo_gguf.make.doctor import Finding
+from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.make.upstream import Upstream, fetch
 from turbo_gguf.patchset import series
-from turbo_gguf.upstream import Upstream, fetch, sha256_of
 
 
 @pytest.fixture(autouse=True)

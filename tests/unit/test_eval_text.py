@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 
 from turbo_gguf.errors import EnvironmentMissing
-from turbo_gguf.eval_text import (
-    HELD_OUT,
-    MIN_BYTES,
-    held_out_text,
-    read_source,
-    stdlib_dir,
-    write_held_out_text,
-)
+from turbo_gguf.inputs.eval_text import HELD_OUT, MIN_BYTES, held_out_text, read_source, stdlib_dir, write_held_out_text
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from scripts.train_eval_model.corpus import is_test, is_training_file, training_files
+from scripts.lab.train_eval_model.corpus import is_test, is_training_file, training_files
 
 
 def test_every_module_exists_in_this_interpreter() -> None:

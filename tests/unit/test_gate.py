@@ -8,10 +8,13 @@ import msgspec
 import pytest
 from measuring import result, run_of
 
-from turbo_gguf import assets, gate
+from turbo_gguf import assets
 from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
-from turbo_gguf.gate import FAIL, PASS, WITHIN_ERROR
-from turbo_gguf.records import Bits, Metric, Result
+from turbo_gguf.judge import gate
+from turbo_gguf.judge.gate import FAIL, PASS, WITHIN_ERROR
+from turbo_gguf.measure.bits import Bits
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import Result
 
 GATES = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95)}, order=("q8_0", "q5_0", "q4_0"))
 

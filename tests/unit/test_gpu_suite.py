@@ -14,9 +14,10 @@ import gpu_suite
 import pytest
 from gpu_stages import Suite
 
-from turbo_gguf import cuda, rocm
 from turbo_gguf.errors import ToolFailed
-from turbo_gguf.records import Build, Tree
+from turbo_gguf.make.build import Build
+from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.patchset.tree import Tree
 
 
 @pytest.fixture

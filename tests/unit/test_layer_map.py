@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from turbo_gguf import decay, layer_map
+from turbo_gguf.cache import decay, layer_map
+from turbo_gguf.cache.decay import DecayShares
+from turbo_gguf.cache.layer_map import LayerMap
 from turbo_gguf.errors import UsageError
-from turbo_gguf.records import DecayShares
 
 
 @pytest.mark.parametrize(
@@ -30,11 +31,11 @@ from turbo_gguf.records import DecayShares
     ],
 )
 def test_maps(text: str, expected: str) -> None:
-    assert layer_map.expand(text, 4, "b") == tuple(expected.split())
+    assert LayerMap.parse(text).expand(4, "b") == tuple(expected.split())
 
 
 def test_map_of_the_documentation() -> None:
-    found = layer_map.expand("0-1,-2--1:q8_0;*:turbo3", 6, "f16")
+    found = LayerMap.parse("0-1,-2--1:q8_0;*:turbo3").expand(6, "f16")
     assert found == ("q8_0", "q8_0", "turbo3", "turbo3", "q8_0", "q8_0")
 
 
@@ -57,28 +58,28 @@ def test_map_of_the_documentation() -> None:
 )
 def test_wrong_maps_name_the_part(text: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        layer_map.parse(text)
+        LayerMap.parse(text)
     assert words in caught.value.message and repr(text) in caught.value.message and "LAYERS:TYPE" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["4:x", "-5:x", "2-4:x", "-5--1:x", "0,7:x", "*:y;9:x"])
 def test_layer_that_the_model_lacks(text: str) -> None:
     with pytest.raises(UsageError, match=r"there is no layer -?\d, the model has 4 layers with a KV cache") as caught:
-        layer_map.expand(text, 4, "b")
+        LayerMap.parse(text).expand(4, "b")
     assert caught.value.hint == "layers are 0 to 3, or -4 to -1 from the end"
 
 
 @pytest.mark.parametrize("text", ["2-1:x", "-1--2:x", "-1-0:x"])
 def test_range_that_ends_before_it_begins(text: str) -> None:
     with pytest.raises(UsageError, match="ends before it begins"):
-        layer_map.expand(text, 4, "b")
+        LayerMap.parse(text).expand(4, "b")
 
 
 def _mode(mode: int, n_layers: int) -> list[str]:
     """K and V of a mode over turbo3, a letter per layer."""
     short = {"turbo4": "4", "turbo3": "3", "turbo2": "2", "q8_0": "8"}
     maps = layer_map.MODES[mode]
-    return ["".join(short[name] for name in layer_map.expand(text, n_layers, "turbo3", clip=True)) for text in maps]
+    return ["".join(short[name] for name in text.expand(n_layers, "turbo3", clip=True)) for text in maps]
 
 
 @pytest.mark.parametrize(
@@ -104,16 +105,31 @@ def test_modes_leave_out_what_the_model_lacks(mode: int, n_layers: int, k: str, 
 
 
 def test_pairs_name_layers_that_are_there_as_often_as_the_map_does() -> None:
-    assert list(layer_map.pairs("-8--1:x;0:y", 2, clip=True)) == [(0, "x"), (1, "x"), (0, "y")]
-    assert list(layer_map.pairs("5:x;1:y", 2, clip=True)) == [(1, "y")]
+    assert list(LayerMap.parse("-8--1:x;0:y").pairs(2, clip=True)) == [(0, "x"), (1, "x"), (0, "y")]
+    assert list(LayerMap.parse("5:x;1:y").pairs(2, clip=True)) == [(1, "y")]
+
+
+@pytest.mark.parametrize(
+    ("text", "shortest"),
+    [("0-1,-2--1:q8_0;*:turbo3", "0-1,-2--1:q8_0;*:turbo3"), ("0--1:x", "*:x"), ("2-2,3:x", "2,3:x"), ("00:x", "0:x"), ("", "")],
+)
+def test_maps_are_written_in_their_shortest_form(text: str, shortest: str) -> None:
+    assert str(LayerMap.parse(text)) == shortest and LayerMap.parse(shortest) == LayerMap.parse(text)
+    assert bool(LayerMap.parse(text)) == bool(text)
+
+
+def test_a_map_of_layers_has_runs_as_ranges() -> None:
+    assert str(LayerMap.of([(0, "x"), (1, "x"), (2, "y"), (4, "y")])) == "0-1:x;2:y;4:y"
+    assert not LayerMap.of([])
 
 
 # --- decay ----------------------------------------------------------------------------------------------------------------
 
 
 def test_shares() -> None:
-    assert decay.shares("balanced") == decay.shares("15,35,50") == DecayShares(hot=15, warm=35, cold=50)
-    assert decay.shares("0,0,100").cold == 100
+    assert DecayShares.parse("balanced") == DecayShares.parse("15,35,50") == DecayShares(hot=15, warm=35, cold=50)
+    assert DecayShares.parse("0,0,100").cold == 100
+    assert [str(DecayShares.parse(text)) for text in ("15,35,50", "0,0,100")] == ["balanced", "0,0,100"]
     assert all(s.hot + s.warm + s.cold == 100 for s in decay.PRESETS.values())
 
 
@@ -133,7 +149,7 @@ def test_shares() -> None:
 )
 def test_wrong_shares(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        decay.shares(text)
+        DecayShares.parse(text)
 
 
 def _simulated(ctx: int, batch: int, ubatch: int, cold: int) -> int:

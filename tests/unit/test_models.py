@@ -15,8 +15,9 @@ import pytest
 import tiny_gguf
 from hub_server import Hub, hub
 
-from turbo_gguf import models
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.files import sha256_of
+from turbo_gguf.inputs import models
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,7 @@ def test_metadata(tiny: Path) -> None:
     model = models.read(tiny)
     assert (model.arch, model.name, model.n_layer, model.n_head_kv) == ("llama", "tiny", 3, (1, 1, 1))
     assert (model.head_k, model.head_v, model.n_ctx_train, model.n_vocab, model.uniform) == (64, 64, 1024, 259, True)
-    assert model.size == tiny.stat().st_size and model.sha256 == models.sha256(tiny)
+    assert model.size == tiny.stat().st_size and model.sha256 == sha256_of(tiny)
     assert models.resolve(tiny) == model == models.read(tiny)
 
 
@@ -144,7 +145,7 @@ def test_download_by_repository_and_by_file(server: Hub, home: Path, tiny: Path)
 def test_broken_download_resumes(server: Hub, home: Path, tmp_path: Path) -> None:
     """The library writes pieces of 10 MB, so the file has to be larger than that."""
     large = tiny_gguf.write(tmp_path / "large.gguf", n_layer=1, n_head=6)
-    server.files, server.announced = {"large.gguf": large.read_bytes()}, {"large.gguf": models.sha256(large)}
+    server.files, server.announced = {"large.gguf": large.read_bytes()}, {"large.gguf": sha256_of(large)}
     server.break_after = 12_000_000
     first = _fetch(server, home, "org/model")
     if first.returncode != 0:  # the library gave up: the next call must go on where it stopped

@@ -26,7 +26,7 @@ from turbo_gguf.errors import UsageError
 from turbo_gguf.patchset import worktree
 from turbo_gguf.patchset.hook import FilePatch, Hunk, Probe, parse
 from turbo_gguf.patchset.landing import Landing, land
-from turbo_gguf.records import Tree
+from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import run
 
 

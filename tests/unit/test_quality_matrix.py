@@ -9,7 +9,9 @@ import quality_matrix
 from measuring import result
 
 from turbo_gguf import assets
-from turbo_gguf.records import CacheTypes, Metric, Result
+from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import Result
 
 
 def plain(scale: float = 1.0) -> list[Result]:
@@ -19,9 +21,9 @@ def plain(scale: float = 1.0) -> list[Result]:
 
 
 def test_a_label_does_not_name_the_file() -> None:
-    types = CacheTypes.parse("turbo3t/turbo4t cal=folder/a.gguf#00000001 sink=128 tail=512")
+    types = CacheSpec.parse("turbo3t/turbo4t cal=folder/a.gguf#00000001 sink=128 tail=512")
     assert quality_matrix.label(types) == "turbo3t/turbo4t sink=128 tail=512 calibrated"
-    assert quality_matrix.label(CacheTypes.parse("q4_0")) == "q4_0"
+    assert quality_matrix.label(CacheSpec.parse("q4_0")) == "q4_0"
 
 
 def test_targets_say_what_was_reached() -> None:
@@ -48,7 +50,7 @@ def test_what_a_calibration_makes_worse_is_named() -> None:
 
 def test_the_sweep_measures_what_the_targets_name() -> None:
     plan = tomllib.loads((assets.eval_dir() / "matrix" / "sweep.toml").read_text())
-    asked = {run["ctx"]: {quality_matrix.label(CacheTypes.parse(text)) for text in run["types"]} for run in plan["run"]}
+    asked = {run["ctx"]: {quality_matrix.label(CacheSpec.parse(text)) for text in run["types"]} for run in plan["run"]}
     competitors = {"q8_0", "q5_0", "q4_0"}
     for target in quality_matrix.TARGETS:
         for types in (*target.types.split(" or "), target.reference):

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 from measuring import bench_row, result, run_of
 
-from turbo_gguf import gate, plot, report
-from turbo_gguf.cache_types import BASE
-from turbo_gguf.records import BenchRow, Bits, CacheTypes, Metric
+from turbo_gguf.cache.spec import BASE, CacheSpec
+from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.measure.bits import Bits
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import BenchRow
 
 GATES = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95), "turbo3": gate.Gate(reference="q4_0", mean_kld=1.0)})
 
@@ -75,7 +77,7 @@ SETTINGS = (
     "turbo3 k=*:q8_0 v=0,-1:q8_0",
     "turbo4/turbo3 decay=conservative",
     "turbo3 adaptive=7",
-    "turbo2 " + "k=" + ";".join(f"{i},{-i}-{-i}:turbo4" for i in range(1, 40)) + ";*:turbo3",
+    "turbo2 " + "k=" + ";".join(f"{i},-{i}:turbo4" for i in range(1, 40)) + ";*:turbo3",
 )
 
 
@@ -110,5 +112,5 @@ def test_long_names_stand_below_the_panels(tmp_path: Path) -> None:
 
 
 def test_short_names_of_points() -> None:
-    types = [CacheTypes.parse(text) for text in ("turbo4/turbo3", *SETTINGS)]
+    types = [CacheSpec.parse(text) for text in ("turbo4/turbo3", *SETTINGS)]
     assert list(plot._short_names(types).values()) == ["turbo4/turbo3", "[1]", "[2]", "[3]", "[4]"]

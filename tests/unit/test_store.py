@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import re
 import subprocess
@@ -16,12 +17,12 @@ import pytest
 from measuring import LOGS, bench_row, result
 
 from turbo_gguf import assets
-from turbo_gguf import store as store_module
-from turbo_gguf.bench import rows_of
 from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.records import Result
-from turbo_gguf.store import Store
-from turbo_gguf.upstream import default_name
+from turbo_gguf.make.upstream import default_name
+from turbo_gguf.measure import store as store_module
+from turbo_gguf.measure.bench import rows_of
+from turbo_gguf.measure.result import Result
+from turbo_gguf.measure.store import Store
 
 HERE = Path(__file__).parent
 
@@ -68,7 +69,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from measuring import result
-from turbo_gguf.store import Store
+from turbo_gguf.measure.store import Store
 store, name, go = Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[1], "go")
 print("ready", flush=True)
 while not go.exists():
@@ -189,6 +190,25 @@ def test_records_survive_the_round_trip_exactly() -> None:
     assert msgspec.json.decode(msgspec.json.encode(r), type=Result) == r
 
 
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("turbo3", {}),
+        ("turbo3 k=0,-1:q8_0 v=*:turbo2", {"layers_k": "0,-1:q8_0", "layers_v": "*:turbo2"}),
+        ("turbo3 adaptive=7", {"adaptive": 7}),
+        ("turbo3 decay=balanced", {"decay": "balanced"}),
+        ("turbo3 cal=a.gguf#0123abcd sink=4 tail=16", {"calibration": "a.gguf#0123abcd", "sink": 4, "tail": 16}),
+    ],
+)
+def test_settings_are_stored_as_they_are_written(tmp_path: Path, text: str, stored: dict[str, object]) -> None:
+    """So they were stored as text before they were parsed values: keys and old lines stay what they are."""
+    r = result(text, 0.012)
+    store = Store(tmp_path)
+    store.append([r])
+    assert json.loads(store.path.read_text())["case"]["types"] == {"k": "turbo3", "v": "turbo3", **stored}
+    assert store.results() == [r]
+
+
 _OLD = (
     '{"kind":"kld","key":"f1ef624a7b30f1ae4f60","case":{"types":{"k":"turbo4","v":"turbo3"},"ctx":512,"chunks":8,"batch":512,"base_batch":'
     '512,"backend":"CPU","build_id":"b","model_sha256":"m","text_sha256":"t","env":[],"metrics_version":1},"stats":{"mean":{"value":0.012,'
@@ -209,8 +229,8 @@ _OLD = (
 def test_results_of_earlier_versions_are_found(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.path.write_text(_OLD)
-    assert store.results() == [result("turbo4/turbo3", 0.012)]
-    (found,) = store.results()
+    (found,), now = store.results(), result("turbo4/turbo3", 0.012)
+    assert found == msgspec.structs.replace(now, facts=found.facts, schema_version=1)
     assert found.case.key == found.key and found.facts.decayed == () and not found.case.types.has_settings
 
 

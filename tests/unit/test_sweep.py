@@ -9,11 +9,18 @@ import pytest
 from measuring import MODEL
 from measuring import case as case_of
 
-from turbo_gguf import assets, cache_types, gate, kld, models, sweep
-from turbo_gguf.cache_types import CACHE_TYPES, check_head_sizes, parse_types
+from turbo_gguf import assets
+from turbo_gguf.cache import fit, spec
+from turbo_gguf.cache.decay import DecayShares
+from turbo_gguf.cache.fit import check_head_sizes
+from turbo_gguf.cache.layer_map import LayerMap
+from turbo_gguf.cache.spec import CacheSpec, parse_types
+from turbo_gguf.cache.types import CACHE_TYPES
 from turbo_gguf.cli.options import split
 from turbo_gguf.errors import UsageError
-from turbo_gguf.records import CacheTypes
+from turbo_gguf.inputs import models
+from turbo_gguf.judge import gate
+from turbo_gguf.measure import kld, sweep
 
 SETUP = sweep.Setup(build_id="b", model_sha256="m", text_sha256="t", backend="CPU")
 
@@ -136,7 +143,7 @@ def test_context_without_a_table_scores_about_as_many_tokens() -> None:
 
 def test_pairs_are_read_and_written_the_same_way() -> None:
     assert str(parse_types(" turbo4/turbo3 ")) == "turbo4/turbo3"
-    assert parse_types("turbo3") == CacheTypes("turbo3", "turbo3") and str(parse_types("turbo3/turbo3")) == "turbo3"
+    assert parse_types("turbo3") == CacheSpec("turbo3", "turbo3") and str(parse_types("turbo3/turbo3")) == "turbo3"
     for bad in ("", "/", "turbo3/", "turbo3/turbo3/turbo3", "TURBO3"):
         with pytest.raises(UsageError):
             parse_types(bad)
@@ -155,7 +162,7 @@ NOTATIONS = (
     "turbo4/turbo3 k=*:q8_0",
     "turbo3 adaptive=7",
     "turbo4/turbo3 decay=balanced",
-    "turbo3 decay=15,35,50",
+    "turbo3 decay=10,30,60",
     "turbo3 k=0:q8_0 v=-1:f16 decay=aggressive",
     "turbo3 adaptive=1 decay=conservative",
 )
@@ -166,8 +173,10 @@ def test_settings_are_read_and_written_the_same_way() -> None:
         assert str(parse_types(text)) == text and parse_types(str(parse_types(text))) == parse_types(text)
     assert parse_types("turbo3  decay=balanced   k=0:q8_0") == parse_types("turbo3/turbo3 k=0:q8_0 decay=balanced")
     assert parse_types("turbo4 / turbo3 adaptive=0") == parse_types("turbo4/turbo3")
+    maps = {"layers_k": LayerMap.parse("0:q8_0"), "layers_v": LayerMap.parse("1:f16")}
     full = parse_types("turbo4/turbo3 k=0:q8_0 v=1:f16 decay=5,25,70")
-    assert full == CacheTypes("turbo4", "turbo3", layers_k="0:q8_0", layers_v="1:f16", adaptive=0, decay="5,25,70")
+    assert full == CacheSpec("turbo4", "turbo3", **maps, decay=DecayShares(5, 25, 70))
+    assert str(full) == "turbo4/turbo3 k=0:q8_0 v=1:f16 decay=aggressive"
 
 
 def test_every_setting_is_another_measurement() -> None:
@@ -178,12 +187,12 @@ def test_every_setting_is_another_measurement() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE, sink=TOKENS and tail=TOKENS"),
+        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE, sink=TOKENS, tail=TOKENS"),
         ("turbo3 decay=", "'decay=' is no setting", "decay=balanced"),
         ("turbo3 q=0:q8_0", "'q=0:q8_0' is no setting", "k=MAP"),
         ("turbo3 turbo4", "'turbo4' is no setting", "k=MAP"),
         ("turbo3 k=0:q8_0 k=1:q8_0", "k is set twice", "each once"),
-        ("turbo3 adaptive=x", "adaptive=x is no number", "adaptive=MODE"),
+        ("turbo3 adaptive=x", "adaptive=x: no number", "adaptive=MODE"),
         ("turbo3 adaptive=3", "no layer-adaptive mode 3", "modes are 1, 2, 5, 6, 7"),
         ("turbo3 adaptive=7 v=0:q8_0", "a layer-adaptive mode and a layer map exclude each other", "leave one of them out"),
         ("turbo3 k=0:turbo9", "unknown cache type 'turbo9'", "known: f32"),
@@ -211,40 +220,40 @@ def test_types_are_cut_at_commas_before_a_letter() -> None:
 
 
 def test_types_of_each_layer() -> None:
-    assert cache_types.layer_types(parse_types("turbo4/turbo3"), 2) == (("turbo4",) * 2, ("turbo3",) * 2)
-    assert cache_types.layer_types(parse_types("turbo3 k=-1:q8_0"), 3) == (("turbo3", "turbo3", "q8_0"), ("turbo3",) * 3)
-    assert cache_types.layer_types(parse_types("turbo3 adaptive=7"), 5) == (("turbo3",) * 5, ("q8_0", "q8_0", "turbo2", "q8_0", "q8_0"))
+    assert spec.layer_types(parse_types("turbo4/turbo3"), 2) == (("turbo4",) * 2, ("turbo3",) * 2)
+    assert spec.layer_types(parse_types("turbo3 k=-1:q8_0"), 3) == (("turbo3", "turbo3", "q8_0"), ("turbo3",) * 3)
+    assert spec.layer_types(parse_types("turbo3 adaptive=7"), 5) == (("turbo3",) * 5, ("q8_0", "q8_0", "turbo2", "q8_0", "q8_0"))
 
 
 def test_a_turbo_type_in_one_layer_is_ours() -> None:
-    assert cache_types.is_turbo(parse_types("q8_0 v=0:turbo3")) and cache_types.is_turbo(parse_types("q8_0 adaptive=5"))
-    assert not cache_types.is_turbo(parse_types("q8_0 adaptive=1")) and not cache_types.is_turbo(parse_types("q8_0 k=0:f16"))
+    assert spec.is_turbo(parse_types("q8_0 v=0:turbo3")) and spec.is_turbo(parse_types("q8_0 adaptive=5"))
+    assert not spec.is_turbo(parse_types("q8_0 adaptive=1")) and not spec.is_turbo(parse_types("q8_0 k=0:f16"))
     plan = sweep.Sweep(run=(sweep.SweepRun(ctx=512, chunks=2, types=("f16 v=0:turbo3",)),))
     assert [str(c.types) for c in sweep.cases(plan, SETUP)] == ["f16", "q8_0", "q5_0", "q4_0", "f16 v=0:turbo3"]
 
 
 def test_options_of_the_tools_name_only_what_is_set() -> None:
-    assert list(cache_types.options(parse_types("turbo4/turbo3"))) == ["-ctk", "turbo4", "-ctv", "turbo3"]
-    found = list(cache_types.options(parse_types("turbo3 k=0:q8_0 v=-1:f16 decay=balanced")))
+    assert list(spec.options(parse_types("turbo4/turbo3"))) == ["-ctk", "turbo4", "-ctv", "turbo3"]
+    found = list(spec.options(parse_types("turbo3 k=0:q8_0 v=-1:f16 decay=balanced")))
     assert found == [
         *("-ctk", "turbo3", "-ctv", "turbo3", "--cache-type-k-layers", "0:q8_0", "--cache-type-v-layers", "-1:f16"),
         *("--cache-decay", "balanced"),
     ]
-    assert list(cache_types.options(parse_types("turbo3 adaptive=7")))[4:] == ["--cache-layer-adaptive", "7"]
+    assert list(spec.options(parse_types("turbo3 adaptive=7")))[4:] == ["--cache-layer-adaptive", "7"]
 
 
 def test_layers_are_counted_over_those_with_a_kv_cache() -> None:
     hybrid = msgspec.structs.replace(MODEL, n_layer=6, n_head_kv=(0, 2, 0, 2, 0, 0))
-    cache_types.check_fit(parse_types("turbo3 k=1,-2:q8_0"), hybrid)
-    cache_types.check_fit(parse_types("turbo3 adaptive=1"), hybrid)
+    fit.check_fit(parse_types("turbo3 k=1,-2:q8_0"), hybrid)
+    fit.check_fit(parse_types("turbo3 adaptive=1"), hybrid)
     with pytest.raises(UsageError, match="there is no layer 2, the model has 2 layers with a KV cache"):
-        cache_types.check_fit(parse_types("turbo3 k=2:q8_0"), hybrid)
+        fit.check_fit(parse_types("turbo3 k=2:q8_0"), hybrid)
 
 
 def test_decay_that_the_map_leaves_no_layer_for() -> None:
-    cache_types.check_fit(parse_types("turbo3 k=*:q8_0 decay=balanced"), MODEL)
+    fit.check_fit(parse_types("turbo3 k=*:q8_0 decay=balanced"), MODEL)
     with pytest.raises(UsageError, match="nothing in it decays"):
-        cache_types.check_fit(parse_types("turbo3 k=*:q8_0 v=*:turbo2 decay=balanced"), MODEL)
+        fit.check_fit(parse_types("turbo3 k=*:q8_0 v=*:turbo2 decay=balanced"), MODEL)
 
 
 def test_head_sizes_of_all_types_of_a_map() -> None:
@@ -268,19 +277,19 @@ def test_decay_needs_batches_that_are_smaller_than_a_chunk(ctx: int, batch: int)
 def test_head_sizes_that_cannot_be_cut_into_blocks(head: int) -> None:
     for types in ("turbo2", "turbo3", "turbo4", "f16/turbo3", "turbo3/f16", "q8_0"):
         with pytest.raises(UsageError, match=f"head size {head}") as caught:
-            check_head_sizes(CacheTypes.parse(types), head, head)
+            check_head_sizes(CacheSpec.parse(types), head, head)
         assert caught.value.hint.endswith("f32, f16, bf16")
-    check_head_sizes(CacheTypes.parse("f16/bf16"), head, head)
+    check_head_sizes(CacheSpec.parse("f16/bf16"), head, head)
 
 
 @pytest.mark.parametrize("head", [32, 64, 96, 128, 192, 256, 576])
 def test_head_sizes_that_work(head: int) -> None:
     for name, kind in CACHE_TYPES.items():
         if head % 64 == 0 or kind.block < 64:
-            check_head_sizes(CacheTypes.parse(name), head, head)
+            check_head_sizes(CacheSpec.parse(name), head, head)
         else:
             with pytest.raises(UsageError, match=f"{name}: the K head size {head} of this model is not a multiple of its block of 64"):
-                check_head_sizes(CacheTypes.parse(name), head, head)
+                check_head_sizes(CacheSpec.parse(name), head, head)
 
 
 def test_nominal_bits() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from fake_machine import World
 
-from turbo_gguf import cuda, presets, rocm
-from turbo_gguf.build import ensure_build
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.make import presets
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.toolkits import cuda, rocm
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from fake_upstream import FILES, archive, write_tree
 
-from turbo_gguf import upstream
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.files import sha256_of
+from turbo_gguf.make import upstream
+from turbo_gguf.make.upstream import Upstream, fetch, is_fetched, resolve, supported
 from turbo_gguf.tools import capture
-from turbo_gguf.upstream import Upstream, fetch, is_fetched, resolve, sha256_of, supported
 
 
 @pytest.fixture(autouse=True)

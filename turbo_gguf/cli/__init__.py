@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import signal
 import threading
@@ -11,17 +10,17 @@ from typing import Any
 
 import click
 
-from turbo_gguf import __version__
+from turbo_gguf import __version__, files
 from turbo_gguf.assets import home
-from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError
+from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError, report
 
 COMMANDS = {
-    "ppl-gate": ("gate", "Measure what turbo KV caches cost in quality, and judge it against upstream's own types."),
+    "ppl-gate": ("gate", "Measure what our KV cache types cost in quality, and judge them against upstream's."),
     "bench": ("bench", "Measure prefill and decode speed against context depth."),
-    "calibrate": ("calibrate", "Write a calibration that lets a KV cache lose less."),
+    "calibrate": ("calibrate", "Write a calibration, with which a KV cache loses less."),
     "models": ("models", "Fetch, list and check model files."),
     "build": ("build", "Fetch, patch and compile llama.cpp."),
-    "upstream": ("upstream", "List and fetch the llama.cpp snapshots that we work on."),
+    "upstream": ("upstream", "List, fetch and try the llama.cpp snapshots that we work on."),
     "patch": ("patch", "Apply, check and write the patch set."),
     "doctor": ("doctor", "Say what is there, what is missing, and the command that fixes it."),
 }
@@ -62,23 +61,16 @@ class LazyGroup(click.Group):
             report("interrupted", "the same command again continues where it stopped")
             ctx.exit(EXIT_INTERRUPTED)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not files.is_full(error):
                 raise
-            report(f"the disk is full: {error}", f"free space, or set TURBO_GGUF_HOME (now {home()}) to a folder on another disk")
+            report(f"the disk is full: {error}", f"{files.MORE_SPACE} (now it is {home()})")
             ctx.exit(EXIT_ENVIRONMENT)
-
-
-def report(message: str, hint: str = "") -> None:
-    """Print an error, and what to type next, on standard error."""
-    click.echo(f"error: {message}", err=True)
-    if hint:
-        click.echo(f"hint: {hint}", err=True)
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="turbo-gguf")
 def main() -> None:
-    """KV caches of 2.5 to 4.5 bits per value for llama.cpp: patched, built, measured and gated.
+    """KV caches of 2.25 to 4.5 bits per value for llama.cpp: patched, built, measured and gated.
 
     Exit codes: 0 pass, 1 gate failed, 2 usage, 3 environment or tool missing, 4 tool crashed or log not understood.
     """

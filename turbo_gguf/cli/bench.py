@@ -6,14 +6,20 @@ from pathlib import Path
 
 import click
 
-from turbo_gguf import assets, bench, guard, report
-from turbo_gguf.build import ensure_build
-from turbo_gguf.cache_types import BASE, parse_types
+from turbo_gguf import assets
+from turbo_gguf.cache.spec import BASE, parse_types
+from turbo_gguf.cache.types import RIVALS, TURBO
 from turbo_gguf.cli import options
-from turbo_gguf.presets import PRESETS
-from turbo_gguf.store import Store
+from turbo_gguf.judge import report
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make import presets
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.measure import bench, environment
+from turbo_gguf.measure.store import Store
+from turbo_gguf.tools import default_threads
 
-DEFAULT_TYPES = ("f16", "q8_0", "q4_0", "turbo4", "turbo3", "turbo2")
+DEFAULT_TYPES = (*RIVALS, *TURBO)
 
 
 @click.command(name="bench")
@@ -46,8 +52,8 @@ def command(
 ) -> None:
     """Measure prefill and decode speed against depth, in rounds over all types.
 
-    f16 is always among them: every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept in
-    results/llama-bench.jsonl as they are, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
+    f16 is always among them, and every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept as
+    they are in results/llama-bench.jsonl, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
     """
     if not prompt and not gen:
         raise click.UsageError("--prompt 0 and --gen 0 leave nothing to measure")
@@ -58,9 +64,9 @@ def command(
         n_prompt=prompt,
         n_gen=gen,
         rounds=rounds,
-        threads=threads or options.default_threads(),
-        backend=guard.backend_of(preset),
-        env=guard.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
+        threads=threads or default_threads(),
+        backend=presets.backend_of(preset),
+        env=environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
     )
     model = options.model_of(model_spec)
     bench.check_fit(plan, model)  # before anything is compiled
@@ -69,7 +75,7 @@ def command(
     table = report.speed(rows, BASE)
     click.echo(table)
     folder = out or assets.home() / "report" / "bench"
-    options.write_text(folder / "table.md", table + "\n")
-    from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
+    write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
+    from turbo_gguf.judge import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.speed(rows, folder / 'plot.png')}", err=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from turbo_gguf.build import DEFAULT_TARGETS, ensure_build
-from turbo_gguf.presets import PRESETS
+from turbo_gguf.make.build import DEFAULT_TARGETS, ensure_build
+from turbo_gguf.make.presets import PRESETS
 
 
 @click.command(name="build")

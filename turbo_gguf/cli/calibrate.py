@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
-from turbo_gguf import calibration, models, observation, weight_moments
-from turbo_gguf.build import ensure_build
-from turbo_gguf.cli import options
-from turbo_gguf.presets import PRESETS
-from turbo_gguf.records import ModelFile
+from turbo_gguf.cache import calibration
+from turbo_gguf.calibrate import observation, scales, weight_moments
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.tools import default_threads
 
 LONGEST_CHUNK = 4096
 """Tokens of a chunk of the text, unless the user says otherwise. Without flash attention the scores of a chunk take memory."""
@@ -44,21 +46,19 @@ def command(
 ) -> None:
     """Write a calibration of MODEL (a path or a hub id) for --cache-calibration of llama.cpp's tools.
 
-    K and V are centered, the channels of K are balanced against those of Q, those of V against the output projection. What the model
-    computes stays the same; what a cache of few bits loses of it becomes less. The numbers come from the TEXTs (UTF-8, a few thousand
-    tokens), or, without a text, from the weights alone. A calibration fits all quantizations of the same model.
+    K and V are centered. The channels of K are balanced against those of Q, and those of V against the output projection. The model
+    computes the same as before, and a cache of few bits loses less. The numbers come from the TEXTs (UTF-8, a few thousand tokens), or
+    from the weights alone when there is no text. A calibration fits all quantizations of the same model. Use it with --cache-sink 4.
     """
     if chunks == 0:
         raise click.UsageError("--chunks 0 leaves nothing to measure")
     model = models.resolve(model_spec)
     sources = [models.text_file(text) for text in texts]
     build = ensure_build(preset, upstream=upstream, targets=(observation.TARGET,))
-    found = observation.observe(
-        build, model, sources, ctx=ctx or _context(model), chunks=chunks, threads=threads or options.default_threads()
-    )
+    found = observation.observe(build, model, sources, ctx=ctx or _context(model), chunks=chunks, threads=threads or default_threads())
     weights = weight_moments.Weights(model.path)
     moments = found.moments if found.tokens else weight_moments.estimate(found, weights)
-    made = calibration.compute(found, moments, weight_moments.output_sq(found, weights))
+    made = scales.compute(found, moments, weight_moments.output_sq(found, weights))
     path = calibration.write(made, out or Path(f"{model.path.stem}.calibration.gguf"))
     source = f"{found.tokens} tokens" if found.tokens else "the weights"
     centered = ", ".join(

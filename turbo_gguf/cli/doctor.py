@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from turbo_gguf import doctor
 from turbo_gguf.errors import EnvironmentMissing
+from turbo_gguf.make import doctor
 
 
 @click.command(name="doctor")

@@ -7,16 +7,22 @@ from pathlib import Path
 import click
 import msgspec
 
-from turbo_gguf import assets, gate, guard, kld, models, report, sweep
-from turbo_gguf.build import ensure_build
+from turbo_gguf import assets
 from turbo_gguf.cli import options
 from turbo_gguf.errors import EXIT_GATE_FAILED
-from turbo_gguf.presets import PRESETS
-from turbo_gguf.store import Store
+from turbo_gguf.inputs import models
+from turbo_gguf.judge import gate, report
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make import presets
+from turbo_gguf.make.build import ensure_build
+from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.measure import environment, kld, sweep
+from turbo_gguf.measure.store import Store
+from turbo_gguf.tools import default_threads
 
 EPILOG = """\b
 Exit codes: 0 no gate failed, 1 a gate failed, 2 usage, 3 something is missing, 4 a tool crashed or ran something else
-than asked for. Only 1 is a verdict on quality.
+than was asked for. Only 1 is a verdict on quality.
 """
 
 
@@ -31,7 +37,7 @@ than asked for. Only 1 is a verdict on quality.
     "--types",
     multiple=True,
     metavar="K/V,...",
-    help="Cache types such as turbo3, turbo4/turbo3, 'turbo3 k=0,-1:q8_0' or 'turbo3 decay=balanced'.  [default: as in --config]",
+    help="Cache types such as turbo3t, turbo4t/turbo3t or 'turbo3t cal=FILE sink=4 tail=64'.  [default: as in --config]",
 )
 @click.option("--ctx", multiple=True, type=click.IntRange(min=16), help="Context, may be repeated.  [default: as in --config]")
 @click.option("--chunks", type=int, help="Chunks per context, -1 for the whole text.  [default: as in --config]")
@@ -65,29 +71,29 @@ def command(
 ) -> None:
     """Measure what KV cache types cost in quality, and judge ours against upstream's.
 
-    For each context the f16 cache gives base logits; then KL divergence, perplexity ratio, changed top tokens and real bits per
-    value of each type are measured against it, always together with f16 at another batch size (the noise floor) and upstream's
-    q8_0, q5_0 and q4_0. The table goes to standard output, progress to standard error; results are kept, so that running again
+    For each context the f16 cache gives base logits. KL divergence, perplexity ratio, changed top tokens and real bits per value of
+    each type are measured against them. f16 at another batch size (the noise floor) and upstream's q8_0, q5_0 and q4_0 are always
+    measured, too. The table goes to standard output, progress to standard error. Results are kept, so the same command again
     continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")
     plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)
-    env = guard.settings_in_environment()
+    env = environment.settings_in_environment()
     model = options.model_of(model_spec)
     source = models.text_file(text) if text else models.held_out_text()
-    backend = guard.backend_of(preset)
+    backend = presets.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
     kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
     build = ensure_build(preset, upstream=upstream, targets=("llama-perplexity",))
     cases = sweep.cases(plan, msgspec.structs.replace(setup, build_id=build.id), gate.references(limits))
-    job = kld.Job(build=build, model=model, text=source, threads=threads or options.default_threads())
+    job = kld.Job(build=build, model=model, text=source, threads=threads or default_threads())
     results = kld.measure(cases, job, Store())
     verdicts = gate.judge(results, limits)
     table = "\n".join([report.quality(results, verdicts), report.checks(verdicts) if verdicts else "No gate applies to these types."])
     click.echo(table)
     folder = out or assets.home() / "report" / "ppl-gate"
-    options.write_text(folder / "table.md", table + "\n")
-    from turbo_gguf import plot  # noqa: PLC0415 - matplotlib is slow to import
+    write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
+    from turbo_gguf.judge import plot  # noqa: PLC0415 - matplotlib is slow to import
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.quality(results, folder / 'plot.png')}", err=True)
     _conclude(verdicts)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from turbo_gguf import models
-from turbo_gguf.cache_types import CACHE_TYPES
+from turbo_gguf.cache.types import CACHE_TYPES
 from turbo_gguf.cli import options
-from turbo_gguf.records import ModelFile
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.models import ModelFile
 
 
 @click.group(name="models")

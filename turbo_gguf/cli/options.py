@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from turbo_gguf import models
-from turbo_gguf.records import ModelFile
+from turbo_gguf.inputs import models
+from turbo_gguf.inputs.models import ModelFile
 
 
 def model_of(spec: str | None) -> ModelFile:
     """Return the model that ``--model`` names, the embedded one without it."""
     return models.resolve(spec) if spec else models.embedded()
-
-
-def default_threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def split(values: Sequence[str]) -> tuple[str, ...]:
@@ -27,10 +20,3 @@ def split(values: Sequence[str]) -> tuple[str, ...]:
     Types start with a letter. What follows a comma inside of them does not: ``turbo3 k=0,-1:q8_0,turbo3 decay=15,35,50`` is two.
     """
     return tuple(part.strip() for value in values for part in re.split(r",(?=\s*(?:[A-Za-z,]|$))", value) if part.strip())
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path

@@ -10,8 +10,9 @@ import click
 
 from turbo_gguf import patchset
 from turbo_gguf.errors import UsageError
+from turbo_gguf.files import lock
+from turbo_gguf.make.upstream import default_name, fetch, resolve, supported
 from turbo_gguf.patchset.hook import MAX_ADDED_LINES
-from turbo_gguf.upstream import default_name, fetch, lock, resolve, supported
 
 
 def _upstream_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import msgspec
 
 from turbo_gguf.patchset.hook import Hook, render
 from turbo_gguf.patchset.series import PatchSet, patch
-from turbo_gguf.records import Tree
+from turbo_gguf.patchset.tree import Tree
 
 _INCLUDE = re.compile(r'^\+\s*#\s*include\s+"([^"]+)"')
 

@@ -36,7 +36,7 @@ from unidiff.errors import UnidiffParseError
 
 from turbo_gguf.errors import UsageError
 
-MAX_ADDED_LINES = 60
+MAX_ADDED_LINES = 80
 """Lines that all hooks together may add to upstream files."""
 
 MAX_ADDED_PER_HUNK = 3

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import re
 from collections.abc import Sequence
 
 import msgspec
 
 from turbo_gguf.patchset.hook import FilePatch, Hunk
+
+ALIKE = 0.7
+"""Least similarity (difflib's ratio) of a line that is named as the nearest to a missing one."""
+
+BESIDE = 0.3
+"""What a line gains by standing beside another line of the hunk."""
 
 
 class Landing(msgspec.Struct, frozen=True):
@@ -52,8 +60,36 @@ def _explain(path: str, number: int, hunk: Hunk, lines: Sequence[str], where: Se
     if places(lines, hunk.after):
         return f"{path} hunk {number}: the file already has the change"
     missing = [line for line in hunk.before if line not in lines]
-    detail = f"; this line is not in the file: {missing[0].strip()!r}" if missing else "; its lines no longer stand together"
-    return f"{path} hunk {number}: its context is not in the file{detail}"
+    if missing:
+        detail = f"this line is not in the file: {missing[0].strip()!r}{_nearest(missing[0], hunk, lines)}"
+    else:
+        detail = f"its lines no longer stand together{_apart(hunk, lines)}"
+    return f"{path} hunk {number}: its context is not in the file; {detail}"
+
+
+def _nearest(missing: str, hunk: Hunk, lines: Sequence[str]) -> str:
+    """The two lines that are most like a missing one, those beside another line of the hunk first; "" when none is alike."""
+    matcher = difflib.SequenceMatcher(autojunk=False)
+    matcher.set_seq2(missing)
+    around = {i + step for i, line in enumerate(lines) if line in hunk.before and re.search(r"\w", line) for step in (-1, 1)}
+    found = []
+    for i, line in enumerate(lines):
+        matcher.set_seq1(line)
+        if line.strip() and matcher.real_quick_ratio() >= ALIKE and matcher.quick_ratio() >= ALIKE and matcher.ratio() >= ALIKE:
+            found.append((-matcher.ratio() - (BESIDE if i in around else 0.0), i))
+    shown = [f"line {i + 1}: {lines[i].strip()!r}" for _, i in sorted(found)[:2]]
+    return f"; the nearest is {', then '.join(shown)}" if shown else ""
+
+
+def _apart(hunk: Hunk, lines: Sequence[str]) -> str:
+    """Where the lines of a hunk are, as near to each other as they come."""
+    first, last = hunk.before[0], hunk.before[-1]
+    pairs = [(j - i, i, j) for i, line in enumerate(lines) if line == first for j in range(i + 1, len(lines)) if lines[j] == last]
+    if not pairs or first == last:
+        return ""
+    gap, i, j = min(pairs)
+    shown = [repr(line.strip()) if line.strip() else "an empty line" for line in (first, last)]
+    return f": {shown[0]} is line {i + 1}, {shown[1]} is line {j + 1}, {gap - 1} lines between"
 
 
 def _overlaps(path: str, found: Sequence[tuple[int, Hunk]]) -> list[str]:

@@ -13,8 +13,8 @@ from turbo_gguf.errors import UsageError
 from turbo_gguf.patchset.hook import CONTEXT, NEVER, FilePatch, Hook, parse_diff, render
 from turbo_gguf.patchset.landing import land
 from turbo_gguf.patchset.series import PatchSet, patch_or_fail
+from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.patchset.worktree import edited_files
-from turbo_gguf.records import Tree
 from turbo_gguf.tools import run
 
 AUTHOR = "turbo-gguf <turbo-gguf@localhost>"

@@ -18,7 +18,7 @@ import msgspec
 from turbo_gguf.assets import home
 from turbo_gguf.errors import UsageError
 from turbo_gguf.patchset.series import PatchSet, load, patch_or_fail
-from turbo_gguf.records import Tree
+from turbo_gguf.patchset.tree import Tree
 
 STAMP = ".turbo-gguf.json"
 _TEMPORARY = ".turbo-gguf.tmp"

@@ -3,11 +3,11 @@
 //   test-turbo-cache MODEL SCENARIO TYPE_K TYPE_V [-ctkl MAP] [-ctvl MAP] [-t THREADS] [-v]
 //
 // LLAMA_TURBO_ROTATE_F32=1 makes an f32 cache take the path of a turbo cache, so that errors of the rotation show without
-// quantization error; see src/llama-turbo.h.
+// quantization error; see src/turbo/rotation.h.
 
-#include "../src/llama-turbo-layers.h"
-#include "../src/llama-turbo.h"
-#include "test-turbo-session.h"
+#include "../src/turbo/layers.h"
+#include "../src/turbo/rotation.h"
+#include "test-turbo-state.h"
 
 // What the types of the cache explain: those of a map, and the one of the layers that it leaves out.
 static type_error expected_error(ggml_type type, const std::string & map) {
@@ -50,10 +50,10 @@ static void check_log(const setup & turbo) {
     check("log names K's type", log_has(std::string("K (") + ggml_type_name(turbo.type_k) + ")"));
     check("log names V's type", log_has(std::string("V (") + ggml_type_name(turbo.type_v) + ")"));
     if (ggml_is_turbo(turbo.type_k)) {
-        check("log says that K is rotated", log_has("attn_rot_k = 1") && !log_has("attn_rot_k = 0"));
+        check("log says that K is rotated", is_rotated('k'));
     }
     if (ggml_is_turbo(turbo.type_v)) {
-        check("log says that V is rotated", log_has("attn_rot_v = 1") && !log_has("attn_rot_v = 0"));
+        check("log says that V is rotated", is_rotated('v'));
     }
     check("flash attention was switched on by itself", log_has("enabling flash_attn"));
 }
@@ -70,11 +70,21 @@ static double unrotated_cache_error(const setup & plain) {
     const session writer = session::make(plain);
     writer.decode(text(96));
 
-    const bytes_t  state    = get_state(writer);
+    bytes_t        state    = get_state(writer);
     const logits_t expected = generate(writer, 8, 96);
 
     const session reader = session::make(rotated(plain));
-    set_state(reader, state);
+    if (STATES_HAVE_ROT_SIZES) {
+        check("state without rotation refused with it", !set_state(reader, state));
+        llama_memory_clear(reader.memory(), true);
+
+        // the sizes are where a state with rotation differs first; types and sizes of rows follow, which are the same
+        reader.decode(text(96));
+        const bytes_t with_sizes = get_state(reader);
+        const auto    from       = std::mismatch(with_sizes.begin(), with_sizes.end(), state.begin()).first;
+        std::copy(from, from + 2 * sizeof(uint32_t), state.begin() + (from - with_sizes.begin()));
+    }
+    check("state without rotation read", set_state(reader, state));
     return nmse(expected, generate(reader, 8, 96));
 }
 
@@ -82,8 +92,8 @@ static double unrotated_cache_error(const setup & plain) {
 // backends do.
 static void check_matrices() {
     for (int n_embd_head : { 96, 160, 176 }) {
-        bool                                            rot_k = false;
-        bool                                            rot_v = false;
+        uint32_t                                        rot_k = 0;
+        uint32_t                                        rot_v = 0;
         std::unordered_map<int64_t, std::vector<float>> hadamard;
         llama_turbo_init_rotation(GGML_TYPE_TURBO3_0, GGML_TYPE_TURBO4_0, n_embd_head, n_embd_head, rot_k, rot_v,
                                   hadamard);
@@ -91,7 +101,7 @@ static void check_matrices() {
         const int64_t              n   = llama_turbo_rotation_group(n_embd_head);
         const std::vector<float> & mat = hadamard[n];
 
-        double error = rot_k && rot_v && (int64_t) mat.size() == n * n ? 0.0 : INFINITY;
+        double error = rot_k == n && rot_v == n && (int64_t) mat.size() == n * n ? 0.0 : INFINITY;
         for (int64_t row = 0; row < n && std::isfinite(error); ++row) {
             std::vector<double> expected(n, 0.0);  // column of the identity, transformed
             expected[row] = 1.0 / std::sqrt((double) n);
@@ -127,7 +137,7 @@ static void test_rotation(const setup & turbo) {
     const logits_t expected = prompt_and_generate(session::make(f32));
 
     const session identity = session::make(rotated(f32));
-    check("log says that f32 is rotated", log_has("attn_rot_k = 1") && log_has("attn_rot_v = 1"));
+    check("log says that f32 is rotated", is_rotated('k') && is_rotated('v'));
     check_at_most("K and V rotated, no quantization", nmse(expected, prompt_and_generate(identity)), NMSE_FLOAT);
 
     setup flash      = f32_setup();
@@ -370,6 +380,10 @@ static void test_state(const setup & turbo) {
     const bytes_t half(state.begin(), state.begin() + state.size() / 2);
     const bytes_t half_seq(seq_state.begin(), seq_state.begin() + seq_state.size() / 2);
     check_refused("truncated state refused", two, half, half_seq);
+
+    if (!llama_model_is_hybrid(model)) {
+        check_other_layout_refused(writer, two);
+    }
 }
 
 //

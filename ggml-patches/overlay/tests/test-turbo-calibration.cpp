@@ -4,132 +4,7 @@
 //
 // The files are random: scales over two decades, not the same in the two channels of a RoPE pair, and means larger than the keys.
 
-#include "../src/llama-model.h"
-#include "../src/llama-turbo-cache.h"
-#include "../src/llama-turbo-calibration.h"
-#include "ggml-cpp.h"
-#include "gguf.h"
-#include "test-turbo-session.h"
-#include "test-turbo-state.h"
-
-#include <functional>
-#include <random>
-
-// A relative error of 1e-4 in the logits. Measured with an f32 cache: 8e-14 to 2e-11, and up to 3e-8 with Gemma 2, whose GELU rounds to f16 on
-// the CPU.
-static double nmse_equal() {
-    return model->arch == LLM_ARCH_GEMMA2 ? 1e-7 : 1e-8;
-}
-
-//
-// files
-//
-
-enum part { K_MEAN = 1, K_SCALE = 2, V_MEAN = 4, V_SCALE = 8, ALL = 15 };
-
-static std::vector<uint32_t> kv_layers() {
-    set_env("TURBO_CALIBRATION", "");
-    return llama_turbo_read_settings(*model, llama_context_default_params()).layers;
-}
-
-static bool can_center(part what) {
-    const uint32_t il = kv_layers().front();
-    return !(what == K_MEAN ? llama_turbo_cant_center_k(*model, il) : llama_turbo_cant_center_v(*model, il));
-}
-
-// What is in a file; each value can be made wrong.
-struct calibration_file {
-    std::string path;  // in the working folder, and left there
-    std::string type        = "turbo-calibration";
-    std::string arch        = llm_arch_name(model->arch);
-    std::string fingerprint = llama_turbo_model_fingerprint(*model);
-    uint32_t    version     = llama_turbo_calibration::VERSION;
-
-    struct tensor {
-        std::string        name;
-        int64_t            n_embd;
-        int64_t            n_head;
-        std::vector<float> values;
-    };
-
-    std::vector<tensor> tensors;
-
-    explicit calibration_file(const std::string & name) : path("test-turbo-calibration-" + name + ".gguf") {}
-
-    void add(uint32_t il, const char * name, int64_t n_embd, const std::function<float()> & value) {
-        const int64_t n_head = model->hparams.n_head_kv(il);
-
-        tensor t{ "blk." + std::to_string(il) + "." + name, n_embd, n_head, {} };
-        for (int64_t i = 0; i < n_embd * n_head; ++i) {
-            t.values.push_back(value());
-        }
-        tensors.push_back(std::move(t));
-    }
-
-    // of a tensor, empty if there is none
-    std::vector<float> values(uint32_t il, const char * name) const {
-        for (const tensor & t : tensors) {
-            if (t.name == "blk." + std::to_string(il) + "." + name) {
-                return t.values;
-            }
-        }
-        return {};
-    }
-
-    void write() const {
-        size_t n_bytes = 1024 * 1024;
-        for (const tensor & t : tensors) {
-            n_bytes += t.values.size() * sizeof(float) + 1024;
-        }
-        ggml_context_ptr ctx{ ggml_init({ n_bytes, nullptr, false }) };
-        gguf_context_ptr gguf{ gguf_init_empty() };
-
-        gguf_set_val_str(gguf.get(), "general.type", type.c_str());
-        gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
-        gguf_set_val_str(gguf.get(), "turbo.calibration.model", fingerprint.c_str());
-        gguf_set_val_u32(gguf.get(), "turbo.calibration.version", version);
-        for (const tensor & t : tensors) {
-            ggml_tensor * res = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, t.n_embd, t.n_head);
-            ggml_set_name(res, t.name.c_str());
-            memcpy(res->data, t.values.data(), t.values.size() * sizeof(float));
-            gguf_add_tensor(gguf.get(), res);
-        }
-        if (!gguf_write_to_file(gguf.get(), path.c_str(), /*only_meta =*/false)) {
-            printf("FAIL can't write %s\n", path.c_str());
-            exit(1);
-        }
-    }
-};
-
-static calibration_file random_file(int parts, uint32_t seed = 0) {
-    std::mt19937                          random(seed);
-    std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-
-    calibration_file file("random-" + std::to_string(parts) + "-" + std::to_string(seed));
-    for (uint32_t il : kv_layers()) {
-        if ((parts & K_MEAN) && !llama_turbo_cant_center_k(*model, il)) {
-            file.add(il, "k_mean", model->hparams.n_embd_head_k(il), [&] { return 4.0f * uniform(random); });
-        }
-        if (parts & K_SCALE) {
-            file.add(il, "k_scale", model->hparams.n_embd_head_k(il), [&] { return powf(10.0f, uniform(random)); });
-        }
-        if ((parts & V_MEAN) && !llama_turbo_cant_center_v(*model, il)) {
-            // V is small in some of upstream's models, and what is added to it rounds it in f16
-            file.add(il, "v_mean", model->hparams.n_embd_head_v(il), [&] { return 0.1f * uniform(random); });
-        }
-        if (parts & V_SCALE) {
-            file.add(il, "v_scale", model->hparams.n_embd_head_v(il), [&] { return powf(10.0f, uniform(random)); });
-        }
-    }
-    file.write();
-
-    return file;
-}
-
-static setup with(setup s, const calibration_file & file) {
-    s.calibration = file.path;
-    return s;
-}
+#include "test-turbo-calibration.h"
 
 //
 // equal: the same logits
@@ -250,7 +125,7 @@ static void test_stored(const setup & types) {
     saved_state expected = read_state(plain);
 
     const session calibrated = session::make(with(flash, file));
-    check_log_has("the log tells it", "llama_turbo_cache: calibration ");
+    check_cache_line_has("the log tells it", " cal=");
     calibrated.decode(text(16));
     saved_state got = read_state(calibrated);
 
@@ -289,132 +164,6 @@ static void test_types(const setup & types) {
     if (llama_memory_can_shift(session::make(types).memory()) && !llama_model_is_hybrid(model)) {
         compare("... and a shift", shift_and_continue(session::make(types), 1),
                 shift_and_continue(session::make(with(types, file)), 1));
-    }
-}
-
-//
-// shift
-//
-
-static void test_shift(const setup & types) {
-    GGML_UNUSED(types);
-
-    const calibration_file file = random_file(ALL);
-    const setup            f32  = f32_setup();
-
-    if (!llama_memory_can_shift(session::make(f32).memory())) {
-        check("the cache of this model can shift", false);
-        return;
-    }
-    for (int n_shifts : { 1, 2 }) {
-        const std::string what     = n_shifts == 1 ? "one shift" : "two shifts";
-        const logits_t    expected = shift_and_continue(session::make(f32), n_shifts);
-
-        check_at_most(what, nmse(expected, shift_and_continue(session::make(with(f32, file)), n_shifts)), nmse_equal());
-        check_at_most(what + ", rotated",
-                      nmse(expected, shift_and_continue(session::make(with(rotated(f32), file)), n_shifts)),
-                      nmse_equal());
-
-        setup half  = f32_setup();
-        half.type_k = GGML_TYPE_F16;
-        check_at_most(what + ", K f16", nmse(expected, shift_and_continue(session::make(with(half, file)), n_shifts)),
-                      NMSE_HALF);
-    }
-}
-
-//
-// sequences
-//
-
-static void test_sequences(const setup & types) {
-    GGML_UNUSED(types);
-
-    const calibration_file file = random_file(ALL);
-
-    for (bool unified : { true, false }) {
-        printf("     %s\n", unified ? "sequences share one buffer" : "one buffer per sequence");
-
-        setup two   = f32_setup();
-        two.n_seq   = 2;
-        two.unified = unified;
-
-        const session plain = session::make(two);
-        plain.decode(text(48));
-        const logits_t expected = generate(plain, 8, 48);
-
-        const session s = session::make(with(two, file));
-        s.decode(text(48));
-        llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
-        check_at_most("a sequence continues as without", nmse(expected, generate(s, 8, 48, 0)), nmse_equal());
-        check_at_most("a copied one, too", nmse(expected, generate(s, 8, 48, 1)), nmse_equal());
-
-        if (llama_model_is_hybrid(model)) {
-            continue;  // recurrent layers can't forget a tail
-        }
-        llama_memory_seq_rm(s.memory(), 0, 48, -1);
-        check_at_most("... and once its tail is removed", nmse(expected, generate(s, 8, 48, 0)), nmse_equal());
-        llama_memory_seq_rm(s.memory(), 0, -1, -1);
-        llama_memory_seq_rm(s.memory(), 1, 48, -1);
-        check_at_most("... and once the original is removed", nmse(expected, generate(s, 8, 48, 1)), nmse_equal());
-        check_at_least("control: another text", nmse(expected, generate(s, 8, 56, 1)), NMSE_MISTAKE);
-    }
-}
-
-//
-// state
-//
-
-// A state must be refused for the reason given.
-static void check_state_refused(const std::string & what,
-                                const setup &       s,
-                                const bytes_t &     state,
-                                const bytes_t &     seq_state,
-                                const std::string & reason) {
-    check_refused(what, s, state, seq_state);
-
-    const session other = session::make(s);
-    set_state(other, state);
-    check_log_has("... with the reason", reason);
-}
-
-static void test_state(const setup & types) {
-    constexpr int n_prompt = 48;
-
-    const calibration_file file  = random_file(ALL);
-    const calibration_file other = random_file(ALL, 1);
-
-    for (setup s : { types, f32_setup() }) {
-        s.n_seq = 2;
-
-        const setup   calibrated = with(s, file);
-        const session writer     = session::make(calibrated);
-        writer.decode(text(n_prompt));
-        const bytes_t  state     = get_state(writer);
-        const bytes_t  seq_state = get_seq_state(writer, 0);
-        const logits_t expected  = generate(writer, 8, n_prompt);
-
-        const session plain = session::make(s);
-        plain.decode(text(n_prompt));
-        const bytes_t plain_state     = get_state(plain);
-        const bytes_t plain_seq_state = get_seq_state(plain, 0);
-
-        {
-            const session reader = session::make(calibrated);
-            check("state read", set_state(reader, state));
-            check_continues(expected, generate(reader, 8, n_prompt));
-        }
-        {
-            const session reader = session::make(calibrated);
-            check("sequence read", set_seq_state(reader, seq_state, 1));
-            check_same("... continues", expected, generate(reader, 8, n_prompt, 1));
-        }
-
-        check_state_refused("state with a calibration refused without one", s, state, seq_state,
-                            "this cache has none: give the same --cache-calibration");
-        check_state_refused("state without a calibration refused with one", calibrated, plain_state, plain_seq_state,
-                            "the state was saved without a calibration, this cache has one");
-        check_state_refused("state with another calibration refused", with(s, other), state, seq_state,
-                            "the state was saved with calibration ");
     }
 }
 
@@ -531,9 +280,9 @@ static void test_refusals(const setup & types) {
     file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
     file.write();
     check("one layer is enough", session(with(f32_setup(), file)).ctx != nullptr);
-    check_log_has("... and the log counts it", "K of 0 centered, K of 0 scaled, V of 0 centered, V of 1 scaled");
+    check_cache_line_has("... and the log counts it", " | calibrated K 0 0 V 0 1 of ");
     const session plain = session::make(f32_setup());
-    check("no calibration without the variable", !log_has("llama_turbo_cache: calibration"));
+    check("no calibration without the variable", !cache_line_has(" cal=") && !cache_line_has("calibrated"));
 }
 
 //

@@ -8,7 +8,8 @@
 class limited_device {
   public:
     // Loads the model once more, all layers on the device. `model` is that one until the object goes.
-    explicit limited_device(bool (*lacks)(const ggml_tensor * op)) : cpu_model(model) {
+    //   knows_turbo: its backend says that it knows the ops of turbo caches
+    explicit limited_device(bool (*lacks)(const ggml_tensor * op), bool knows_turbo = true) : cpu_model(model) {
         is_lacking = lacks;
         cpu        = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
 
@@ -19,6 +20,11 @@ class limited_device {
         device.iface.get_type = [](ggml_backend_dev_t) {
             return GGML_BACKEND_DEVICE_TYPE_GPU;
         };
+        if (!knows_turbo) {
+            foreign                        = *cpu->reg;
+            foreign.iface.get_proc_address = nullptr;
+            device.reg                     = &foreign;
+        }
         device.iface.get_props    = get_props;
         device.iface.init_backend = init_backend;
         device.iface.supports_op  = [](ggml_backend_dev_t, const ggml_tensor * op) {
@@ -47,6 +53,7 @@ class limited_device {
     static inline bool (*is_lacking)(const ggml_tensor * op) = nullptr;
     static inline ggml_backend_dev_t  cpu                    = nullptr;
     static inline ggml_backend_device device;
+    static inline ggml_backend_reg    foreign;
 
     llama_model *   cpu_model;
     llama_model_ptr own_model;

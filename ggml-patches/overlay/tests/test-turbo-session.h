@@ -1,140 +1,20 @@
 #pragma once
 
-// What the native tests of turbo caches share: checks that print what they measured, contexts and their logits, texts, and main().
+// What the tests of turbo caches share: contexts and their logits, texts, and main().
 //
 //   PROGRAM MODEL SCENARIO TYPE_K TYPE_V [-ctkl MAP] [-ctvl MAP] [-t THREADS] [-v]
-//
-// Every check prints the measured value and its bound. Where the maths says "the same", the bound is 0 (bit-identical) or
-// float error. Where quantization is in play, it is bounded from both sides: an error that is too small means that
-// something else than the type under test was cached.
 
 #include "llama-cpp.h"
 #include "llama.h"
+#include "test-turbo-checks.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
-
-using logits_t = std::vector<float>;
-using bytes_t  = std::vector<uint8_t>;
-
-inline int         n_failed = 0;
-inline std::string log_text;  // of llama, since the last session was made
-inline bool        verbose = false;
-
-//
-// checks
-//
-
-inline void report(bool ok, const std::string & what, const std::string & measured) {
-    printf("%-4s %-64s %s\n", ok ? "ok" : "FAIL", what.c_str(), measured.c_str());
-    n_failed += !ok;
-}
-
-inline std::string format(const char * fmt, double a, double b = 0.0, double c = 0.0) {
-    char buf[128];
-    snprintf(buf, sizeof(buf), fmt, a, b, c);
-    return buf;
-}
-
-inline void check(const std::string & what, bool ok) {
-    report(ok, what, ok ? "yes" : "no");
-}
-
-inline void check_at_most(const std::string & what, double value, double bound) {
-    report(value <= bound, what, format("nmse %.3e <= %.3e", value, bound));
-}
-
-inline void check_at_least(const std::string & what, double value, double bound) {
-    report(value >= bound, what, format("nmse %.3e >= %.3e", value, bound));
-}
-
-inline void check_between(const std::string & what, double value, double lower, double upper) {
-    report(value >= lower && value <= upper, what, format("nmse %.3e in [%.3e, %.3e]", value, lower, upper));
-}
-
-inline void check_count(const std::string & what, int64_t count, int64_t expected) {
-    report(count == expected, what, format("%.0f, expected %.0f", (double) count, (double) expected));
-}
-
-// Normalized mean squared error, infinity for logits that aren't finite.
-inline double nmse(const logits_t & expected, const logits_t & got) {
-    if (expected.size() != got.size() || expected.empty()) {
-        return std::numeric_limits<double>::infinity();
-    }
-    double err = 0.0;
-    double sum = 0.0;
-    for (size_t i = 0; i < expected.size(); ++i) {
-        const double diff = (double) expected[i] - got[i];
-        err += diff * diff;
-        sum += (double) expected[i] * expected[i];
-    }
-    return std::isfinite(err) && sum > 0.0 ? err / sum : std::numeric_limits<double>::infinity();
-}
-
-inline void check_same(const std::string & what, const logits_t & expected, const logits_t & got) {
-    const bool same = !expected.empty() && expected.size() == got.size() &&
-                      memcmp(expected.data(), got.data(), expected.size() * sizeof(float)) == 0;
-    report(same, what, same ? "bit-identical" : format("nmse %.3e, must be bit-identical", nmse(expected, got)));
-}
-
-inline bool log_has(const std::string & part) {
-    return log_text.find(part) != std::string::npos;
-}
-
-inline void check_log_has(const std::string & what, const std::string & part) {
-    report(log_has(part), what, (log_has(part) ? "'" : "not in the log: '") + part.substr(0, part.find('\n')) + "'");
-}
-
-// Float error only: measured 1e-13 to 4e-13, and 3e-9 where the model rounds to f16 elsewhere (GELU).
-constexpr double NMSE_FLOAT         = 3e-8;
-// As above with one side of the cache in f16, or flash attention, which reads f32 as f16: measured up to 2e-6.
-constexpr double NMSE_HALF          = 1e-5;
-// The same values in another batch: float error may move some across a decision level of the quantizer, or choose another path of a
-// trellis, for all values of a block: measured up to 1e-3 for the latter.
-constexpr double NMSE_BATCH         = 1e-3;
-constexpr double NMSE_BATCH_TRELLIS = 4e-3;
-// What a mistake in the rotation or in the positions gives at least: measured .1 to 1.4.
-constexpr double NMSE_MISTAKE       = 3e-2;
-
-// Error of the logits when only K or only V is of a type: the range over the models of tests/native, as measured.
-struct type_error {
-    double k_min, k_max;
-    double v_min, v_max;
-};
-
-inline type_error measured_error(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_TURBO2_0:
-            return { 0.107, 0.440, 0.115, 0.213 };
-        case GGML_TYPE_TURBO3_0:
-            return { 0.029, 0.124, 0.030, 0.060 };
-        case GGML_TYPE_TURBO4_0:
-            return { 0.0068, 0.033, 0.0071, 0.0145 };
-        case GGML_TYPE_TURBO2_T:
-            return { 0.065, 0.270, 0.070, 0.130 };
-        case GGML_TYPE_TURBO3_T:
-            return { 0.018, 0.078, 0.019, 0.038 };
-        case GGML_TYPE_TURBO4_T:
-            return { 0.0048, 0.023, 0.0050, 0.0102 };
-        case GGML_TYPE_Q4_0:
-            return { 0.007, 0.075, 0.007, 0.045 };  // not rotated in heads of 96
-        case GGML_TYPE_Q5_0:
-            return { 0.001, 0.012, 0.001, 0.012 };
-        default:
-            return { 0.0, 0.001, 0.0, 0.001 };
-    }
-}
-
-// Measured errors may be off by so much on another machine, or with a better encoder.
-constexpr double ERROR_HEADROOM = 1.6;
 
 //
 // sessions: a context and its logits
@@ -146,14 +26,14 @@ struct setup {
     ggml_type type_k;
     ggml_type type_v;
 
-    std::string layers_k   = "";  // types by layer, see src/llama-turbo-layers.h
+    std::string layers_k   = "";  // types by layer, see src/turbo/layers.h
     std::string layers_v   = "";
     std::string layer_mode = "";  // ready-made ones
     std::string decay      = "";
 
     std::string calibration = "";  // file
 
-    std::string sink = "";         // exact tokens, see src/llama-turbo-exact.h
+    std::string sink = "";         // exact tokens, see src/turbo/exact.h
     std::string tail = "";
 
     bool rotate_f32 = false;  // f32 takes the path of turbo
@@ -216,9 +96,9 @@ struct session {
         set_env("LLAMA_ATTN_ROT_DISABLE", s.rotate_off ? "1" : "");
         set_env("TURBO_CACHE_TYPE_K_LAYERS", s.layers_k);
         set_env("TURBO_CACHE_TYPE_V_LAYERS", s.layers_v);
-        set_env("TURBO_LAYER_ADAPTIVE", s.layer_mode);
-        set_env("TURBO_DECAY", s.decay);
-        set_env("TURBO_CALIBRATION", s.calibration);
+        set_env("TURBO_CACHE_LAYER_ADAPTIVE", s.layer_mode);
+        set_env("TURBO_CACHE_DECAY", s.decay);
+        set_env("TURBO_CACHE_CALIBRATION", s.calibration);
         set_env("TURBO_CACHE_SINK", s.sink);
         set_env("TURBO_CACHE_TAIL", s.tail);
 

@@ -12,8 +12,12 @@
 #include <map>
 #include <set>
 
-constexpr uint32_t CALIBRATED_STATE = 0x4C414354;  // src/llama-turbo-cache.cpp
+constexpr uint32_t SIZES_STATE      = 0x5A495354;  // src/turbo/state.cpp
+constexpr uint32_t CALIBRATED_STATE = 0x4C414354;
 constexpr uint32_t EXACT_STATE      = 0x43455854;
+
+// Whether the sizes of rotations follow the number of layers.
+constexpr bool STATES_HAVE_ROT_SIZES = LLAMA_STATE_SEQ_VERSION >= 4;
 
 // Rows of K or V of one layer and stream, one for each cell.
 struct saved_tensor {
@@ -30,6 +34,10 @@ struct saved_cell {
 struct saved_stream {
     std::vector<saved_cell>   cells;
     std::vector<saved_tensor> k, v;  // by layer of this cache
+
+    // Where, in the bytes of the state.
+    size_t marks_at;  // of ours, or what follows them
+    size_t sizes_at;  // of rotations of K and V, or what follows the number of layers
 
     // Copies of an exact sink and tail: the cell that each is of, and K and V of each layer (of one size) with rows for these.
     std::vector<uint32_t>     copied_cells;
@@ -108,7 +116,12 @@ class state_reader {
             res.cells.push_back(cell);
         }
 
+        res.marks_at     = pos;
         uint32_t v_trans = read<uint32_t>();
+        if (v_trans == SIZES_STATE) {
+            require(STATES_HAVE_ROT_SIZES, "states have no sizes of rotations");
+            v_trans = read<uint32_t>();
+        }
         if (v_trans == CALIBRATED_STATE) {
             read<uint32_t>();  // its digest
             v_trans = read<uint32_t>();
@@ -127,6 +140,8 @@ class state_reader {
         }
         require(v_trans == 0, "V is not transposed");
         const uint32_t n_layer = read<uint32_t>();
+        res.sizes_at           = pos;
+        pos += STATES_HAVE_ROT_SIZES ? 2 * sizeof(uint32_t) : 0;
         for (uint32_t i = 0; n_bytes > 0 && i < 2 * n_layer; ++i) {
             const size_t row_size = n_bytes / (2 * n_layer);
             res.copies.push_back({ GGML_TYPE_F16, row_size, first_copy + i * row_size * res.copied_cells.size() });
@@ -175,6 +190,54 @@ inline void for_each_tensor(const saved_stream &                                
     for (const saved_tensor & tensor : stream.v) {
         f(tensor, false);
     }
+}
+
+//
+// the layout of other upstreams
+//
+
+// The state as an upstream would have saved it whose states have the sizes of rotations, if these have none, and the other way round.
+inline bytes_t with_other_layout(const saved_state & state) {
+    bytes_t res;
+    size_t  copied = 0;  // bytes of the state that are done
+
+    const auto copy_to = [&](size_t end) {
+        res.insert(res.end(), state.bytes.begin() + copied, state.bytes.begin() + end);
+        copied = end;
+    };
+    const auto add = [&](std::initializer_list<uint32_t> numbers) {
+        res.insert(res.end(), (const uint8_t *) numbers.begin(), (const uint8_t *) numbers.end());
+    };
+    for (const auto & cache : state.caches) {
+        for (const saved_stream & stream : cache) {
+            copy_to(stream.marks_at);
+            if (!STATES_HAVE_ROT_SIZES) {
+                add({ SIZES_STATE });
+            } else if (memcmp(&state.bytes[copied], &SIZES_STATE, sizeof(SIZES_STATE)) == 0) {
+                copied += sizeof(SIZES_STATE);
+            }
+            copy_to(stream.sizes_at);
+            if (!STATES_HAVE_ROT_SIZES) {
+                add({ 64, 64 });
+            } else {
+                copied += 2 * sizeof(uint32_t);
+            }
+        }
+    }
+    copy_to(state.bytes.size());
+    return res;
+}
+
+// A cache of ours refuses such a state, with the reason.
+inline void check_other_layout_refused(const session & writer, const setup & s) {
+    check_refused("state with the layout of another upstream refused", s, with_other_layout(read_state(writer)),
+                  with_other_layout(read_seq_state(writer, 0)));
+
+    const session reader = session::make(s);
+    set_state(reader, with_other_layout(read_state(writer)));
+    check_log_has("... with the reason", std::string("the state was saved by a build of ") +
+                                             (STATES_HAVE_ROT_SIZES ? "an older" : "a newer") +
+                                             " llama.cpp, whose states have another layout");
 }
 
 //

@@ -1,12 +1,12 @@
-# Our own native tests, included by upstream's tests/CMakeLists.txt. Run by tests/native with models that it makes.
+# Our own tests, included by upstream's tests/CMakeLists.txt. Run by tests/llama with models that it makes.
 
 llama_build(test-turbo-cache.cpp)
-llama_build(test-turbo-layers.cpp)
-llama_build(test-turbo-decay.cpp)
-llama_build(test-turbo-calibration.cpp)
-llama_build(test-turbo-exact.cpp)
+llama_build(test-turbo-layers.cpp test-turbo-layers-contexts.cpp)
+llama_build(test-turbo-decay.cpp test-turbo-decay-life.cpp)
+llama_build(test-turbo-calibration.cpp test-turbo-calibration-life.cpp)
+llama_build(test-turbo-exact.cpp test-turbo-exact-life.cpp)
 
-# Times of single ops, run by scripts/bench_gpu.py and scripts/bench_cpu.py.
+# Times of single ops, run by scripts/bench_gpu.py and scripts/bench/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)
 
 # What Q, K and V look like, for turbo-gguf calibrate. Here and not among the tools, where it would need a hook.

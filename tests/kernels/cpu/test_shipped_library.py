@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from variants import best_codec_isa, best_isa
 
-from turbo_gguf.build import ensure_build
+from turbo_gguf.make.build import ensure_build
 
 pytestmark = pytest.mark.native
 

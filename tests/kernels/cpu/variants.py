@@ -20,10 +20,11 @@ import pytest
 
 from turbo_gguf import patchset, tools
 from turbo_gguf.assets import home
-from turbo_gguf.build import toolchain
 from turbo_gguf.errors import TurboError
-from turbo_gguf.presets import preset
-from turbo_gguf.upstream import fetch, lock, resolve
+from turbo_gguf.files import lock
+from turbo_gguf.make.build import toolchain
+from turbo_gguf.make.presets import preset
+from turbo_gguf.make.upstream import fetch, resolve
 
 HERE = Path(__file__).resolve().parent
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())

@@ -13,11 +13,11 @@ from pathlib import Path
 import emulated_tools
 from emulated_runs import JOBS, MORE_JOBS, UPSTREAM, Outcome, perplexity, run_jobs
 
-from turbo_gguf import patchset
 from turbo_gguf.assets import embedded_model, home
 from turbo_gguf.codec import tables
-from turbo_gguf.eval_text import write_held_out_text
-from turbo_gguf.upstream import default_name
+from turbo_gguf.inputs.eval_text import write_held_out_text
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make.upstream import default_name
 
 RESULT = Path(__file__).resolve().parents[3] / "eval" / "results" / "hip-emulated.md"
 TYPES = ("f16", "q8_0", "q4_0", *(t.name for t in (*reversed(tables.SCALAR), *reversed(tables.TRELLIS))))
@@ -26,7 +26,7 @@ EMBEDDED_UBATCH = 8  # more queries at once would need upstream's matrix kernels
 
 HEAD = """# The HIP build on the emulator
 
-`make test-hip-emulated`, {date}, patches `{digest}` on llama.cpp {upstream}, {versions}; {minutes:.0f} minutes on two shared cores.
+`make test-hip-emulated`, {date}, llama.cpp {upstream}, {versions}; {minutes:.0f} minutes on two shared cores.
 
 The real `libggml-hip.so` for gfx1100, its code objects executed by `dev/emulator`: every memory access is checked against the
 allocations, LDS against races between the waves of a block, and fresh memory, LDS and registers hold NaN. Not covered: other
@@ -126,12 +126,11 @@ def main() -> None:
     text = OPERATIONS + "\n".join(rows) + "\n" + PERPLEXITY.format(context=128) + "\n".join(perplexities(folder / "perplexity")) + "\n"
     head = HEAD.format(
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        digest=patchset.load().digest[:12],
         upstream=default_name(),
         versions=versions(),
         minutes=(time.monotonic() - began) / 60,
     )
-    result.write_text(head + text, "utf-8")
+    write_result(result, head + text)
     print(result)
     sys.exit(0 if passed else 1)
 

@@ -23,7 +23,8 @@ import pytest
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
-from turbo_gguf.upstream import fetch, lock, resolve
+from turbo_gguf.files import lock
+from turbo_gguf.make.upstream import fetch, resolve
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[2]
@@ -266,8 +267,8 @@ def skip(reason: str) -> NoReturn:
 
 
 def tiny_model(name: str, folder: Path) -> Path:
-    """Write a model of ``tests/native/tiny_models.py`` and a text into a folder."""
-    spec = importlib.util.spec_from_file_location("tiny_models", REPOSITORY / "tests" / "native" / "tiny_models.py")
+    """Write a model of ``tests/llama/tiny_models.py`` and a text into a folder."""
+    spec = importlib.util.spec_from_file_location("tiny_models", REPOSITORY / "tests" / "llama" / "tiny_models.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up

@@ -1,5 +1,5 @@
 // What Q, K and V of a model look like in a text, per layer, KV head and channel: what a calibration is computed from
-// (src/llama-turbo-calibration.h). Run by turbo-gguf calibrate.
+// (src/turbo/calibration.h). Run by turbo-gguf calibrate.
 //
 //   llama-turbo-observe -m MODEL -o FILE [-f TEXT]... [-c CTX] [--chunks N] [-t THREADS] [-ngl N]
 //
@@ -22,8 +22,8 @@
 // Exit code: 0, 1 if something failed, 2 for a wrong command line or input.
 
 #include "../../src/llama-model.h"
-#include "../../src/llama-turbo-cache.h"
-#include "../../src/llama-turbo-calibration.h"
+#include "../../src/turbo/model.h"
+#include "../../src/turbo/settings.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
@@ -450,9 +450,9 @@ static void set_env(const char * name, const char * value) {
 
 static void run(const options & opts) {
     // the cache must hold what the model computes
-    for (const char * name :
-         { "TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_LAYER_ADAPTIVE", "TURBO_DECAY",
-           "TURBO_CALIBRATION", "TURBO_CACHE_SINK", "TURBO_CACHE_TAIL", "LLAMA_TURBO_ROTATE_F32" }) {
+    for (const char * name : { "TURBO_CACHE_TYPE_K_LAYERS", "TURBO_CACHE_TYPE_V_LAYERS", "TURBO_CACHE_LAYER_ADAPTIVE",
+                               "TURBO_CACHE_DECAY", "TURBO_CACHE_CALIBRATION", "TURBO_CACHE_SINK", "TURBO_CACHE_TAIL",
+                               "TURBO_LAYER_ADAPTIVE", "TURBO_DECAY", "TURBO_CALIBRATION", "LLAMA_TURBO_ROTATE_F32" }) {
         set_env(name, "");
     }
 

@@ -1,0 +1,197 @@
+#include "calibration.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
+#include "llama-arch.h"
+#include "llama-model.h"
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+static constexpr float SCALE_MAX = 1 << 20;
+static constexpr float SCALE_MIN = 1.0f / SCALE_MAX;
+
+//
+// the file
+//
+
+namespace {
+
+class calibration_reader {
+  public:
+    calibration_reader(const std::string & path, const llama_model & model) : path(path), model(model) {}
+
+    std::shared_ptr<const llama_turbo_calibration> read(const std::vector<uint32_t> & kv_layers) {
+        open(/*no_alloc =*/true);  // a model that was named by mistake is not read as a whole
+        check_metadata();
+        check_size();
+        open(/*no_alloc =*/false);
+
+        auto res = std::make_shared<llama_turbo_calibration>();
+        for (int64_t i = 0; i < gguf_get_n_tensors(meta.get()); ++i) {
+            read_tensor(*ggml_get_tensor(data.get(), gguf_get_tensor_name(meta.get(), i)), kv_layers, *res);
+        }
+        if (res->layers.empty()) {
+            fail("it has no layer");
+        }
+
+        for (const auto & [il, layer] : res->layers) {
+            res->digest = llama_turbo_crc32(res->digest, &il, sizeof(il));
+            for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_mean, &layer.v_scale }) {
+                const uint64_t n = values->size();
+                res->digest      = llama_turbo_crc32(res->digest, &n, sizeof(n));
+                res->digest      = llama_turbo_crc32(res->digest, values->data(), n * sizeof(float));
+            }
+        }
+
+        return res;
+    }
+
+  private:
+    const std::string   path;
+    const llama_model & model;
+
+    gguf_context_ptr meta;
+    ggml_context_ptr data;
+
+    [[noreturn]] void fail(const std::string & why) const {
+        throw std::invalid_argument("calibration " + path + ": " + why);
+    }
+
+    void open(bool no_alloc) {
+        std::error_code error;
+        if (!std::filesystem::is_regular_file(path, error)) {
+            fail(error ? error.message() : "no file");
+        }
+
+        ggml_context * ctx = nullptr;
+        meta.reset(gguf_init_from_file(path.c_str(), { no_alloc, &ctx }));
+        data.reset(ctx);
+        if (!meta) {
+            fail("no GGUF file, or a damaged or truncated one");
+        }
+    }
+
+    void check_size() const {
+        size_t size = gguf_get_data_offset(meta.get());
+        for (int64_t i = 0; i < gguf_get_n_tensors(meta.get()); ++i) {
+            const size_t end = gguf_get_tensor_offset(meta.get(), i) + gguf_get_tensor_size(meta.get(), i);
+            size             = std::max(size, gguf_get_data_offset(meta.get()) + end);
+        }
+
+        std::error_code error;
+        if (std::filesystem::file_size(path, error) < size || error) {
+            fail("truncated: its tensors need " + std::to_string(size) + " bytes");
+        }
+    }
+
+    std::string text(const char * key) const {
+        const int64_t id = gguf_find_key(meta.get(), key);
+        return id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_STRING ? gguf_get_val_str(meta.get(), id) : "";
+    }
+
+    void check_metadata() const {
+        if (text("general.type") != "turbo-calibration") {
+            fail("no calibration: write one with turbo-gguf calibrate");
+        }
+
+        const int64_t  id      = gguf_find_key(meta.get(), "turbo.calibration.version");
+        const bool     is_u32  = id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_UINT32;
+        const uint32_t version = is_u32 ? gguf_get_val_u32(meta.get(), id) : 0;
+        if (version != llama_turbo_calibration::VERSION) {
+            fail("it has version " + std::to_string(version) + ", this build reads version " +
+                 std::to_string(llama_turbo_calibration::VERSION) + ": write it again with turbo-gguf calibrate");
+        }
+
+        const std::string arch = text("general.architecture");
+        if (arch != llm_arch_name(model.arch)) {
+            fail("it was made for the architecture " + arch + ", this model is " + llm_arch_name(model.arch));
+        }
+        if (const char * why = llama_turbo_cant_attend(model)) {
+            fail(std::string("this model can't be calibrated: ") + why);
+        }
+        if (model.hparams.no_alloc) {
+            return;  // a model without its weights: only its memory is planned
+        }
+        const std::string made_for = text("turbo.calibration.model");
+        const std::string found    = llama_turbo_model_fingerprint(model);
+        if (made_for != found) {
+            fail("it was made for another model: its norms have the fingerprint " + made_for + ", those of this one " +
+                 found);
+        }
+    }
+
+    void read_tensor(const ggml_tensor &           tensor,
+                     const std::vector<uint32_t> & kv_layers,
+                     llama_turbo_calibration &     calibration) const {
+        unsigned il       = 0;
+        char     what[16] = "";
+        if (sscanf(tensor.name, "blk.%u.%15s", &il, what) != 2) {
+            fail(std::string("unknown tensor ") + tensor.name);
+        }
+        if (std::find(kv_layers.begin(), kv_layers.end(), il) == kv_layers.end()) {
+            fail(std::string(tensor.name) + ": this model has no KV cache in layer " + std::to_string(il));
+        }
+
+        llama_turbo_calibration_layer & layer = calibration.layers[il];
+
+        const llama_hparams & hparams = model.hparams;
+
+        const std::string name = what;
+        if (name == "k_scale") {
+            layer.k_scale = values(tensor, hparams.n_embd_head_k(il), hparams.n_head_kv(il));
+        } else if (name == "v_scale") {
+            layer.v_scale = values(tensor, hparams.n_embd_head_v(il), hparams.n_head_kv(il));
+        } else if (name == "k_mean") {
+            if (const char * why = llama_turbo_cant_center_k(model, il)) {
+                fail(std::string(tensor.name) + ": keys of this model can't be centered: " + why);
+            }
+            layer.k_mean = values(tensor, hparams.n_embd_head_k(il), hparams.n_head_kv(il));
+        } else if (name == "v_mean") {
+            if (const char * why = llama_turbo_cant_center_v(model, il)) {
+                fail(std::string(tensor.name) + ": values of this model can't be centered: " + why);
+            }
+            layer.v_mean = values(tensor, hparams.n_embd_head_v(il), hparams.n_head_kv(il));
+        } else {
+            fail(std::string("unknown tensor ") + tensor.name);
+        }
+
+        for (const auto * scale : { &layer.k_scale, &layer.v_scale }) {
+            if (std::any_of(scale->begin(), scale->end(),
+                            [](float s) { return !(s >= SCALE_MIN && s <= SCALE_MAX); })) {
+                fail(std::string(tensor.name) + ": a scale is not within 2^-20 and 2^20");
+            }
+        }
+        for (const auto * mean : { &layer.k_mean, &layer.v_mean }) {
+            if (std::any_of(mean->begin(), mean->end(), [](float m) { return !std::isfinite(m); })) {
+                fail(std::string(tensor.name) + ": a value is not finite");
+            }
+        }
+    }
+
+    std::vector<float> values(const ggml_tensor & tensor, int64_t n_embd_head, int64_t n_head) const {
+        if (tensor.type != GGML_TYPE_F32 || tensor.ne[0] != n_embd_head || tensor.ne[1] != n_head ||
+            tensor.ne[2] * tensor.ne[3] != 1) {
+            fail(std::string(tensor.name) + ": " + ggml_type_name(tensor.type) + " [" + std::to_string(tensor.ne[0]) +
+                 ", " + std::to_string(tensor.ne[1]) + "], this model needs f32 [" + std::to_string(n_embd_head) +
+                 ", " + std::to_string(n_head) + "]");
+        }
+        const float * begin = (const float *) tensor.data;
+        return { begin, begin + n_embd_head * n_head };
+    }
+};
+
+}  // namespace
+
+std::shared_ptr<const llama_turbo_calibration> llama_turbo_load_calibration(const std::string &           path,
+                                                                            const llama_model &           model,
+                                                                            const std::vector<uint32_t> & layers) {
+    return calibration_reader(path, model).read(layers);
+}

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+struct llama_model;
+
+// Calibration of a KV cache: other values are stored than K and V, chosen so that quantization loses less, and attention computes what it
+// would without.
+//
+//   stored K = s_k * (K - m)   and Q is divided by s_k: every score of a query loses the same q * m, which softmax does not see
+//   stored V = s_v * (V - n)   and the attention output is divided by s_v, then n is added: the weights of a query sum to one
+//
+// m, n, s_k and s_v are vectors per layer and KV head, in the channels of the model: K after RoPE, before the rotation of the cache. All query
+// heads of a KV head share them. Any numbers are right, as far as floats go; good ones come from turbo-gguf calibrate.
+//
+// The file is a GGUF:
+//   general.type               "turbo-calibration"
+//   general.architecture       of the model
+//   turbo.calibration.version  u32, 1
+//   turbo.calibration.model    fingerprint of the model, see below
+//   blk.N.k_mean, blk.N.k_scale [n_embd_head_k, n_head_kv], blk.N.v_mean, blk.N.v_scale [n_embd_head_v, n_head_kv]: f32, each optional
+// N is the number of a layer in the model. Scales are within 2^-20 .. 2^20.
+
+// Vectors of one layer, [n_head_kv][channel], or empty.
+struct llama_turbo_calibration_layer {
+    std::vector<float> k_mean;
+    std::vector<float> k_scale;
+    std::vector<float> v_mean;
+    std::vector<float> v_scale;
+};
+
+struct llama_turbo_calibration {
+    static constexpr uint32_t VERSION = 1;
+
+    std::map<uint32_t, llama_turbo_calibration_layer> layers;  // by number in the model
+
+    uint32_t digest = 0;                                       // of all values
+};
+
+// Reads a calibration and checks that it fits.
+//   layers: those of the model that have a KV cache
+// Throws std::invalid_argument: the file is missing, damaged, of another version, for another model, or asks for what the model can't have.
+std::shared_ptr<const llama_turbo_calibration> llama_turbo_load_calibration(const std::string &           path,
+                                                                            const llama_model &           model,
+                                                                            const std::vector<uint32_t> & layers);

@@ -1,0 +1,287 @@
+#include "check.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "llama-arch.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+#include "memory.h"
+#include "model.h"
+#include "settings.h"
+
+#include <stdexcept>
+#include <string>
+
+// Whether every layer's head size can be cut into blocks of its type.
+static bool check_head_sizes(const llama_hparams & hparams, const llama_turbo_settings & settings) {
+    for (size_t i = 0; i < settings.layers.size(); ++i) {
+        const uint32_t il = settings.layers[i];
+        for (bool is_k : { true, false }) {
+            const ggml_type type        = is_k ? settings.types_k[i] : settings.types_v[i];
+            const uint32_t  blck_size   = ggml_blck_size(type);
+            const uint32_t  n_embd_head = is_k ? hparams.n_embd_head_k(il) : hparams.n_embd_head_v(il);
+            if (n_embd_head % blck_size != 0) {
+                LLAMA_LOG_ERROR(
+                    "%s: %s cache type %s needs a head size that is a multiple of %u, but layer %u has %u: use -ct%s "
+                    "f16 or bf16\n",
+                    __func__, is_k ? "K" : "V", ggml_type_name(type), blck_size, il, n_embd_head, is_k ? "k" : "v");
+                return false;
+            }
+        }
+    }
+
+    return true;
+}
+
+// Ops of a layer that its device has to do, as they are in the graph, without memory.
+struct layer_ops {
+    ggml_context_ptr ctx = llama_turbo_tensors(32);
+
+    ggml_tensor * store(ggml_type type, int64_t n_embd) const {
+        ggml_tensor * cache = ggml_new_tensor_2d(ctx.get(), type, n_embd, 256);
+        ggml_tensor * rows  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd, 1);
+        ggml_tensor * idxs  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I64, 1);
+
+        return ggml_set_rows(ctx.get(), cache, rows, idxs);
+    }
+
+    ggml_tensor * decay(ggml_type type, int64_t n_embd) const {
+        return ggml_turbo_decay(ctx.get(), ggml_new_tensor_2d(ctx.get(), type, n_embd, 256));
+    }
+
+    ggml_tensor * attend(const llama_hparams & hparams,
+                         uint32_t              il,
+                         ggml_type             type_k,
+                         ggml_type             type_v,
+                         bool                  exact) const {
+        const int64_t n_head_kv = hparams.n_head_kv(il);
+
+        const auto rows = [&](ggml_type type, int64_t n_embd_head) {
+            return ggml_new_tensor_3d(ctx.get(), type, n_embd_head, 256, n_head_kv);
+        };
+        const auto mask = [&] {
+            return ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, 256, 64);
+        };
+
+        ggml_tensor * q =
+            ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, hparams.n_embd_head_k(il), 1, hparams.n_head(il));
+
+        const int64_t n_embd_head_k = hparams.n_embd_head_k(il);
+        const int64_t n_embd_head_v = hparams.n_embd_head_v(il);
+
+        const float softcap = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
+
+        ggml_tensor * op = ggml_flash_attn_ext(ctx.get(), q, rows(type_k, n_embd_head_k), rows(type_v, n_embd_head_v),
+                                               mask(), 1.0f, hparams.f_max_alibi_bias, softcap);
+        if (exact) {
+            ggml_turbo_flash_attn_add_segment(op, rows(GGML_TYPE_F16, n_embd_head_k),
+                                              rows(GGML_TYPE_F16, n_embd_head_v), mask());
+        }
+        return op;
+    }
+};
+
+// Decay is a custom operation, and a second segment of keys an extension of one that all know. Backends that forward operations, such as
+// RPC, say yes to the first, and those that don't look to the second. So a backend that knows both says so by a function of its own.
+static bool knows_our_ops(ggml_backend_dev_t dev) {
+    using supports_t = bool (*)();
+
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(dev);
+    if (!reg) {
+        return false;  // the meta device of -sm tensor
+    }
+    const supports_t supports = (supports_t) ggml_backend_reg_get_proc_address(reg, "ggml_turbo_ops");
+
+    return supports && supports();
+}
+
+// What a layer needs of its device.
+struct layer_needs {
+    uint32_t  il;
+    ggml_type type_k;
+    ggml_type type_v;
+    bool      flash_attn;
+    bool      decays;
+    bool      exact;
+};
+
+// Whether the device can keep K, or V.
+static bool check_storage(ggml_backend_dev_t dev, const layer_needs & layer, ggml_type type, int64_t n_embd) {
+    const layer_ops ops;
+    if (!ggml_backend_dev_supports_op(dev, ops.store(type, n_embd))) {
+        LLAMA_LOG_ERROR(
+            "%s: device %s can't store cache type %s of layer %u: keep the cache in host memory with -nkvo, or use "
+            "-ngl 0\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(type), layer.il);
+        return false;
+    }
+    if (layer.decays && ggml_turbo_decays(type) &&
+        !(knows_our_ops(dev) && ggml_backend_dev_supports_op(dev, ops.decay(type, n_embd)))) {
+        LLAMA_LOG_ERROR(
+            "%s: device %s can't do temporal decay of cache type %s in layer %u: leave TURBO_CACHE_DECAY and "
+            "--cache-decay out, keep the cache in host memory with -nkvo, or use -ngl 0\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(type), layer.il);
+        return false;
+    }
+
+    return true;
+}
+
+static bool check_attention(ggml_backend_dev_t dev, const llama_hparams & hparams, const layer_needs & layer) {
+    const uint32_t n_embd_head_k = hparams.n_embd_head_k(layer.il);
+    const uint32_t n_embd_head_v = hparams.n_embd_head_v(layer.il);
+    const auto     can           = [&](bool exact) {
+        const layer_ops ops;
+        return ggml_backend_dev_supports_op(dev, ops.attend(hparams, layer.il, layer.type_k, layer.type_v, exact));
+    };
+
+    if (layer.exact && !(knows_our_ops(dev) && can(/*exact =*/true))) {
+        LLAMA_LOG_ERROR(
+            "%s: device %s can't attend an exact sink and tail beside K in %s, V in %s and the head sizes %u/%u of "
+            "layer %u: leave out --cache-sink and --cache-tail, or keep the cache in host memory with -nkvo\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(layer.type_k), ggml_type_name(layer.type_v),
+            n_embd_head_k, n_embd_head_v, layer.il);
+        return false;
+    }
+    if (layer.flash_attn && !can(/*exact =*/false)) {
+        LLAMA_LOG_ERROR(
+            "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep the "
+            "cache in host memory with -nkvo, use -ngl 0, or other cache types\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(layer.type_k), ggml_type_name(layer.type_v),
+            n_embd_head_k, n_embd_head_v, layer.il);
+        return false;
+    }
+
+    return true;
+}
+
+static bool check_devices(const llama_model & model, const llama_turbo_settings & settings, bool flash_attn) {
+    const llama_hparams & hparams = model.hparams;
+    for (size_t i = 0; i < settings.layers.size(); ++i) {
+        const uint32_t il = settings.layers[i];
+
+        layer_needs layer;
+        layer.il         = il;
+        layer.type_k     = settings.types_k[i];
+        layer.type_v     = settings.types_v[i];
+        layer.flash_attn = flash_attn;
+        layer.decays     = settings.decay.cold > 0 && !hparams.is_swa(il);
+        layer.exact      = (bool) settings.exact;
+
+        ggml_backend_dev_t dev = model.dev_layer(il);
+        if (!check_storage(dev, layer, layer.type_k, hparams.n_embd_k_gqa(il)) ||
+            !check_storage(dev, layer, layer.type_v, hparams.n_embd_v_gqa(il)) ||
+            !check_attention(dev, hparams, layer)) {
+            return false;
+        }
+    }
+
+    return true;
+}
+
+// The scheduler may give attention to any device of the model, wherever the cache is.
+static bool check_exact(const llama_model & model) {
+    if (const char * why = llama_turbo_cant_attend(model)) {
+        LLAMA_LOG_ERROR(
+            "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail\n", __func__,
+            why);
+        return false;
+    }
+    for (const auto & device : model.devices) {
+        if (!knows_our_ops(device.dev)) {
+            LLAMA_LOG_ERROR(
+                "%s: device %s can't attend an exact sink and tail: leave out --cache-sink and --cache-tail, or use "
+                "--device none\n",
+                __func__, ggml_backend_dev_name(device.dev));
+            return false;
+        }
+    }
+
+    return true;
+}
+
+// What needs flash attention: turbo types, V in any quantized type, an exact sink and tail. "": nothing.
+static std::string what_needs_flash_attn(const llama_turbo_settings & settings, const llama_context_params & params) {
+    const auto cache_type = [](ggml_type type) {
+        return std::string("cache type ") + ggml_type_name(type);
+    };
+    for (ggml_type type : { params.type_k, params.type_v }) {
+        if (ggml_is_turbo(type)) {
+            return cache_type(type);
+        }
+    }
+    for (size_t i = 0; i < settings.layers.size(); ++i) {
+        if (ggml_is_turbo(settings.types_k[i])) {
+            return cache_type(settings.types_k[i]);
+        }
+        if (ggml_is_quantized(settings.types_v[i])) {
+            return cache_type(settings.types_v[i]);
+        }
+    }
+
+    return settings.exact ? "an exact sink and tail (--cache-sink, --cache-tail)" : "";
+}
+
+static bool check_flash_attn(const llama_model & model, const std::string & what, llama_context_params & params) {
+    if (model.arch == LLM_ARCH_GROK) {
+        LLAMA_LOG_ERROR(
+            "%s: %s needs flash attention, which this architecture does not support: use -ctk f16 -ctv f16, without "
+            "--cache-sink and --cache-tail\n",
+            __func__, what.c_str());
+        return false;
+    }
+
+    if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+        LLAMA_LOG_ERROR("%s: %s needs flash attention, which was switched off: use -fa auto or -fa on\n", __func__,
+                        what.c_str());
+        return false;
+    }
+
+    if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_AUTO) {
+        LLAMA_LOG_INFO("%s: enabling flash_attn since it is required for %s\n", __func__, what.c_str());
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    }
+
+    return true;
+}
+
+static bool check_settings(const llama_model &          model,
+                           const llama_turbo_settings & settings,
+                           llama_context_params &       params) {
+    const bool turbo = ggml_is_turbo(params.type_k) || ggml_is_turbo(params.type_v);
+    if (!turbo && !settings.by_layer && !settings.exact) {
+        return true;  // upstream's own checks
+    }
+
+    if (settings.exact && !check_exact(model)) {
+        return false;
+    }
+    if (llama_turbo_has_latent_attention(model)) {
+        LLAMA_LOG_ERROR(
+            "%s: turbo cache types and cache types by layer do not support models with multi-head latent attention "
+            "yet: use -ctk f16 or q8_0\n",
+            __func__);
+        return false;
+    }
+
+    const std::string what       = what_needs_flash_attn(settings, params);
+    const bool        flash_attn = !what.empty();
+
+    return (!flash_attn || check_flash_attn(model, what, params)) && check_head_sizes(model.hparams, settings) &&
+           (!params.offload_kqv || check_devices(model, settings, flash_attn));
+}
+
+bool llama_turbo_check_context(const llama_model & model, llama_context_params & params) {
+    try {
+        llama_turbo_settings settings = llama_turbo_read_settings(model, params);
+        if (!check_settings(model, settings, params)) {
+            return false;
+        }
+        llama_turbo_use_settings(std::move(settings));
+    } catch (const std::invalid_argument & error) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, error.what());
+        return false;
+    }
+
+    return true;
+}

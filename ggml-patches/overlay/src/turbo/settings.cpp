@@ -1,0 +1,122 @@
+#include "settings.h"
+
+#include "llama-impl.h"
+#include "model.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+
+static std::string env_text(const char * name) {
+    const char * value = getenv(name);
+    return value ? value : "";
+}
+
+// The value of a variable, or of the one that had its part in the last release.
+static std::string env_text(const char * name, const char * old_name) {
+    const std::string old_text = env_text(old_name);
+    if (old_text.empty() || !env_text(name).empty()) {
+        return env_text(name);
+    }
+
+    static std::mutex                 mutex;
+    static std::set<std::string>      warned;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (warned.insert(old_name).second) {
+        LLAMA_LOG_WARN("llama_turbo_cache: %s is now %s; the old name will go with the next release\n", old_name, name);
+    }
+
+    return old_text;
+}
+
+static uint32_t env_tokens(const char * name, const char * option) {
+    static constexpr uint32_t MAX_TOKENS = 1 << 24;
+
+    const std::string text = env_text(name);
+    if (text.size() > 8 || text.find_first_not_of("0123456789") != std::string::npos ||
+        (!text.empty() && std::stoul(text) > MAX_TOKENS)) {
+        throw std::invalid_argument(std::string(option) + " " + text + ": not a number of tokens from 0 to " +
+                                    std::to_string(MAX_TOKENS));
+    }
+
+    return text.empty() ? 0 : std::stoul(text);
+}
+
+static std::vector<ggml_type> parse_side(const std::string & map,
+                                         const char *        what,
+                                         size_t              n_layer,
+                                         ggml_type           rest,
+                                         bool                clip) {
+    return map.empty() ? std::vector<ggml_type>(n_layer, rest) :
+                         llama_turbo_parse_layers(map, n_layer, rest, what, clip);
+}
+
+static void read_types(llama_turbo_settings & settings, const llama_context_params & params, bool is_alone) {
+    std::string map_k;
+    std::string map_v;
+
+    const llama_turbo_layer_mode * mode = nullptr;
+    if (is_alone) {
+        map_k = env_text("TURBO_CACHE_TYPE_K_LAYERS");
+        map_v = env_text("TURBO_CACHE_TYPE_V_LAYERS");
+        mode  = llama_turbo_parse_mode(env_text("TURBO_CACHE_LAYER_ADAPTIVE", "TURBO_LAYER_ADAPTIVE"));
+    }
+    if (mode) {
+        if (!map_k.empty() || !map_v.empty()) {
+            throw std::invalid_argument("a layer-adaptive mode and cache types by layer can't be used together");
+        }
+        map_k = mode->map_k;
+        map_v = mode->map_v;
+    }
+    const size_t n_layer = settings.layers.size();
+
+    settings.by_layer = !map_k.empty() || !map_v.empty();
+    settings.types_k  = parse_side(map_k, "K cache types by layer", n_layer, params.type_k, mode != nullptr);
+    settings.types_v  = parse_side(map_v, "V cache types by layer", n_layer, params.type_v, mode != nullptr);
+}
+
+llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const llama_context_params & params) {
+    const bool is_alone = !params.ctx_other;
+
+    llama_turbo_settings res;
+    res.layers = llama_turbo_layers_with_kv(model);
+    if (is_alone) {
+        res.decay      = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
+        res.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink");
+        res.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail");
+    }
+    read_types(res, params, is_alone);
+
+    const std::string file = is_alone ? env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION") : "";
+    if (!file.empty()) {
+        res.calibration = llama_turbo_load_calibration(file, model, res.layers);
+    }
+
+    return res;
+}
+
+size_t llama_turbo_settings::index_of(uint32_t il) const {
+    return std::find(layers.begin(), layers.end(), il) - layers.begin();
+}
+
+std::pair<ggml_type, ggml_type> llama_turbo_settings::types_of(uint32_t il, ggml_type type_k, ggml_type type_v) const {
+    const size_t i = index_of(il);
+    if (!by_layer || i == layers.size()) {
+        return { type_k, type_v };
+    }
+
+    return { types_k[i], types_v[i] };
+}
+
+static thread_local llama_turbo_settings settings_in_use;
+
+void llama_turbo_use_settings(llama_turbo_settings settings) {
+    settings_in_use = std::move(settings);
+}
+
+const llama_turbo_settings & llama_turbo_settings_in_use() {
+    return settings_in_use;
+}

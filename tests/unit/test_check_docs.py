@@ -1,0 +1,85 @@
+"""Documents that can drift from the program: help pages, links, the list of upstreams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import check_docs
+import pytest
+from click.testing import CliRunner
+
+from turbo_gguf.cli import COMMANDS, main
+
+ROOT = check_docs.REPOSITORY
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+
+
+def test_the_page_of_commands_is_what_the_program_prints() -> None:
+    assert check_docs.help_problems(ROOT) == []
+
+
+def test_every_command_is_on_the_page_as_help_prints_it() -> None:
+    page = check_docs.bare(check_docs.page())
+    for name in COMMANDS:
+        done = CliRunner().invoke(main, [name, "--help"], prog_name="turbo-gguf", terminal_width=check_docs.WIDTH)
+        assert done.exit_code == 0 and check_docs.bare(done.output) in page, name
+
+
+def test_another_help_text_is_shown_where_it_begins(tmp_path: Path) -> None:
+    text = check_docs.page().replace("Measure prefill and decode speed", "Measure speed", 1)
+    write(tmp_path, {str(check_docs.PAGE): text})
+    [problem] = check_docs.help_problems(tmp_path)
+    assert "Measure speed" in problem and "Measure prefill" in problem and "--write" in problem
+
+
+def test_line_breaks_are_no_difference(tmp_path: Path) -> None:
+    write(tmp_path, {str(check_docs.PAGE): check_docs.page().replace(" Measure ", "\n      Measure ")})
+    assert check_docs.help_problems(tmp_path) == []
+
+
+def test_links_of_all_documents_resolve() -> None:
+    assert check_docs.link_problems(ROOT, check_docs.documents(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[b](b.md)", None),
+        ("[b](b.md#a-heading-with-code)", None),
+        ("[b](b.md#a-heading-with-code-1)", None),
+        ("[here](#here)\n\n# Here", None),
+        ("[web](https://example.org/x)", None),
+        ("`[b](none.md)` and\n```\n[c](none.md)\n```", None),
+        ("[b](none.md)", "a.md: none.md does not exist"),
+        ("![plot](none.png)", "a.md: none.png does not exist"),
+        ("[b](b.md#none)", "a.md: b.md#none: no such heading"),
+        ("[here](#none)", "a.md: #none: no such heading"),
+    ],
+)
+def test_links(tmp_path: Path, text: str, problem: str | None) -> None:
+    write(tmp_path, {"a.md": text, "b.md": "# A heading, with `code`\n\n## A heading: with code\n"})
+    assert check_docs.link_problems(tmp_path, [Path("a.md")]) == ([problem] if problem else [])
+
+
+def test_the_changelog_lists_the_supported_upstreams() -> None:
+    assert check_docs.changelog_problems(ROOT) == []
+
+
+def test_a_changelog_that_lags(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "ggml-patches/upstreams.toml": 'default = "b2"\n[[upstream]]\nname = "b2"\n[[upstream]]\nname = "b1"\n',
+            "CHANGELOG.md": "# Changelog\n\nSupported upstreams: `b1` (default).\n\nSupported upstreams: `b0` (default).\n",
+        },
+    )
+    [problem] = check_docs.changelog_problems(tmp_path)
+    assert "Supported upstreams: `b2` (default), `b1`." in problem
+    (tmp_path / "docs/reference").mkdir(parents=True)
+    check_docs.write(tmp_path)
+    assert check_docs.changelog_problems(tmp_path) == [] and "`b0`" in (tmp_path / "CHANGELOG.md").read_text("utf-8")

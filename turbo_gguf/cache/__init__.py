@@ -1,0 +1,1 @@
+"""What a KV cache is asked to be: types, settings, layers, decay, calibration."""

@@ -1,0 +1,110 @@
+"""The settings of a KV cache beside its types: one row each, from which everything else about them derives.
+
+The notation (``--types``), the options of llama.cpp's tools, the variables that would set them behind our back, the encoding of stored
+results, the line that the log prints of a cache, and the table of the documentation all come from :data:`SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from turbo_gguf.cache.decay import DecayShares
+from turbo_gguf.cache.layer_map import LayerMap
+from turbo_gguf.cache.written import Written
+from turbo_gguf.errors import UsageError
+
+
+class CalibrationFile(Written):
+    """A calibration: where its file is, and the digest of what is in it. What is measured depends on the digest alone."""
+
+    __slots__ = ("digest", "path")
+
+    def __init__(self, path: str, digest: str = "") -> None:
+        self.path, self.digest = path, digest
+
+    @classmethod
+    def parse(cls, text: str) -> CalibrationFile:
+        """Read ``FILE`` or ``FILE#DIGEST``."""
+        path, _, digest = text.partition("#")
+        return cls(path, digest)
+
+    def __str__(self) -> str:
+        """``FILE#DIGEST``."""
+        return f"{self.path}#{self.digest}" if self.digest else self.path
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting."""
+
+    word: str  # in the notation
+    field: str  # of CacheSpec
+    parse: Callable[[str], Any]
+    option: str  # of llama.cpp's tools
+    variables: tuple[str, ...]  # environment variables that set it, names of earlier releases too
+    value: str  # what stands for a value in help texts
+    about: str
+    to_option: Callable[[Any], str] = str
+    parse_logged: Callable[[str], Any] | None = None  # where a log writes it otherwise
+
+
+def number(text: str) -> int:
+    """Read a number of tokens, or of a mode; 0 is the same as not set.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError("no number")
+    return int(text)
+
+
+SETTINGS = (
+    Setting("k", "layers_k", LayerMap.parse, "--cache-type-k-layers", ("TURBO_CACHE_TYPE_K_LAYERS",), "MAP", "types of K by layer"),
+    Setting("v", "layers_v", LayerMap.parse, "--cache-type-v-layers", ("TURBO_CACHE_TYPE_V_LAYERS",), "MAP", "types of V by layer"),
+    Setting(
+        "adaptive",
+        "adaptive",
+        number,
+        "--cache-layer-adaptive",
+        ("TURBO_CACHE_LAYER_ADAPTIVE", "TURBO_LAYER_ADAPTIVE"),
+        "MODE",
+        "a layer-adaptive mode, instead of maps",
+    ),
+    Setting(
+        "decay",
+        "decay",
+        DecayShares.parse,
+        "--cache-decay",
+        ("TURBO_CACHE_DECAY", "TURBO_DECAY"),
+        "SHARES",
+        "temporal decay: a preset, or HOT,WARM,COLD in percent",
+    ),
+    Setting(
+        "cal",
+        "calibration",
+        CalibrationFile.parse,
+        "--cache-calibration",
+        ("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION"),
+        "FILE",
+        "a calibration of the model",
+        to_option=lambda calibration: str(calibration.path),
+        parse_logged=lambda digest: CalibrationFile("", digest),
+    ),
+    Setting("sink", "sink", number, "--cache-sink", ("TURBO_CACHE_SINK",), "TOKENS", "first tokens of a sequence that are kept in f16"),
+    Setting("tail", "tail", number, "--cache-tail", ("TURBO_CACHE_TAIL",), "TOKENS", "last tokens of a sequence that are kept in f16"),
+)
+"""In the order of the notation."""
+
+BY_WORD = {setting.word: setting for setting in SETTINGS}
+
+HINT = (
+    f"settings are {', '.join(f'{setting.word}={setting.value}' for setting in SETTINGS)}, each once, spaces between: turbo3 decay=balanced"
+)
+
+
+def table() -> list[tuple[str, ...]]:
+    """Rows for the documentation: in the notation, option, variable, what it is."""
+    return [(f"{s.word}={s.value}", s.option, s.variables[0], s.about) for s in SETTINGS]

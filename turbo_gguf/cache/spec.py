@@ -1,0 +1,170 @@
+"""What a KV cache is asked to be: a type for K, one for V, and the settings that change them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from turbo_gguf.cache.decay import DecayShares
+from turbo_gguf.cache.layer_map import MODES, LayerMap
+from turbo_gguf.cache.settings import BY_WORD, HINT, SETTINGS, CalibrationFile
+from turbo_gguf.cache.types import CACHE_TYPES, cache_type
+from turbo_gguf.errors import UsageError
+
+
+class CacheSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The types of the K and of the V cache, by the names that llama.cpp's ``-ctk`` and ``-ctv`` take, and what changes them.
+
+    Written ``turbo3`` (K and V) or ``turbo4/turbo3`` (K/V), then settings with spaces between::
+
+        turbo3 k=0,-1:q8_0 v=0,-1:q8_0
+        turbo3 adaptive=7
+        turbo4/turbo3 decay=balanced
+        q4_0 cal=model.calibration.gguf
+        turbo3t sink=128 tail=512
+
+    What is not set is not encoded: the key of a case without settings does not depend on which settings there are.
+    """
+
+    k: str
+    v: str
+    layers_k: LayerMap | None = None  # None: all layers are ``k``
+    layers_v: LayerMap | None = None
+    adaptive: int = 0  # layer-adaptive mode instead of maps; 0: none
+    decay: DecayShares | None = None
+    calibration: CalibrationFile | None = None
+    sink: int = 0  # first and last tokens of each sequence that are attended in f16
+    tail: int = 0
+
+    @classmethod
+    def parse(cls, text: str, *, logged: bool = False) -> CacheSpec:
+        """Read the notation. Types are taken as they are; :func:`parse_types` checks them.
+
+        Args:
+            text: the notation.
+            logged: it comes from a log, where a calibration is known by its digest.
+
+        Raises:
+            UsageError: a word is no setting, is there twice or has no value, or a value is wrong.
+        """
+        names, *words = re.sub(r"\s*/\s*", "/", text).split() or [""]
+        k, pair, v = names.partition("/")
+        found: dict[str, Any] = {}
+        for word in words:
+            name, _, value = word.partition("=")
+            if name not in BY_WORD or not value:
+                raise UsageError(f"cache type {text!r}: {word!r} is no setting", HINT)
+            if BY_WORD[name].field in found:
+                raise UsageError(f"cache type {text!r}: {name} is set twice", HINT)
+            found[BY_WORD[name].field] = _value(text, name, value, logged=logged)
+        return cls(k=k, v=v if pair else k, **found)
+
+    def __str__(self) -> str:
+        """The notation, in its shortest form: ``turbo3`` when K and V are equal, settings in the order of the table."""
+        names = self.k if self.k == self.v else f"{self.k}/{self.v}"
+        return " ".join([names, *(f"{row.word}={value}" for row in SETTINGS if (value := getattr(self, row.field)))])
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers may differ in type."""
+        return bool(self.layers_k or self.layers_v or self.adaptive)
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether there is more to it than two names."""
+        return any(getattr(self, row.field) for row in SETTINGS)
+
+    @property
+    def exact(self) -> bool:
+        """Whether some tokens are attended in f16, whatever the types."""
+        return bool(self.sink or self.tail)
+
+
+def _value(text: str, word: str, value: str, *, logged: bool) -> Any:
+    setting = BY_WORD[word]
+    try:
+        return ((logged and setting.parse_logged) or setting.parse)(value)
+    except UsageError as error:
+        raise UsageError(f"cache type {text!r}: {word}={value}: {error.message}", error.hint or HINT) from error
+
+
+COMPETITORS = (CacheSpec("q8_0", "q8_0"), CacheSpec("q5_0", "q5_0"), CacheSpec("q4_0", "q4_0"))
+"""Upstream's own types that every run measures beside ours."""
+
+BASE = CacheSpec("f16", "f16")
+"""The cache that all others are compared with."""
+
+
+def parse_types(text: str) -> CacheSpec:
+    """Read ``turbo3``, ``turbo4/turbo3`` (K/V), or either with settings: see :class:`CacheSpec`.
+
+    What depends on the model is not checked here but by :func:`turbo_gguf.cache.fit.check_fit`.
+
+    Raises:
+        UsageError: a name is not a cache type, a setting is wrong, or settings contradict each other.
+    """
+    types = CacheSpec.parse(text)
+    if types.adaptive and types.adaptive not in MODES:
+        raise UsageError(f"cache type {text!r}: no layer-adaptive mode {types.adaptive}", f"modes are {', '.join(map(str, MODES))}")
+    if types.adaptive and (types.layers_k or types.layers_v):
+        raise UsageError(f"cache type {text!r}: a layer-adaptive mode and a layer map exclude each other", "leave one of them out")
+    named = [cache_type(name) for side in named_types(types) for name in side]
+    if types.decay and not any(kind.decays for kind in named):
+        raise nothing_decays(types)
+    return types if types.calibration is None else msgspec.structs.replace(types, calibration=_with_digest(types.calibration))
+
+
+def _with_digest(asked: CalibrationFile) -> CalibrationFile:
+    """Add the digest of what is in the file: it is part of what is measured, the name is not enough."""
+    from turbo_gguf.cache import calibration  # noqa: PLC0415 - numpy is slow to import
+
+    found = calibration.digest(calibration.read(Path(asked.path)))
+    if asked.digest and asked.digest != found:
+        message = f"calibration {asked.path}: its digest is {found}, not {asked.digest}: the file has changed"
+        raise UsageError(message, "leave #DIGEST out")
+    return CalibrationFile(asked.path, found)
+
+
+def nothing_decays(types: CacheSpec) -> UsageError:
+    """The error of decay for types that have none."""
+    able = ", ".join(kind.name for kind in CACHE_TYPES.values() if kind.decays)
+    return UsageError(f"cache type {str(types)!r}: nothing in it decays", f"types that decay: {able}; leave decay out for others")
+
+
+def maps(types: CacheSpec) -> tuple[LayerMap, LayerMap]:
+    """Layer maps of K and V: those that are set, or those of the layer-adaptive mode."""
+    return MODES[types.adaptive] if types.adaptive else (types.layers_k or LayerMap(), types.layers_v or LayerMap())
+
+
+def named_types(types: CacheSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All types that K may have, and all that V may have, whatever the number of layers."""
+    map_k, map_v = maps(types)
+    return (types.k, *map_k.types), (types.v, *map_v.types)
+
+
+def layer_types(types: CacheSpec, n_layers: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Type of K, and type of V, in each of the layers that have a KV cache.
+
+    Raises:
+        UsageError: a map names a layer that the model lacks.
+    """
+    map_k, map_v = maps(types)
+    clip = bool(types.adaptive)
+    return map_k.expand(n_layers, types.k, clip=clip), map_v.expand(n_layers, types.v, clip=clip)
+
+
+def options(types: CacheSpec) -> Iterator[str]:
+    """Options of llama.cpp's tools that ask for these types. What is not set is not named: other builds may not know it."""
+    yield from ("-ctk", types.k, "-ctv", types.v)
+    for setting in SETTINGS:
+        if value := getattr(types, setting.field):
+            yield from (setting.option, setting.to_option(value))
+
+
+def is_turbo(types: CacheSpec) -> bool:
+    """Whether K or V is one of ours, in some layer."""
+    return any(cache_type(name).turbo for side in named_types(types) for name in side)

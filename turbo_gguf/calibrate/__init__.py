@@ -1,0 +1,1 @@
+"""From what Q, K and V look like to a calibration."""

@@ -1,0 +1,1 @@
+"""What results mean: verdicts, tables, plots."""

@@ -1,0 +1,210 @@
+"""From results and thresholds to a verdict per cache type.
+
+A threshold is relative to a competitor measured in the same run (same build, model, text, context, chunks and batch). Errors are
+propagated as if the two measurements were independent. They are not (both score the same tokens), so the error of a ratio is
+overstated and a verdict is on the cautious side.
+
+Each check ends in one of three ways, with z = ``sigmas`` standard errors:
+
+- ``pass``: value + z·error <= limit,
+- ``fail``: value - z·error > limit,
+- ``within error``: the run cannot tell; more chunks can. It does not fail the gate, and it is never reported as a pass.
+
+A type fails when one of its checks fails; it passes when all do. What makes the *run* unsound is an error and no verdict: a lossy
+type at or below the noise floor was not used at all, and upstream's types must come out in the order of their bits.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+
+from turbo_gguf.cache.spec import CacheSpec, parse_types
+from turbo_gguf.cache.types import cache_type
+from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
+from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import Result
+
+PASS, FAIL, WITHIN_ERROR = "pass", "fail", "within error"
+
+KLD_STEP = 0.5e-6
+"""Half of the last digit of the KL divergence in the log: the smallest error that a printed value can have."""
+
+CERTAINLY_LOSSY_BITS = 6.0
+"""Types below this many bits per value are far above any noise floor when they are really used; 8 bits may not be."""
+
+
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits for one type: factors of what ``reference`` shows."""
+
+    reference: str
+    mean_kld: float | None = None  # mean KLD / reference's
+    p99_kld: float | None = None  # 99 % KLD / reference's
+    top_changes: float | None = None  # rate of changed top tokens / reference's
+    ppl: float | None = None  # |ln(PPL / PPL base)| / reference's mean KLD
+
+
+class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A gates file."""
+
+    type: dict[str, Gate]
+    sigmas: float = 2.0
+    order: tuple[str, ...] = ()
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One number against its limit."""
+
+    name: str
+    value: float
+    error: float
+    limit: float
+    status: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the gate says about one type at one context."""
+
+    types: CacheSpec
+    ctx: int
+    reference: str
+    status: str
+    checks: tuple[Check, ...]
+
+
+def load(path: Path) -> Gates:
+    """Read and check a gates file. Types come back in their shortest notation, however the file writes them.
+
+    Raises:
+        UsageError: the file is missing, is no TOML, or its content is wrong (the field is named).
+    """
+    try:
+        gates = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Gates)
+    except OSError as error:
+        raise UsageError(f"gates file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"gates file {path}: {error}", "see eval/README.md for the fields") from error
+    named: dict[str, Gate] = {}
+    for name, gate in gates.type.items():
+        types, reference = str(parse_types(name)), str(parse_types(gate.reference))
+        if not any((gate.mean_kld, gate.p99_kld, gate.top_changes, gate.ppl)):
+            raise UsageError(f"gates file {path}: [type.{name}] has no limit: it would pass anything")
+        if types in named:
+            raise UsageError(f"gates file {path}: {types} has two tables")
+        named[types] = msgspec.structs.replace(gate, reference=reference)
+    return msgspec.structs.replace(gates, type=named)
+
+
+def references(gates: Gates) -> dict[str, str]:
+    """Type -> the type that its gate compares it with."""
+    return {name: gate.reference for name, gate in gates.type.items()}
+
+
+def judge(results: Sequence[Result], gates: Gates) -> list[Verdict]:
+    """Verdicts for the results that have a gate, in the order of the results.
+
+    Args:
+        results: of one run: same build, model and text; several contexts.
+        gates: limits per type.
+
+    Raises:
+        SilentFallback: a lossy type is not above the noise floor.
+        ToolFailed: upstream's own types are out of order.
+        UsageError: a result has nothing to be compared with.
+    """
+    verdicts = []
+    for result in results:
+        peers = [r for r in results if _comparable(r, result)]
+        _check_noise_floor(result, peers)
+        gate = gates.type.get(str(result.case.types))
+        if gate is None or result.case.is_noise_floor:
+            continue
+        _check_order(peers, gates)
+        reference = next((r for r in peers if str(r.case.types) == gate.reference and not r.case.is_noise_floor), None)
+        if reference is None:
+            raise UsageError(f"{result.case.types} at ctx {result.case.ctx}: its reference {gate.reference} was not measured in this run")
+        verdicts.append(_verdict(result, reference, gate, gates.sigmas))
+    return verdicts
+
+
+def failed(verdicts: Iterable[Verdict]) -> bool:
+    """Whether the gate as a whole fails."""
+    return any(verdict.status == FAIL for verdict in verdicts)
+
+
+def ratio(a: Metric, b: Metric) -> Metric:
+    """a / b with its error, for independent a and b. Errors are at least the last printed digit."""
+    if b.value <= 0:
+        return Metric(math.inf, math.inf)
+    value = a.value / b.value
+    error_a, error_b = (max(m.error, KLD_STEP) for m in (a, b))
+    return Metric(value, math.hypot(error_a / b.value, value * error_b / b.value))
+
+
+def decide(name: str, measured: Metric, limit: float, sigmas: float) -> Check:
+    """Compare a value with its upper limit; see the module's text for the three outcomes."""
+    margin = sigmas * measured.error
+    if not math.isfinite(measured.value) or not math.isfinite(measured.error):
+        status = WITHIN_ERROR
+    elif measured.value + margin <= limit:
+        status = PASS
+    else:
+        status = FAIL if measured.value - margin > limit else WITHIN_ERROR
+    return Check(name, measured.value, measured.error, limit, status)
+
+
+def _comparable(a: Result, b: Result) -> bool:
+    same = ("ctx", "chunks", "base_batch", "backend", "build_id", "model_sha256", "text_sha256", "env", "metrics_version")
+    return all(getattr(a.case, name) == getattr(b.case, name) for name in same)
+
+
+def _verdict(result: Result, reference: Result, gate: Gate, sigmas: float) -> Verdict:
+    ours, theirs = result.stats, reference.stats
+    checks = []
+    if gate.mean_kld is not None:
+        checks.append(decide("mean KLD", ratio(ours.mean, theirs.mean), gate.mean_kld, sigmas))
+    if gate.p99_kld is not None:
+        checks.append(decide("99 % KLD", ratio(ours.p99, theirs.p99), gate.p99_kld, sigmas))
+    if gate.top_changes is not None:
+        changed = [Metric(100 - s.same_top.value, s.same_top.error) for s in (ours, theirs)]
+        checks.append(decide("changed top", ratio(*changed), gate.top_changes, sigmas))
+    if gate.ppl is not None:
+        drift = Metric(abs(ours.ln_ppl_ratio.value), ours.ln_ppl_ratio.error)
+        checks.append(decide("PPL drift", ratio(drift, theirs.mean), gate.ppl, sigmas))
+    bits_ok = result.bits.agrees
+    checks.append(Check("bits per value", result.bits.nominal, 0.0, result.bits.nominal, PASS if bits_ok else FAIL))
+    statuses = {check.status for check in checks}
+    status = FAIL if FAIL in statuses else WITHIN_ERROR if WITHIN_ERROR in statuses else PASS
+    return Verdict(result.case.types, result.case.ctx, gate.reference, status, tuple(checks))
+
+
+def _check_noise_floor(result: Result, peers: Sequence[Result]) -> None:
+    """A lossy type that is no worse than f16 at another batch size did not run."""
+    types = result.case.types
+    bits = result.bits.nominal if types.by_layer else min(cache_type(types.k).bits, cache_type(types.v).bits)
+    if bits >= CERTAINLY_LOSSY_BITS or types.sink + types.tail >= result.case.ctx:
+        return
+    for floor in peers:
+        if floor.case.is_noise_floor and result.stats.mean.value <= floor.stats.mean.value:
+            raise SilentFallback(
+                f"{types} at ctx {result.case.ctx}: mean KLD {result.stats.mean.value:.6f} is not above the noise floor "
+                f"{floor.stats.mean.value:.6f}: a cache of {bits:g} bits cannot be that good, it was not used"
+            )
+
+
+def _check_order(peers: Sequence[Result], gates: Gates) -> None:
+    """Negative control: a measurement that cannot tell upstream's types apart judges nothing."""
+    found = {str(r.case.types): r.stats.mean for r in peers if not r.case.is_noise_floor}
+    names = [name for name in gates.order if name in found]
+    for better, worse in pairwise(names):
+        a, b = found[better], found[worse]
+        if a.value - b.value > gates.sigmas * math.hypot(a.error, b.error):
+            raise ToolFailed(
+                f"unsound run: mean KLD of {better} ({a.value:.6f}) is above that of {worse} ({b.value:.6f}) at ctx {peers[0].case.ctx}",
+                "the build or the machine computes wrongly; nothing was judged",
+            )

@@ -1,0 +1,1 @@
+"""From a llama.cpp snapshot to a build: sources, presets, toolkits, compiling."""

@@ -1,0 +1,1 @@
+"""Runs of llama.cpp's tools, checked and kept: KL divergence and speed."""

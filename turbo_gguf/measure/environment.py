@@ -1,0 +1,33 @@
+"""The variables in force: part of what is measured, or a reason not to measure."""
+
+from __future__ import annotations
+
+import os
+
+from turbo_gguf.cache.settings import SETTINGS
+from turbo_gguf.errors import UsageError
+
+_HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
+
+CACHE_SETTINGS = tuple(name for setting in SETTINGS for name in setting.variables)
+"""What the options of a case set. From outside, they would change all cases, the f16 base included."""
+
+
+def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> tuple[str, ...]:
+    """Variables in force whose names start so, as NAME=value: part of what a case is. TURBO_GGUF_* are the driver's own.
+
+    Raises:
+        UsageError: a LLAMA_* variable, or one that sets a cache, is set that would change what is measured behind the back of the case.
+    """
+    bad = sorted(name for name in os.environ if name.startswith("LLAMA_") and name not in _HARMLESS)
+    if bad:
+        raise UsageError(
+            f"the environment sets {', '.join(bad)}: llama.cpp would read it and measure something else",
+            f"unset {' '.join(bad)}",
+        )
+    if ours := [name for name in CACHE_SETTINGS if name in os.environ]:
+        raise UsageError(
+            f"the environment sets {', '.join(ours)}: it would change every case, the f16 cache that all are compared with included",
+            f"unset {' '.join(ours)}; ask for it in the type: --types 'turbo3 k=0,-1:q8_0', 'turbo3 adaptive=7', 'turbo3 decay=balanced'",
+        )
+    return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and not k.startswith("TURBO_GGUF_")))

@@ -1,0 +1,70 @@
+"""What is kept of finished measurements, versioned because it reaches a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.measure.bits import Bits
+from turbo_gguf.measure.case import Case
+from turbo_gguf.measure.log import LogFacts
+from turbo_gguf.measure.metrics import KldStats, Metric
+
+SCHEMA_VERSION = 2
+"""Version of every record written to the store. Readers refuse newer ones.
+
+2: facts tell a KV cache by its specification; in records of 1 they are without it.
+"""
+
+
+class BaseRun(msgspec.Struct, frozen=True):
+    """Base logits on disk: the f16 run that the others are compared with."""
+
+    key: str
+    chunks: int  # really in the file; the text may be shorter than asked for
+    ppl: Metric
+    splits: int | None
+    seconds: float
+    size: int  # bytes of the logits file
+    schema_version: int = SCHEMA_VERSION
+
+
+class Result(msgspec.Struct, frozen=True, tag_field="kind", tag="kld"):
+    """One finished case."""
+
+    key: str
+    case: Case
+    stats: KldStats
+    bits: Bits
+    model: str
+    text: str
+    upstream_commit: str
+    patch_digest: str
+    facts: LogFacts
+    seconds: float
+    argv: tuple[str, ...]
+    time: str  # UTC, ISO 8601
+    schema_version: int = SCHEMA_VERSION
+
+
+class BenchRow(msgspec.Struct, frozen=True, tag_field="kind", tag="bench"):
+    """One row of ``llama-bench``: prefill or decode speed at a depth, of one round."""
+
+    key: str  # of the bench set-up: build, model, threads, backend, environment
+    types: CacheSpec
+    depth: int  # tokens in the cache before the test starts
+    n_prompt: int
+    n_gen: int
+    round: int
+    tokens_per_second: Metric
+    build_id: str
+    patch_digest: str
+    row: dict[str, Any]  # as llama-bench printed it
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def test(self) -> str:
+        """``pp512`` or ``tg32``, as llama-bench names it."""
+        return f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"

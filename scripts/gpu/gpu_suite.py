@@ -21,8 +21,7 @@ from gpu_stages import STAGES, Status, Suite
 
 from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, TurboError, report
-from turbo_gguf.make import presets
-from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.make import presets, toolkits
 from turbo_gguf.measure import environment
 
 SMALLEST_START = 20
@@ -99,12 +98,7 @@ def _number(value: object) -> int:
 
 def machine(suite: Suite) -> str:
     """The GPU, its driver and the compiler, in words."""
-    if suite.device.startswith("CUDA"):
-        names = ", ".join(f"{name} (compute capability {capability})" for name, capability in cuda.gpus()) or "no GPU found"
-        return f"{names}, driver {cuda.driver_version() or 'unknown'}, CUDA {' '.join(cuda.compiler_version())}"
-    if suite.device.startswith("ROCm"):
-        return f"{', '.join(rocm.gpus())}, {' '.join(rocm.compiler_version())}"
-    return f"CPU, {os.cpu_count()} cores"
+    return toolkits.of_device(suite.device).about_machine() or f"CPU, {os.cpu_count()} cores"
 
 
 def find_device() -> tuple[str, str]:
@@ -113,10 +107,8 @@ def find_device() -> tuple[str, str]:
     Raises:
         EnvironmentMissing: there is none.
     """
-    if cuda.gpus():
-        return "cuda", "CUDA0"
-    if rocm.gpus():
-        return "rocm", "ROCm0"
+    for toolkit in toolkits.with_gpu():
+        return toolkit.name, toolkit.device
     raise EnvironmentMissing("no GPU found (nvidia-smi, rocm_agent_enumerator)", "try the script itself with --device CPU --small")
 
 

@@ -18,6 +18,7 @@ from turbo_gguf import assets, tools
 from turbo_gguf.errors import LogNotUnderstood, UsageError
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.make.build import Build
+from turbo_gguf.make.toolkits import gpu_layers, of_preset
 
 TARGET = "llama-turbo-observe"
 """CMake target and name of the program."""
@@ -94,7 +95,7 @@ def observe(
     out = log.with_suffix(".gguf")
     out.unlink(missing_ok=True)
     argv: list[str | Path] = [build.tool(TARGET), "-m", model.path, "-o", out, "-c", str(ctx), "--chunks", str(chunks)]
-    argv += ["-t", str(threads), *(("-ngl", "999") if not build.preset.startswith("cpu") else ())]
+    argv += ["-t", str(threads), *gpu_layers(of_preset(build.preset).backend)]
     for text in texts:
         argv += ["-f", text.path]
     done = tools.run(argv, log=log, check=False, fail_hint="the log says more")

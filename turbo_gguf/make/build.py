@@ -23,6 +23,7 @@ from turbo_gguf.errors import EnvironmentMissing, ToolFailed
 from turbo_gguf.files import MORE_SPACE, lock
 from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.presets import Preset, gpu_compiler, preset
+from turbo_gguf.make.toolkits import TOOLKITS
 from turbo_gguf.make.upstream import fetch, resolve
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import APT_PACKAGES, Run, capture, failure, find, run
@@ -254,7 +255,7 @@ def _configure(tree: Tree, folder: Path, tools: Toolchain, options: Mapping[str,
         "LLAMA_BUILD_COMMIT": tree.commit,
     }
     if tools.ccache is not None:
-        languages = ("C", "CXX", *(("HIP",) if "GGML_HIP" in options else ()), *(("CUDA",) if "GGML_CUDA" in options else ()))
+        languages = ("C", "CXX", *_gpu_languages(options))
         settings |= {f"CMAKE_{language}_COMPILER_LAUNCHER": str(tools.ccache) for language in languages}
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools.ninja}"] if tools.ninja else ["-G", "Unix Makefiles"]
     cache = folder / "CMakeCache.txt"
@@ -274,6 +275,11 @@ def _configure(tree: Tree, folder: Path, tools: Toolchain, options: Mapping[str,
     done = run(argv, log=_log(folder, "configure"), env=environment, check=False)
     if done.rc != 0:
         raise _build_failed("configuring", done, f"see the log; then remove {folder} and try again: rm -r {folder}")
+
+
+def _gpu_languages(options: Mapping[str, str]) -> list[str]:
+    """CMake languages of the backends that options switch on."""
+    return [language for toolkit in TOOLKITS.values() if toolkit.cmake.items() <= options.items() for language in toolkit.languages]
 
 
 def _same_generator(cache: Path, generator: str, tree: Tree) -> bool:

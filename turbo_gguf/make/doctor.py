@@ -7,9 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-import msgspec
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
@@ -18,21 +15,10 @@ from turbo_gguf.files import MORE_SPACE
 from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.build import build_folder, build_id, cmake_version, compiler, find_cmake, find_tool, read_manifest, toolchain
 from turbo_gguf.make.presets import PRESETS, Preset
-from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.make.toolkits import TOOLKITS, Finding, Toolkit, rocm
 from turbo_gguf.make.upstream import UNPACKED_BYTES, Upstream, is_fetched, resolve, supported
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import capture, find, install_hint
-
-Status = Literal["ok", "missing", "none"]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One line of the table. ``missing`` stops a CPU build; ``none`` is only something that is not there."""
-
-    name: str
-    status: Status
-    detail: str
-    fix: str = ""
 
 
 def examine() -> list[Finding]:
@@ -79,49 +65,21 @@ def _program(name: str, path: Path | None, program: str, *, needed: bool) -> Fin
 
 
 def _gpus() -> Iterator[Finding]:
-    yield _toolkit("rocm", "ROCm", f"in {rocm.path()}")
-    yield from _amd_gpus()
-    yield _toolkit("cuda", "CUDA", f"({cuda.compiler()})")
-    yield from _nvidia_gpus()
+    for toolkit in TOOLKITS.values():
+        if toolkit.offloads:
+            yield _toolkit(toolkit)
+            yield from toolkit.devices()
 
 
-def _toolkit(preset_name: str, name: str, where: str) -> Finding:
+def _toolkit(toolkit: Toolkit) -> Finding:
     """A toolkit is of use when its preset can be configured; if not, the preset's own hint is the fix."""
-    chosen = PRESETS[preset_name]
     try:
-        found = presets.options(chosen)
-        version = " ".join(presets.gpu_compiler(preset_name))
+        found = presets.options(PRESETS[toolkit.name])
+        version = " ".join(toolkit.compiler_version())
     except TurboError as error:
-        return Finding(name, "none", error.message, error.hint)
-    made_for = found.get("GPU_TARGETS") or found.get("CMAKE_CUDA_ARCHITECTURES", "")
-    return Finding(name, "ok", f"{version} {where}, builds for {made_for.replace(';', ', ')}".strip())
-
-
-def _amd_gpus() -> Iterator[Finding]:
-    """Each AMD GPU, and what keeps this user from it; nothing on a machine without one."""
-    names = rocm.gpus()
-    if not names:
-        return
-    problem = rocm.access_problem()
-    if problem is not None:
-        yield Finding("AMD GPU", "none", f"{', '.join(names)}: {problem[0]}", problem[1])
-        return
-    for name in names:
-        yield Finding(f"AMD {name}", "ok", rocm.gpu_notes(name, rocm.path()))
-
-
-def _nvidia_gpus() -> Iterator[Finding]:
-    found = cuda.gpus()
-    for name, capability in found:
-        yield Finding("NVIDIA GPU", "ok", f"{name}, compute capability {capability}, driver {cuda.driver_version() or 'unknown'}")
-    if not found and cuda.DEVICE.exists():
-        yield Finding(
-            "NVIDIA GPU", "none", f"{cuda.DEVICE} is there, nvidia-smi is not", "apt-get install nvidia-smi (of the driver's version)"
-        )
-    elif not found and cuda.driver_version():
-        yield Finding(
-            "NVIDIA GPU", "none", f"driver {cuda.driver_version()} is loaded, but shows no GPU", "nvidia-smi; sudo dmesg | grep -i nvrm"
-        )
+        return Finding(toolkit.title, "none", error.message, error.hint)
+    made_for = found.get(toolkit.targets, "").replace(";", ", ")
+    return Finding(toolkit.title, "ok", f"{version} {toolkit.where()}, builds for {made_for}".strip())
 
 
 def _disk() -> Finding:

@@ -21,6 +21,7 @@ from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError, with_log
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make.build import Build
+from turbo_gguf.make.toolkits import gpu_layers
 from turbo_gguf.measure import guard, log
 from turbo_gguf.measure.case import METRICS_VERSION
 from turbo_gguf.measure.metrics import Metric
@@ -103,7 +104,7 @@ def _argv(types: CacheSpec, plan: BenchPlan, build: Build, model: ModelFile) -> 
     return [
         str(build.tool("llama-bench")),
         *("-m", str(model.path), "-t", str(plan.threads), *spec.options(types), "-fa", "on", "-o", "jsonl"),
-        *(("-ngl", "0") if plan.backend == "CPU" else ("-ngl", "999")),
+        *gpu_layers(plan.backend),
     ]
 
 

@@ -16,6 +16,7 @@ from turbo_gguf.cache.spec import CacheSpec, is_turbo, layer_types
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import SilentFallback, UsageError
 from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.make.toolkits import gpu_layers
 from turbo_gguf.measure.bits import Bits, nominal_bits
 from turbo_gguf.measure.log import KvCache, LogFacts, decayed_cells, layers_of
 
@@ -209,7 +210,7 @@ def _check_context(facts: LogFacts, types: CacheSpec, *, backend: str, base_spli
     """Flash attention is on, and all of the work is on the device."""
     if facts.flash_attn != "enabled":
         raise SilentFallback(f"flash attention is {facts.flash_attn or 'not in the log'}; asked for was enabled")
-    if backend == "CPU":
+    if not gpu_layers(backend):
         return
     if facts.offloaded is None or facts.offloaded[0] < facts.offloaded[1]:
         raise SilentFallback(f"only {facts.offloaded or 'no'} layers run on {backend}; asked for were all")

@@ -26,6 +26,7 @@ from turbo_gguf.cache.spec import BASE, CacheSpec, is_turbo
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError, with_log
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.make.build import Build
+from turbo_gguf.make.toolkits import gpu_layers
 from turbo_gguf.measure import base_logits, guard, log, perplexity
 from turbo_gguf.measure.bits import bits_per_value
 from turbo_gguf.measure.case import Case
@@ -193,7 +194,7 @@ def _argv(case: Case, job: Job, types: CacheSpec, batch: int) -> list[str]:
         *("-c", str(case.ctx), "-b", str(batch), "-ub", str(_ubatch(batch)), "-t", str(job.threads)),
         *spec.options(types),
         *("-fa", "on", "-fit", "off"),
-        *(() if case.backend == "CPU" else ("-ngl", "999")),
+        *gpu_layers(case.backend),
         *("-lv", "4"),  # the lines about the KV cache are of level trace
     ]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from turbo_gguf import tools
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
+from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, Finding, Toolkit, Variant
 from turbo_gguf.tools import capture
 
 ARCHS_HINT = "CUDAARCHS=89 make build-cuda (compute capability without its dot: 86 is RTX 30, 89 RTX 40, 120 RTX 50, 80 A100, 90 H100)"
@@ -168,3 +169,43 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8") if path.is_file() and path.stat().st_size < 10_000 else ""
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def devices() -> Iterator[Finding]:
+    """Each NVIDIA GPU, and what is missing for a driver that shows none."""
+    found = gpus()
+    for name, capability in found:
+        yield Finding("NVIDIA GPU", "ok", f"{name}, compute capability {capability}, driver {driver_version() or 'unknown'}")
+    if not found and DEVICE.exists():
+        yield Finding("NVIDIA GPU", "none", f"{DEVICE} is there, nvidia-smi is not", "apt-get install nvidia-smi (of the driver's version)")
+    elif not found and driver_version():
+        yield Finding(
+            "NVIDIA GPU", "none", f"driver {driver_version()} is loaded, but shows no GPU", "nvidia-smi; sudo dmesg | grep -i nvrm"
+        )
+
+
+def about_machine() -> str:
+    """GPUs, driver and compiler."""
+    names = ", ".join(f"{name} (compute capability {capability})" for name, capability in gpus()) or "no GPU found"
+    return f"{names}, driver {driver_version() or 'unknown'}, CUDA {' '.join(compiler_version())}"
+
+
+TOOLKIT = Toolkit(
+    name="cuda",
+    title="CUDA",
+    backend="CUDA",
+    cmake={"GGML_CUDA": "ON", "GGML_CUDA_NCCL": "OFF"},
+    min_cmake=(3, 18),
+    variants=(
+        Variant("", "NVIDIA GPUs", {}, 4000),
+        Variant("all-pairs", "the same, with kernels for all K/V pairs", {"CMAKE_CUDA_FLAGS": ALL_PAIRS}, 4000),
+    ),
+    languages=("CUDA",),
+    targets="CMAKE_CUDA_ARCHITECTURES",
+    options=options,
+    compiler_version=compiler_version,
+    where=lambda: f"({compiler()})",
+    gpus=lambda: [name for name, _ in gpus()],
+    devices=devices,
+    about_machine=about_machine,
+)

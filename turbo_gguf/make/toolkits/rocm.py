@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
+from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, Finding, Toolkit, Variant
 from turbo_gguf.tools import capture
 
 OLDEST = (6, 1)
@@ -243,3 +244,38 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def devices() -> Iterator[Finding]:
+    """Each AMD GPU, and what keeps this user from it; nothing on a machine without one."""
+    names = gpus()
+    if not names:
+        return
+    problem = access_problem()
+    if problem is not None:
+        yield Finding("AMD GPU", "none", f"{', '.join(names)}: {problem[0]}", problem[1])
+        return
+    for name in names:
+        yield Finding(f"AMD {name}", "ok", gpu_notes(name, path()))
+
+
+TOOLKIT = Toolkit(
+    name="rocm",
+    title="ROCm",
+    backend="ROCm",
+    cmake={"GGML_HIP": "ON"},
+    min_cmake=(3, 21),
+    variants=(
+        Variant("", "AMD GPUs through HIP", {}, 3000),
+        Variant("all-pairs", "the same, with kernels for all K/V pairs", {"CMAKE_HIP_FLAGS": ALL_PAIRS}, 3000),
+    ),
+    languages=("HIP",),
+    targets="GPU_TARGETS",
+    options=options,
+    environment=environment,
+    compiler_version=compiler_version,
+    where=lambda: f"in {path()}",
+    gpus=lambda: list(gpus()),
+    devices=devices,
+    about_machine=lambda: f"{', '.join(gpus())}, {' '.join(compiler_version())}",
+)

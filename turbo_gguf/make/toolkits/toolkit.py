@@ -1,0 +1,63 @@
+"""What a toolkit is: one for each of ggml's backends that we build for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import msgspec
+
+ALL_PAIRS = "-DGGML_TURBO_CUDA_ALL_PAIRS"
+"""Compiler flag for kernels of all K/V pairs. Not upstream's GGML_CUDA_FA_ALL_QUANTS: that compiles upstream's 49 pairs, too, and at
+0c1e57098 it no longer reaches the sources as a definition.
+"""
+
+Status = Literal["ok", "missing", "none"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of ``doctor``'s table. ``missing`` stops a CPU build; ``none`` is only something that is not there."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """A preset of a toolkit."""
+
+    suffix: str  # of the preset's name, "" for the plain one
+    about: str
+    options: dict[str, str]  # of CMake, over those of the toolkit
+    megabytes: int  # room that a build of the default targets takes: measured for cpu, estimated for the others
+
+
+class Toolkit(msgspec.Struct, frozen=True):
+    """A backend, what it is built with, and the devices that run it."""
+
+    name: str  # first word of its presets' names
+    title: str
+    backend: str  # prefix of the names of its devices and buffers
+    cmake: dict[str, str]  # options that switch it on
+    min_cmake: tuple[int, int]
+    variants: tuple[Variant, ...]
+    languages: tuple[str, ...] = ()  # of CMake beside C and C++, for the compiler launcher
+    targets: str = ""  # CMake option with the architectures that it is built for; "": this machine's
+    options: Callable[[], dict[str, str]] = dict  # CMake options on this machine; raises when something is missing
+    environment: Callable[[], dict[str, str]] = dict  # variables that its compilers need
+    compiler_version: Callable[[], list[str]] = list
+    where: Callable[[], str] = str  # it was found, for doctor
+    gpus: Callable[[], list[str]] = list  # the GPUs that it could run on, for people
+    devices: Callable[[], Iterable[Finding]] = tuple  # the same for doctor, with what keeps this user from them
+    about_machine: Callable[[], str] = str  # GPUs, driver and compiler, for results
+
+    @property
+    def offloads(self) -> bool:
+        """Whether layers are moved to a device of it."""
+        return bool(self.languages)
+
+    @property
+    def device(self) -> str:
+        """Name of its first device in llama.cpp."""
+        return f"{self.backend}0" if self.offloads else self.backend

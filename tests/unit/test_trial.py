@@ -150,6 +150,15 @@ def test_a_wrong_result_fails_and_the_rest_is_run(machine: Machine, what: str) -
     assert any(line.split()[:2] == ["cache", "life"] for line in result.stderr.splitlines())
 
 
+def test_the_models_of_cache_life_are_those_that_the_tests_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = next((Path(__file__).parents[1]).glob("*/tiny_models.py"))
+    monkeypatch.syspath_prepend(str(script.parent))
+    import tiny_models  # noqa: PLC0415 - of another folder of tests
+
+    assert {run[0] for runs in LIFE.values() for run in runs} <= set(tiny_models.SHAPES)
+    assert tiny_models.write("head64", tmp_path).name == trial.TINY.format("head64")
+
+
 def test_without_a_checkout_cache_life_is_skipped(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial.assets, "patches_dir", lambda: tmp_path / "installed" / "ggml-patches")
     result = tried(machine)

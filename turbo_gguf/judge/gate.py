@@ -21,13 +21,14 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
-from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.metrics import GATED, KldStats, Metric, of
 from turbo_gguf.measure.result import Result
 
 PASS, FAIL, WITHIN_ERROR = "pass", "fail", "within error"
@@ -39,14 +40,33 @@ CERTAINLY_LOSSY_BITS = 6.0
 """Types below this many bits per value are far above any noise floor when they are really used; 8 bits may not be."""
 
 
-class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits for one type: factors of what ``reference`` shows."""
+class Limits(msgspec.Struct, frozen=True):
+    """Limits for one type: factors of what ``reference`` shows. :data:`Gate` adds a field per gated metric."""
 
     reference: str
-    mean_kld: float | None = None  # mean KLD / reference's
-    p99_kld: float | None = None  # 99 % KLD / reference's
-    top_changes: float | None = None  # rate of changed top tokens / reference's
-    ppl: float | None = None  # |ln(PPL / PPL base)| / reference's mean KLD
+
+    def limit(self, name: str) -> float | None:
+        """Limit of a metric by its name in a gates file."""
+        found = getattr(self, name)
+        return None if found is None else float(found)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no limit at all."""
+        return not any(self.limit(gated.name) for gated in GATED.values())
+
+
+if TYPE_CHECKING:
+    Gate = Limits
+else:  # a field per gated metric, so that a wrong name in a gates file is an error
+    Gate = msgspec.defstruct(
+        "Gate",
+        [(gated.name, float | None, None) for gated in GATED.values()],
+        bases=(Limits,),
+        module=__name__,
+        frozen=True,
+        forbid_unknown_fields=True,
+    )
 
 
 class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,10 +109,10 @@ def load(path: Path) -> Gates:
         raise UsageError(f"gates file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise UsageError(f"gates file {path}: {error}", "see eval/README.md for the fields") from error
-    named: dict[str, Gate] = {}
+    named: dict[str, Limits] = {}
     for name, gate in gates.type.items():
         types, reference = str(parse_types(name)), str(parse_types(gate.reference))
-        if not any((gate.mean_kld, gate.p99_kld, gate.top_changes, gate.ppl)):
+        if gate.is_empty:
             raise UsageError(f"gates file {path}: [type.{name}] has no limit: it would pass anything")
         if types in named:
             raise UsageError(f"gates file {path}: {types} has two tables")
@@ -163,19 +183,18 @@ def _comparable(a: Result, b: Result) -> bool:
     return all(getattr(a.case, name) == getattr(b.case, name) for name in same)
 
 
-def _verdict(result: Result, reference: Result, gate: Gate, sigmas: float) -> Verdict:
-    ours, theirs = result.stats, reference.stats
-    checks = []
-    if gate.mean_kld is not None:
-        checks.append(decide("mean KLD", ratio(ours.mean, theirs.mean), gate.mean_kld, sigmas))
-    if gate.p99_kld is not None:
-        checks.append(decide("99 % KLD", ratio(ours.p99, theirs.p99), gate.p99_kld, sigmas))
-    if gate.top_changes is not None:
-        changed = [Metric(100 - s.same_top.value, s.same_top.error) for s in (ours, theirs)]
-        checks.append(decide("changed top", ratio(*changed), gate.top_changes, sigmas))
-    if gate.ppl is not None:
-        drift = Metric(abs(ours.ln_ppl_ratio.value), ours.ln_ppl_ratio.error)
-        checks.append(decide("PPL drift", ratio(drift, theirs.mean), gate.ppl, sigmas))
+def _ratio(ours: KldStats, theirs: KldStats, field: str) -> Metric:
+    """A metric of ours to that of the reference, as its row says."""
+    gated = GATED[field]
+    return ratio(gated.amount(of(ours, field)), of(theirs, gated.over) if gated.over else gated.amount(of(theirs, field)))
+
+
+def _verdict(result: Result, reference: Result, gate: Limits, sigmas: float) -> Verdict:
+    checks = [
+        decide(gated.title, _ratio(result.stats, reference.stats, field), limit, sigmas)
+        for field, gated in GATED.items()
+        if (limit := gate.limit(gated.name)) is not None
+    ]
     bits_ok = result.bits.agrees
     checks.append(Check("bits per value", result.bits.nominal, 0.0, result.bits.nominal, PASS if bits_ok else FAIL))
     statuses = {check.status for check in checks}

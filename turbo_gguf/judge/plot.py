@@ -10,11 +10,14 @@ from typing import Any
 
 from turbo_gguf.cache.spec import CacheSpec, is_turbo
 from turbo_gguf.judge.report import by_setting
+from turbo_gguf.measure.metrics import METRICS, POINT, WHISKER, of
 from turbo_gguf.measure.result import BenchRow, Result
 
 _OURS, _THEIRS, _FLOOR = "#c8442a", "#2f6690", "#8a8a8a"
 _OUR_SERIES = ("#8c2313", "#c8442a", "#e98a2e", "#b0568c", "#d9ae2b")
 _THEIR_SERIES = ("#4d4d4d", "#2f6690", "#5aa0c8", "#3a8f6a", "#8fb8a8")
+
+_WHISKER_COLUMN = next(row.column for row in METRICS if row.field == WHISKER)
 
 _LONG_NAME = 13
 """Characters beyond which a name stands below the panels instead of in them: turbo4/turbo3 still fits."""
@@ -40,8 +43,8 @@ def quality(results: Sequence[Result], path: Path) -> Path:
     drawn = []
     for ax, ctx in zip(axes, contexts, strict=True):
         group = [r for r in results if r.case.ctx == ctx]
-        floors = [r.stats.mean.value for r in group if r.case.is_noise_floor]
-        points = [r for r in group if not r.case.is_noise_floor and r.stats.mean.value > 0]
+        floors = [of(r.stats, POINT).value for r in group if r.case.is_noise_floor]
+        points = [r for r in group if not r.case.is_noise_floor and of(r.stats, POINT).value > 0]
         drawn.append((ax, points))
         for r in points:
             _point(ax, r)
@@ -101,13 +104,14 @@ def _marker(types: CacheSpec) -> tuple[str, str]:
 
 def _point(ax: Any, result: Result) -> None:
     marker, color = _marker(result.case.types)
-    x, stats = result.bits.total, result.stats
-    ax.plot([x, x], [stats.mean.value, stats.p99.value], color=color, linewidth=0.8, alpha=0.45, zorder=2)
-    ax.plot([x], [stats.p99.value], "_", color=color, markersize=7, alpha=0.6, zorder=2)
+    x = result.bits.total
+    mean, high = of(result.stats, POINT), of(result.stats, WHISKER)
+    ax.plot([x, x], [mean.value, high.value], color=color, linewidth=0.8, alpha=0.45, zorder=2)
+    ax.plot([x], [high.value], "_", color=color, markersize=7, alpha=0.6, zorder=2)
     ax.errorbar(
         [x],
-        [stats.mean.value],
-        yerr=[[min(stats.mean.error, stats.mean.value * 0.95)], [stats.mean.error]],
+        [mean.value],
+        yerr=[[min(mean.error, mean.value * 0.95)], [mean.error]],
         fmt=marker,
         color=color,
         markersize=6,
@@ -126,7 +130,7 @@ _PLACES = (
 def _labels(ax: Any, points: Sequence[Result], labels: Mapping[CacheSpec, str]) -> None:
     """Name the points, each at the first place where its text covers no marker and no other text (limits must be final)."""
     scale = 72 / ax.figure.dpi
-    centers = [tuple(ax.transData.transform((r.bits.total, r.stats.mean.value)) * scale) for r in points]
+    centers = [tuple(ax.transData.transform((r.bits.total, of(r.stats, POINT).value)) * scale) for r in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centers]
     for r, (x, y) in zip(points, centers, strict=True):
         name = labels[r.case.types]
@@ -135,7 +139,7 @@ def _labels(ax: Any, points: Sequence[Result], labels: Mapping[CacheSpec, str]) 
         best = free[0] if free else 0
         side, dx, dy = _PLACES[best]
         taken.append(boxes[best])
-        point = (r.bits.total, r.stats.mean.value)
+        point = (r.bits.total, of(r.stats, POINT).value)
         ax.annotate(name, point, xytext=(dx, dy), va="center", **_text(side, _marker(r.case.types)[1]))
 
 
@@ -170,7 +174,7 @@ def _legend(ax: Any, types: Sequence[CacheSpec]) -> None:
         _key("D", _OURS, "turbo, K/V pair"),
         *([_key("^", _OURS, "turbo, with settings")] if any(t.has_settings for t in types) else []),
         _key("s", _THEIRS, "upstream"),
-        _key("_", _FLOOR, "99 % quantile"),
+        _key("_", _FLOOR, f"{_WHISKER_COLUMN} quantile"),
     ]
     ax.legend(handles=entries, fontsize=8, frameon=False, loc="upper right")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.judge.gate import Check, Verdict
-from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.metrics import COLUMNS, Metric, of
 from turbo_gguf.measure.result import BenchRow, Result
 
 
@@ -56,31 +56,20 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
             f"{plus_minus(first.stats.ppl_base, 4)}; {first.case.backend}, llama.cpp {first.upstream_commit[:12]}, "
             f"patches {first.patch_digest[:12] or 'none'}.\n"
         )
-        header = ["cache K/V", "bits", "mean KLD", "median", "99 %", "99.9 %", "same top %", "PPL / f16", "verdict"]
+        header = ["cache K/V", "bits", *(row.column for row in COLUMNS), "verdict"]
         rows = []
         for r in group:
-            s = r.stats
             verdict = None if r.case.is_noise_floor else said.get((r.case.types, ctx))
             rows.append(
                 [
                     name_of(r),
                     short(r.bits.total),
-                    plus_minus(s.mean, 6),
-                    plus_minus(s.median, 6),
-                    plus_minus(s.p99, 5),
-                    plus_minus(s.p999, 4),
-                    plus_minus(s.same_top, 2),
-                    plus_minus(_ppl_ratio(s.ln_ppl_ratio), 5),
+                    *(plus_minus(row.shown(of(r.stats, row.field)), row.digits) for row in COLUMNS),
                     verdict.status if verdict else "",
                 ]
             )
         parts.append(markdown(header, rows) + "\n")
     return "\n".join(parts)
-
-
-def _ppl_ratio(ln: Metric) -> Metric:
-    value = 2.718281828459045**ln.value
-    return Metric(value, value * ln.error)
 
 
 def checks(verdicts: Sequence[Verdict]) -> str:

@@ -15,7 +15,7 @@ import math
 import re
 
 from turbo_gguf.errors import LogCut, LogNotUnderstood, UsageError
-from turbo_gguf.measure.metrics import KldStats, Metric
+from turbo_gguf.measure.metrics import METRICS, KldStats, Metric, Row
 from turbo_gguf.measure.quantiles import quantile_error
 
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?|nan|inf))"
@@ -59,33 +59,22 @@ def kld_stats(out: str, err: str) -> KldStats:
     for _, value, _error in rows:
         _number(value, "the running perplexity")
     tokens = chunks * (ctx - 1 - ctx // 2)
-    same_top = _metric(out, "Same top p")  # the very last line: with it, all lines are there
+    _metric(out, _LAST)  # with it, all lines are there
     if len(rows) != chunks or int(rows[-1][0]) != chunks:
         raise LogCut(f"llama-perplexity printed {len(rows)} of {chunks} chunks")
-    mean = _metric(out, r"Mean\s+KLD")
     quantiles = {p: _scalar(out, label + r"\s+KLD") for p, label in _QUANTILES.items()}
     largest = _scalar(out, r"Maximum\s+KLD")
 
-    def quantile(p: float) -> Metric:
-        return Metric(quantiles[p], quantile_error(quantiles, largest, p, tokens))
+    def read(row: Row) -> Metric:
+        if row.quantile is None:
+            return _metric(out, row.label)
+        return Metric(quantiles[row.quantile], quantile_error(quantiles, largest, row.quantile, tokens))
 
-    return KldStats(
-        mean=mean,
-        median=quantile(0.5),
-        p90=quantile(0.9),
-        p99=quantile(0.99),
-        p999=quantile(0.999),
-        max=largest,
-        same_top=same_top,
-        ppl=_metric(out, r"Mean PPL\(Q\)"),
-        ppl_base=_metric(out, r"Mean PPL\(base\)"),
-        ln_ppl_ratio=_metric(out, r"Mean ln\(PPL\(Q\)/PPL\(base\)\)"),
-        mean_dp=_metric(out, r"Mean\s+Δp"),
-        rms_dp=_metric(out, r"RMS Δp"),
-        chunks=chunks,
-        tokens=tokens,
-    )
+    return KldStats(**{row.field: read(row) for row in METRICS}, max=largest, chunks=chunks, tokens=tokens)
 
+
+_LAST = "Same top p"
+"""Label of the very last line."""
 
 _QUANTILES = {
     0.001: r"0\.1%",

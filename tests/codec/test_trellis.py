@@ -165,7 +165,7 @@ def test_negated_blocks_have_the_same_error(t: TrellisType) -> None:
 
 @each_type
 def test_layout_is_the_one_that_is_drawn(t: TrellisType) -> None:
-    """A decoder that follows the text of ggml-turbo-trellis.h, station by station."""
+    """A decoder that follows the text of turbo/trellis.h, station by station."""
     packed = np.random.default_rng(11).integers(0, 256, (20, t.block_bytes), dtype=np.uint8)
     packed[:, 0] %= SCALE_MAX
     decoded = trellis.dequantize(t, packed)

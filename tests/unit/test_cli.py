@@ -18,6 +18,7 @@ from fake_upstream import default_patches, write_tree
 from turbo_gguf import __version__, cli, errors, patchset
 from turbo_gguf.cli import COMMANDS, main
 from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.make.snapshots import default_name, supported
 from turbo_gguf.patchset import series
 
 
@@ -151,7 +152,7 @@ def test_patch_list(patches: Path) -> None:
         "             ggml/src/ggml.c\n"
         "names.patch  +1 (1)  ggml : a hook\n"
         "             ggml/src/names.c\n"
-        "2 of 60 hook lines in 2 hooks; 1 files in the overlay\n"
+        "2 of 80 hook lines in 2 hooks; 1 files in the overlay\n"
         f"digest {patchset.load(patches).digest}\n"
     )
 
@@ -179,7 +180,7 @@ def test_patch_apply_refuses_edits_and_force_drops_them(patches: Path, source: s
 def test_patch_check_counts_lines_and_judges(patches: Path, source: str) -> None:
     result = call("patch", "check", "--upstream", source)
     assert result.exit_code == 0
-    assert "2 of 60 hook lines in 2 hooks" in result.stdout
+    assert "2 of 80 hook lines in 2 hooks" in result.stdout
     assert re.search(r"^upstream folder-\w+ \(unknown-\w+\): ok$", result.stdout, re.MULTILINE)
     Path(source, "ggml/src/ggml.c").write_text("int other;\n")
     result = call("patch", "check", "--upstream", source)
@@ -203,8 +204,9 @@ def test_patch_refresh_and_export(patches: Path, source: str) -> None:
 
 def test_upstream_list() -> None:
     lines = call("upstream", "list").stdout.splitlines()
-    assert lines[0] == "0.3.36  0c1e57098  -  (default)"
-    assert "0.3.30  e3a74b299  -" in lines
+    default = supported()[default_name()]
+    assert lines[0] == f"{default.name}  {default.commit}  b{default.build}  -  (default)"
+    assert "0.3.30  e3a74b299  b9665  -" in lines
 
 
 def test_upstream_fetch_prints_the_folder(source: str, home: Path) -> None:

@@ -13,6 +13,7 @@ from turbo_gguf.tools import capture
 
 GGML = patches_dir() / "overlay" / "ggml"
 FOLDER = GGML / "src" / "ggml-cuda"
+HEADERS = sorted((GGML / "src" / "turbo").glob("*.h"))
 SOURCES = sorted([*FOLDER.glob("*.cu"), *FOLDER.glob("turbo/*.cuh")])
 
 NOT_CODE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'", re.DOTALL)
@@ -45,13 +46,13 @@ def directives_in_parentheses(text: str) -> list[int]:
 
 def preprocessed(path: Path, defines: tuple[str, ...], scratch: Path) -> str:
     """A source of ours with what it includes of ours; upstream's headers are empty."""
-    for name in {name for source in SOURCES for name in INCLUDE.findall(source.read_text("utf-8"))}:
+    for name in {name for source in (*SOURCES, *HEADERS) for name in INCLUDE.findall(source.read_text("utf-8"))}:
         stub = scratch / name
-        if not any((folder / name).is_file() for folder in (FOLDER, FOLDER / "turbo", GGML / "src", GGML / "include")):
+        if not any(
+            (folder / name).is_file() for folder in (FOLDER, FOLDER / "turbo", GGML / "src", GGML / "src" / "turbo", GGML / "include")
+        ):
             stub.parent.mkdir(parents=True, exist_ok=True)
             stub.touch()
-    for name in ("ggml.h", "ggml-common.h"):
-        (scratch / name).touch()
     folders = (scratch, GGML / "src", GGML / "include", FOLDER)
     argv = ["g++", "-E", "-P", "-x", "c++", "-std=c++17", *(f"-D{name}" for name in defines), *(f"-I{folder}" for folder in folders)]
     return capture([*argv, str(path)])

@@ -72,7 +72,22 @@ def test_an_ambiguous_pre_image_is_refused() -> None:
 def test_fuzz_is_refused() -> None:
     """One changed context line: `patch` would land it with fuzz 1."""
     result = landed("a.c", ADD_CASE, SWITCH.replace("default:", "default: // other"))
-    assert result == ["a.c hunk 1: its context is not in the file; this line is not in the file: 'default:'"]
+    assert result == [
+        "a.c hunk 1: its context is not in the file; this line is not in the file: 'default:'; the nearest is line 7: 'default: // other'"
+    ]
+
+
+def test_the_nearest_line_is_one_beside_what_is_left_of_the_hunk() -> None:
+    """The same words elsewhere in the file are not where the hunk belongs."""
+    text = "if (rot_k) {\n    first;\n}\nif (n_rot_k) {\n    int nrot = 64;\n}\n"
+    result = landed("a.c", [" if (a_rot_k) {", "+    ours;", "     int nrot = 64;"], text)
+    assert isinstance(result, list)
+    assert result[0].endswith("'if (a_rot_k) {'; the nearest is line 4: 'if (n_rot_k) {', then line 1: 'if (rot_k) {'")
+
+
+def test_nothing_is_near_a_line_that_is_gone() -> None:
+    result = landed("a.c", [" a_call_that_upstream_dropped(1, 2, 3);", "+ours;", " return 0;"], SWITCH)
+    assert result == ["a.c hunk 1: its context is not in the file; this line is not in the file: 'a_call_that_upstream_dropped(1, 2, 3);'"]
 
 
 def test_whitespace_counts() -> None:
@@ -81,7 +96,10 @@ def test_whitespace_counts() -> None:
 
 def test_context_that_was_torn_apart_is_refused() -> None:
     result = landed("a.c", ADD_CASE, SWITCH.replace("default:\n", "default:\n            // new upstream line\n"))
-    assert result == ["a.c hunk 1: its context is not in the file; its lines no longer stand together"]
+    assert result == [
+        "a.c hunk 1: its context is not in the file; its lines no longer stand together: "
+        "'default:' is line 7, 'return 0;' is line 9, 1 line between"
+    ]
 
 
 def test_a_patched_file_is_recognised() -> None:
@@ -171,6 +189,14 @@ def test_too_many_lines_in_a_hunk_are_judged() -> None:
     assert problems == ["x.patch: f.c hunk 1: adds 4 lines, at most 3 are allowed"]
 
 
+def test_long_lines_are_judged() -> None:
+    def problems(length: int) -> list[str]:
+        return parse("x.patch", hook_text({"f.c": [[" a", "+" + "x" * length, " b"]]})).problems()
+
+    assert problems(120) == []
+    assert problems(121) == ["x.patch: f.c hunk 1: adds a line of 121 characters, at most 120 are allowed"]
+
+
 @pytest.mark.parametrize("hunk", [[" a", " b", "+1", " c"], [" a", "+1", " b", " c"], [" a", "+1", " b", " c", " d", "+2", " e"]])
 def test_much_context_is_judged(hunk: list[str]) -> None:
     assert "more than 1 line of context" in parse("x.patch", hook_text({"f.c": [hunk]})).problems()[0]
@@ -210,10 +236,10 @@ def test_series_is_complete_or_judged(tmp_path: Path) -> None:
 
 
 def test_the_budget_of_hook_lines_is_judged(tmp_path: Path) -> None:
-    hunks = [[f" before {i}", "+1", "+2", "+3", f" after {i}"] for i in range(21)]
+    hunks = [[f" before {i}", "+1", "+2", "+3", f" after {i}"] for i in range(27)]
     patches = patchset.load(write_patches(tmp_path, {"a.patch": hook_text({"f.c": hunks})}))
-    assert patches.added == 63
-    assert patches.problems() == ["the hooks add 63 lines to upstream files, the budget is 60"]
+    assert patches.added == 81
+    assert patches.problems() == ["the hooks add 81 lines to upstream files, the budget is 80"]
 
 
 def test_editors_backups_are_no_overlay(tmp_path: Path) -> None:

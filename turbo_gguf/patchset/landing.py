@@ -89,7 +89,7 @@ def _apart(hunk: Hunk, lines: Sequence[str]) -> str:
         return ""
     gap, i, j = min(pairs)
     shown = [repr(line.strip()) if line.strip() else "an empty line" for line in (first, last)]
-    return f": {shown[0]} is line {i + 1}, {shown[1]} is line {j + 1}, {gap - 1} lines between"
+    return f": {shown[0]} is line {i + 1}, {shown[1]} is line {j + 1}, {gap - 1} {'line' if gap == 2 else 'lines'} between"
 
 
 def _overlaps(path: str, found: Sequence[tuple[int, Hunk]]) -> list[str]:

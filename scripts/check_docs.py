@@ -1,4 +1,4 @@
-"""Compare the documents with the program: help pages, settings, links, and the list of upstreams in the changelog.
+"""Compare the documents with the program: help pages, settings, the map, links, and the list of upstreams in the changelog.
 
     python scripts/check_docs.py           # says what differs (make check)
     python scripts/check_docs.py --write   # writes docs/reference/cli.md and the changelog's list again
@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = Path("docs/reference/cli.md")
 CHANGELOG = Path("CHANGELOG.md")
 UPSTREAMS = Path("ggml-patches/upstreams.toml")
+MAP = Path("docs/README.md")
 SPECIFICATIONS = Path("docs/reference/cache-spec.md")
 HINT = "python scripts/check_docs.py --write"
 
@@ -86,6 +87,28 @@ def setting_problems(root: Path) -> list[str]:
     return [
         f"{SPECIFICATIONS} lacks {name}`" if name.endswith("=") else f"{SPECIFICATIONS} lacks {name}" for name in names if name not in text
     ]
+
+
+# --- map ------------------------------------------------------------------------------------------------------------------
+
+
+def rooms(root: Path) -> Iterator[tuple[str, str]]:
+    """Wing and room of each module of the driver and of each file below the overlay's src/turbo, as the map names them."""
+    for path in sorted((root / "turbo_gguf").glob("[a-z]*/**/[a-z]*.py")):
+        wing = path.relative_to(root / "turbo_gguf").parts[0]
+        if wing not in ("cli", "data"):
+            yield f"{wing}/", path.stem
+    for path in sorted((root / "ggml-patches/overlay/src/turbo").iterdir()):
+        if path.suffix in (".cpp", ".h"):
+            yield "src/turbo/", path.stem if path.stem != "compat" else path.name
+
+
+def map_problems(root: Path) -> list[str]:
+    """Look for rooms that the map lacks."""
+    lines = (root / MAP).read_text("utf-8").splitlines()
+    rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    lost = [f"{wing}{room}" for wing, room in rooms(root) if f"`{room}`" not in rows.get(wing, "")]
+    return [f"{MAP} lacks {room}" for room in dict.fromkeys(lost)]
 
 
 # --- links ----------------------------------------------------------------------------------------------------------------
@@ -169,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = [
         *help_problems(REPOSITORY),
         *setting_problems(REPOSITORY),
+        *map_problems(REPOSITORY),
         *link_problems(REPOSITORY, documents(REPOSITORY)),
         *changelog_problems(REPOSITORY),
     ]

@@ -52,6 +52,28 @@ def test_a_setting_that_its_reference_lacks(tmp_path: Path) -> None:
     assert check_docs.setting_problems(tmp_path) == [f"{check_docs.SPECIFICATIONS} lacks `--cache-tail`"]
 
 
+def test_every_room_is_on_the_map() -> None:
+    assert check_docs.map_problems(ROOT) == []
+
+
+def test_a_room_that_the_map_lacks(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            str(check_docs.MAP): "| `judge/` | `gate` | verdicts |\n| `src/turbo/` | `decay`, `compat.h` |\n",
+            "turbo_gguf/judge/__init__.py": "",
+            "turbo_gguf/judge/gate.py": "",
+            "turbo_gguf/judge/report.py": "",
+            "turbo_gguf/tools.py": "",
+            "ggml-patches/overlay/src/turbo/decay.cpp": "",
+            "ggml-patches/overlay/src/turbo/decay.h": "",
+            "ggml-patches/overlay/src/turbo/compat.h": "",
+            "ggml-patches/overlay/src/turbo/state.cpp": "",
+        },
+    )
+    assert check_docs.map_problems(tmp_path) == [f"{check_docs.MAP} lacks judge/report", f"{check_docs.MAP} lacks src/turbo/state"]
+
+
 def test_links_of_all_documents_resolve() -> None:
     assert check_docs.link_problems(ROOT, check_docs.documents(ROOT)) == []
 

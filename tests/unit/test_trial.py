@@ -159,6 +159,15 @@ def test_the_models_of_cache_life_are_those_that_the_tests_write(tmp_path: Path,
     assert tiny_models.write("head64", tmp_path).name == trial.TINY.format("head64")
 
 
+def test_what_the_programs_write_is_not_left_behind(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = machine.bin / "test-turbo-calibration"
+    path.write_text("#!/bin/sh\n: > scratch.gguf\necho 'all checks passed'\n")
+    assert tried(machine).exit_code == 0
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_without_a_checkout_cache_life_is_skipped(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial.assets, "patches_dir", lambda: tmp_path / "installed" / "ggml-patches")
     result = tried(machine)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -238,18 +239,19 @@ def _life(build: Build, logs: Path) -> Step:
     folder = assets.home() / "models" / "tiny"
     run([sys.executable, script, folder], log=logs / "tiny-models", timeout=_TIMEOUT)
     failed, count = [], 0
-    for program, runs in LIFE.items():
-        for model, scenario, *types in runs:
-            log = logs / f"{program}-{model}-{scenario}-{'-'.join(types)}"
-            argv: list[str | Path] = [build.tool(program), folder / TINY.format(model), scenario, *types]
-            done = run(argv, log=log, check=False, env={"GGML_NO_BACKTRACE": "1"}, timeout=_TIMEOUT)
-            text = done.stdout.read_text("utf-8", errors="replace")
-            count += 1
-            if done.rc != 0 or "FAIL" in text or not text.endswith("all checks passed\n"):
-                wrong = [line for line in text.splitlines() if line.startswith("FAIL")][:3]
-                failed.append(
-                    "\n  ".join([f"{program} {model} {scenario} {' '.join(types)}: {describe_rc(done.rc)}; log: {done.stdout}", *wrong])
-                )
+    with tempfile.TemporaryDirectory(prefix="turbo-gguf-") as scratch:  # the programs write files where they run
+        for program, runs in LIFE.items():
+            for model, scenario, *types in runs:
+                log = logs / f"{program}-{model}-{scenario}-{'-'.join(types)}"
+                argv: list[str | Path] = [build.tool(program), folder / TINY.format(model), scenario, *types]
+                done = run(argv, log=log, check=False, cwd=Path(scratch), env={"GGML_NO_BACKTRACE": "1"}, timeout=_TIMEOUT)
+                text = done.stdout.read_text("utf-8", errors="replace")
+                count += 1
+                if done.rc != 0 or "FAIL" in text or not text.endswith("all checks passed\n"):
+                    wrong = [line for line in text.splitlines() if line.startswith("FAIL")][:3]
+                    failed.append(
+                        "\n  ".join([f"{program} {model} {scenario} {' '.join(types)}: {describe_rc(done.rc)}; log: {done.stdout}", *wrong])
+                    )
     return Step(name, FAILED, "\n".join(failed)) if failed else Step(name, OK, f"{count} runs")
 
 

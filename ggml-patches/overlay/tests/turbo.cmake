@@ -6,7 +6,7 @@ llama_build(test-turbo-decay.cpp test-turbo-decay-life.cpp)
 llama_build(test-turbo-calibration.cpp test-turbo-calibration-life.cpp)
 llama_build(test-turbo-exact.cpp test-turbo-exact-life.cpp)
 
-# Times of single ops, run by scripts/bench_gpu.py and scripts/bench/bench_cpu.py.
+# Times of single ops, run by scripts/gpu/bench_gpu.py and scripts/bench/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)
 
 # What Q, K and V look like, for turbo-gguf calibrate. Here and not among the tools, where it would need a hook.

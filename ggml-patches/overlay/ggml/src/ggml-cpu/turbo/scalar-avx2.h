@@ -1,6 +1,6 @@
 #pragma once
 
-// AVX2 building blocks of turbo.c, which says what each is for. turbo-neon.h has the same.
+// AVX2 building blocks of scalar.c, which says what each is for. scalar-neon.h has the same.
 
 #include "simd-mappings.h"
 #include "turbo/scalar-impl.h"

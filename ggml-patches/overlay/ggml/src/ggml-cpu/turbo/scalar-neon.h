@@ -1,6 +1,6 @@
 #pragma once
 
-// NEON building blocks of turbo.c, which says what each is for; with the dot products of ARMv8.2 if there are any. turbo-avx2.h has the
+// NEON building blocks of scalar.c, which says what each is for; with the dot products of ARMv8.2 if there are any. scalar-avx2.h has the
 // same.
 
 #include "simd-mappings.h"

@@ -1,6 +1,7 @@
 #pragma once
 
-// The vectors that attention over turbo types is written in: one header per instruction set, the same names in each.
+// The vectors that attention, the encoder of trellis types and the Walsh-Hadamard transform are written in: one header per instruction set,
+// the same names in each.
 //
 //     LANES          floats of a vector; a vector of integers has as many dwords, or four times as many bytes
 //     GEMM_ROWS      rows and

@@ -20,6 +20,7 @@ from turbo_gguf.cli import COMMANDS, main
 from turbo_gguf.errors import EnvironmentMissing, TurboError
 from turbo_gguf.make.snapshots import default_name, supported
 from turbo_gguf.patchset import series
+from turbo_gguf.patchset.hook import MAX_ADDED_LINES
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +153,7 @@ def test_patch_list(patches: Path) -> None:
         "             ggml/src/ggml.c\n"
         "names.patch  +1 (1)  ggml : a hook\n"
         "             ggml/src/names.c\n"
-        "2 of 80 hook lines in 2 hooks; 1 files in the overlay\n"
+        f"2 of {MAX_ADDED_LINES} hook lines in 2 hooks; 1 files in the overlay\n"
         f"digest {patchset.load(patches).digest}\n"
     )
 
@@ -180,7 +181,7 @@ def test_patch_apply_refuses_edits_and_force_drops_them(patches: Path, source: s
 def test_patch_check_counts_lines_and_judges(patches: Path, source: str) -> None:
     result = call("patch", "check", "--upstream", source)
     assert result.exit_code == 0
-    assert "2 of 80 hook lines in 2 hooks" in result.stdout
+    assert f"2 of {MAX_ADDED_LINES} hook lines in 2 hooks" in result.stdout
     assert re.search(r"^upstream folder-\w+ \(unknown-\w+\): ok$", result.stdout, re.MULTILINE)
     Path(source, "ggml/src/ggml.c").write_text("int other;\n")
     result = call("patch", "check", "--upstream", source)

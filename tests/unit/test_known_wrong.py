@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from fake_machine import World
 
@@ -12,7 +13,7 @@ from turbo_gguf.make import upstream as fetching
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.known_wrong import warnings
 from turbo_gguf.make.snapshots import Upstream, default_name
-from turbo_gguf.make.toolkits import rocm
+from turbo_gguf.make.toolkits import TOOLKITS, rocm
 
 INTEGRATED = "#if defined(GGML_USE_HIP)\n        info.devices[id].integrated = prop.integrated;\n#else\n"
 MENDED = "        info.devices[id].integrated = false; // not prop.integrated;\n"
@@ -62,8 +63,10 @@ def test_a_build_for_such_a_gpu_warns(tmp_path: Path, monkeypatch: pytest.Monkey
     tree(world.source, cuda=INTEGRATED)
     ensure_build(upstream=str(world.source))
     assert "warning" not in capsys.readouterr().err
-    monkeypatch.setattr(rocm, "options", lambda: {"GPU_TARGETS": "gfx1100;gfx1151"})
-    monkeypatch.setattr(rocm, "compiler_version", lambda: ["HIP 7"])
+    made = msgspec.structs.replace(
+        TOOLKITS["rocm"], options=lambda: {"GPU_TARGETS": "gfx1100;gfx1151"}, compiler_version=lambda: ["HIP 7"], environment=dict
+    )
+    monkeypatch.setitem(TOOLKITS, "rocm", made)
     ensure_build("rocm", upstream=str(world.source))
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warned) == 1

@@ -8,7 +8,7 @@ import click
 
 from turbo_gguf import patchset
 from turbo_gguf.cli import options
-from turbo_gguf.errors import EXIT_ENVIRONMENT, EXIT_GATE_FAILED, EnvironmentMissing, UsageError
+from turbo_gguf.errors import EXIT_GATE_FAILED, TurboError, UsageError
 from turbo_gguf.judge import trial
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import pip_settings, registry
@@ -87,15 +87,17 @@ def try_(source: str | None, *, every: bool, again: bool, keep: bool, jobs: int 
     wanted = [(item, name) for name, item in supported().items()] if every else [(resolve(source), source or default_name())]
     trials: list[trial.Trial] = []
     missing: list[str] = []
+    code = 0
     for upstream, spec in wanted:
         old = trial.kept(upstream, patchset.load().digest) if every and not again else None
         click.echo(f"{upstream.title} ({upstream.commit})" + (", tried before: pass" if old else ""), err=True)
         try:
             made = old or _try(upstream, spec, jobs, removes=every and not keep and upstream.name != default_name())
-        except EnvironmentMissing as error:
+        except TurboError as error:
             if not every:
                 raise
             missing.append(f"{upstream.name}: {error.message}")
+            code = code or error.exit_code
             click.echo(f"not tried: {error.message}", err=True)
             continue
         trials.append(made)
@@ -109,7 +111,7 @@ def try_(source: str | None, *, every: bool, again: bool, keep: bool, jobs: int 
     if any(not made.passed for made in trials):
         click.get_current_context().exit(EXIT_GATE_FAILED)
     if missing:
-        click.get_current_context().exit(EXIT_ENVIRONMENT)
+        click.get_current_context().exit(code)
 
 
 def _try(upstream: Upstream, spec: str, jobs: int | None, *, removes: bool) -> trial.Trial:

@@ -1,4 +1,4 @@
-"""Numpy encoder, decoder and decay of the turbo types: equal to the C reference (``turbo/scalar.c``) bit for bit.
+"""Numpy packing, unpacking and decay of the scalar types: equal to the C reference (``turbo/scalar.c``) bit for bit.
 
 Rows are the last axis; every row is a whole number of blocks of 32 values. Packed rows are uint8 arrays in the layout that
 ``turbo/scalar.h`` draws.

@@ -1,4 +1,4 @@
-"""Numpy encoder and decoder of the trellis types: equal to the C reference (``turbo/trellis.c``) bit for bit.
+"""Numpy packing and unpacking of the trellis types: equal to the C reference (``turbo/trellis.c``) bit for bit.
 
 Rows are the last axis; every row is a whole number of blocks of 64 values. Packed rows are uint8 arrays in the layout that
 ``turbo/trellis.h`` draws. All sums are of integers, so that "the same bits" depends on no compiler and no order.

@@ -54,6 +54,9 @@ LIFE = {
 
 TARGETS = ("llama-completion", "llama-perplexity", "llama-bench", "test-quantize-fns", "test-backend-ops", *LIFE)
 
+TINY = "tiny-{}.gguf"
+"""File name of a model of those runs, as ``tiny_models.py`` of the tests writes it."""
+
 OK: Literal["ok"] = "ok"
 FAILED: Literal["failed"] = "failed"
 SKIPPED: Literal["skipped"] = "skipped"
@@ -238,7 +241,7 @@ def _life(build: Build, logs: Path) -> Step:
     for program, runs in LIFE.items():
         for model, scenario, *types in runs:
             log = logs / f"{program}-{model}-{scenario}-{'-'.join(types)}"
-            argv: list[str | Path] = [build.tool(program), folder / f"{model}.gguf", scenario, *types]
+            argv: list[str | Path] = [build.tool(program), folder / TINY.format(model), scenario, *types]
             done = run(argv, log=log, check=False, env={"GGML_NO_BACKTRACE": "1"}, timeout=_TIMEOUT)
             text = done.stdout.read_text("utf-8", errors="replace")
             count += 1

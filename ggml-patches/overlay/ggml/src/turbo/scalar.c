@@ -1,4 +1,4 @@
-// Reference encoder and decoder of the scalar types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
+// Reference for packing and unpacking blocks of the scalar types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
 //
 // The encoder works on integers, so that "the same bits" does not depend on compiler flags: each block is scaled to
 // t = round(|x| * SCALAR_T_MAX / max|x|), and the thresholds of every step that the search tries are then constants. What is left in
@@ -36,7 +36,7 @@ _Static_assert((int64_t) QK_SCALAR * SCALAR_T_MAX * SCALAR_T_MAX <= INT32_MAX, "
 GGML_TURBO_SCALAR_TYPES_X(DEFINE_CODEC)
 
 //
-// encoder
+// encoding
 //
 
 // A block as integers: |x[i]| is about t[i] * unit.
@@ -238,7 +238,7 @@ void ggml_turbo_quantize_row_scalar(enum ggml_type              type,
 GGML_TURBO_SCALAR_TYPES_X(DEFINE_QUANTIZE)
 
 //
-// decoder
+// unpacking
 //
 
 static int index_2bit(const uint8_t * qs, int i) {

@@ -1,4 +1,4 @@
-// Reference encoder and decoder of the trellis types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
+// Reference for packing and unpacking blocks of the trellis types: the judge of the numpy, SIMD and GPU versions, which store the same bits.
 //
 // For each scale to try, Viterbi's algorithm finds the path with the smallest sum of squared errors, as integers that are cut so that SIMD
 // can do with 16 bits. In each segment it goes through both codebooks from the same states, and every state keeps the cheaper one. A closed
@@ -20,7 +20,7 @@ _Static_assert((3 + TRELLIS_SEGMENT) * TRELLIS_COST_MAX <= UINT16_MAX, "TRELLIS_
 _Static_assert(TRELLIS_DISTANCE_MAX * TRELLIS_DISTANCE_MAX <= UINT16_MAX, "TRELLIS_DISTANCE_MAX is too large");
 
 //
-// encoder
+// encoding
 //
 
 // A block at one scale
@@ -283,7 +283,7 @@ void ggml_turbo_quantize_row_trellis(enum ggml_type              type,
 }
 
 //
-// decoder
+// unpacking
 //
 
 static void trellis_dequantize_row(const trellis_params * t, const void * x, float * y, int64_t k) {

@@ -1,7 +1,7 @@
 #pragma once
 
 // What attention over turbo types computes with: elementary functions of vectors, a product of matrices whose right factor may be floats,
-// blocks that are decoded on the way, or pairs of int16, and dot products of rows in memory.
+// blocks that are unpacked on the way, or pairs of int16, and dot products of rows in memory.
 
 #include "simd.h"
 
@@ -91,7 +91,7 @@ template <class T> struct plain_rows {
     }
 };
 
-// ... or blocks that are decoded where they are needed.
+// ... or blocks that are unpacked where they are needed.
 template <class B> struct block_rows {
     const char * p;
     size_t       stride;

@@ -17,7 +17,7 @@ const char * ggml_turbo_cpu_scalar_isa(void);
 // quantize_row_*       The same bits as quantize_row_*_ref.
 // ggml_vec_dot_*_q8_0  *s = <x,y> of n values. All implementations return the same bits: integers within a block, then exact products
 //                      summed in binary64 in a fixed order. Expects y[i].qs > -128, as every Q8_0 encoder of ggml writes.
-#define TURBO_DECLARE_KERNELS(ENUM, NAME, C_NAME, FAMILY, BITS)                                                         \
+#define TURBO_DECLARE_KERNELS(ENUM, NAME, C_NAME, FAMILY, BITS)                                                 \
     void quantize_row_##C_NAME(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);               \
     void ggml_vec_dot_##C_NAME##_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, \
                                       size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);

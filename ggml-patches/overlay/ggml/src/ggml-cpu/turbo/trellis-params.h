@@ -15,7 +15,7 @@ template <int BITS> constexpr trellis_params TRELLIS = {};
 GGML_TURBO_TRELLIS_TYPES_X(TURBO_PARAMS)
 #undef TURBO_PARAMS
 
-// What the values 32 * HALF .. 32 * HALF + 31 of a block of a trellis type are decoded from: the block
+// What the values 32 * HALF .. 32 * HALF + 31 of a block of a trellis type are unpacked from: the block
 template <int BITS, int HALF> struct trellis_half {
     uint8_t bytes[2 + QK_TRELLIS * BITS / 8];
 };

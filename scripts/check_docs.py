@@ -1,4 +1,4 @@
-"""Compare the documents with the program: help pages, links, and the list of upstreams in the changelog.
+"""Compare the documents with the program: help pages, settings, links, and the list of upstreams in the changelog.
 
     python scripts/check_docs.py           # says what differs (make check)
     python scripts/check_docs.py --write   # writes docs/reference/cli.md and the changelog's list again
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from turbo_gguf.cache.settings import SETTINGS
 from turbo_gguf.cli import main as program
 from turbo_gguf.errors import EXIT_USAGE
 
@@ -25,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = Path("docs/reference/cli.md")
 CHANGELOG = Path("CHANGELOG.md")
 UPSTREAMS = Path("ggml-patches/upstreams.toml")
+SPECIFICATIONS = Path("docs/reference/cache-spec.md")
 HINT = "python scripts/check_docs.py --write"
 
 HEAD = """# Commands
@@ -72,6 +74,18 @@ def help_problems(root: Path) -> list[str]:
     at = next((i for i, (a, b) in enumerate(zip(there, here, strict=False)) if a != b), min(len(there), len(here)))
     says, prints = (" ".join(text[max(at - 5, 0) : at + 6]) for text in (there, here))
     return [f"{PAGE} differs from the program: it says “{says}”, the program prints “{prints}”; {HINT}"]
+
+
+# --- settings -------------------------------------------------------------------------------------------------------------
+
+
+def setting_problems(root: Path) -> list[str]:
+    """Look for words, options and variables of settings that the page on cache specifications lacks."""
+    text = (root / SPECIFICATIONS).read_text("utf-8")
+    names = [name for s in SETTINGS for name in (f"`{s.word}=", f"`{s.option}`", *(f"`{variable}`" for variable in s.variables))]
+    return [
+        f"{SPECIFICATIONS} lacks {name}`" if name.endswith("=") else f"{SPECIFICATIONS} lacks {name}" for name in names if name not in text
+    ]
 
 
 # --- links ----------------------------------------------------------------------------------------------------------------
@@ -152,7 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write what is generated")
     if parser.parse_args(argv).write:
         write(REPOSITORY)
-    problems = [*help_problems(REPOSITORY), *link_problems(REPOSITORY, documents(REPOSITORY)), *changelog_problems(REPOSITORY)]
+    problems = [
+        *help_problems(REPOSITORY),
+        *setting_problems(REPOSITORY),
+        *link_problems(REPOSITORY, documents(REPOSITORY)),
+        *changelog_problems(REPOSITORY),
+    ]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return EXIT_USAGE if problems else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-sys.path += [str(Path(__file__).resolve().parents[1] / folder) for folder in ("bench", ".")]  # called as a script
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))  # called as a script
 from bench_ops import (
     KV_HEADS,
     PROGRAM,

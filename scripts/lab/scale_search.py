@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from turbo_gguf.codec import oracle, reference
+from turbo_gguf.codec import oracle, scalar
 from turbo_gguf.codec.tables import QK_SCALAR, SCALAR, ScalarType, Scale
 
 BLOCKS = 40_000
@@ -74,7 +74,7 @@ def rules(t: ScalarType, x: np.ndarray) -> None:
     for search in (True, False):
         row = []
         for scale in Scale:
-            decoded = reference.dequantize(t, reference.quantize(t, x, scale=scale, search=search)).astype(np.float64)
+            decoded = scalar.dequantize(t, scalar.quantize(t, x, scale=scale, search=search)).astype(np.float64)
             norm = np.linalg.norm(decoded, axis=1).mean() / np.linalg.norm(x, axis=1).mean()
             slope = (decoded * x).sum() / (x * x).sum()
             row.append(f"{scale.name.lower()} {((decoded - x) ** 2).sum() / (x * x).sum():.5f} (norm {norm:.4f}, slope {slope:.4f})")

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from turbo_gguf.codec import reference
+from turbo_gguf.codec import scalar
 from turbo_gguf.codec.tables import SCALAR, TURBO2, TURBO3, TURBO4, ScalarType, Scale
 
 KEPT = {
@@ -38,7 +38,7 @@ each_type = pytest.mark.parametrize("t", KEPT, ids=lambda t: t.name)
 
 def levels(t: ScalarType, packed: np.ndarray) -> np.ndarray:
     """Codebook entries, shape (blocks, 32)."""
-    return reference.dequantize(t, with_scale(packed[:, 2:], 0x3C00)).astype(np.int64)
+    return scalar.dequantize(t, with_scale(packed[:, 2:], 0x3C00)).astype(np.int64)
 
 
 def scales(packed: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_decay_of_anything(t: ScalarType, scale: Scale, data: st.DataObject) -> 
     packed = data.draw(hnp.arrays(np.uint8, (2, t.block_bytes)))
     packed[0, 1] &= 0xFB  # a finite d
     decayed = load("native").decay(t, packed, scale=scale)
-    assert np.array_equal(decayed, reference.decay(t, packed, scale=scale))
+    assert np.array_equal(decayed, scalar.decay(t, packed, scale=scale))
     finite = np.isfinite(scales(packed))
     assert np.array_equal(decayed[~finite], packed[~finite])
     assert_requantized(t, packed[finite], scale)
@@ -102,7 +102,7 @@ def test_decay_of_anything(t: ScalarType, scale: Scale, data: st.DataObject) -> 
 @each_scale
 def test_numpy_decays_like_c(variant: str, t: ScalarType, scale: Scale) -> None:
     packed = stored_blocks(t)
-    ours, theirs = reference.decay(t, packed, scale=scale), load(variant).decay(t, packed, scale=scale)
+    ours, theirs = scalar.decay(t, packed, scale=scale), load(variant).decay(t, packed, scale=scale)
     wrong = np.flatnonzero((ours != theirs).any(axis=1))
     assert wrong.size == 0, f"{wrong.size} blocks differ, the first is {packed[wrong[0]].tobytes().hex()}"
 
@@ -140,16 +140,16 @@ def test_blocks_that_are_not_finite_stay_and_zeros_stay_zeros(t: ScalarType, sca
 @each_type
 def test_rows_are_independent_blocks(t: ScalarType) -> None:
     packed = blocks_with_scales(t, (*FINITE_SCALES, *OTHER_SCALES))[::20][:36]
-    expected = reference.decay(t, packed).ravel()
+    expected = scalar.decay(t, packed).ravel()
     for shape in ((36 * t.block_bytes,), (9, 4 * t.block_bytes), (2, 3, 6 * t.block_bytes)):
-        assert np.array_equal(reference.decay(t, packed.reshape(shape)).ravel(), expected)
+        assert np.array_equal(scalar.decay(t, packed.reshape(shape)).ravel(), expected)
         assert np.array_equal(load("portable").decay(t, packed.reshape(shape)).ravel(), expected)
 
 
 def test_types_without_a_bit_to_spare_are_refused() -> None:
     assert [t for t in SCALAR if t.decays] == [t for t in SCALAR if load("portable").decays(t)] == list(KEPT)
     packed = np.zeros((1, TURBO2.block_bytes), dtype=np.uint8)
-    for decay in (reference.decay, load("portable").decay):
+    for decay in (scalar.decay, load("portable").decay):
         with pytest.raises(ValueError, match="turbo2 does not decay"):
             decay(TURBO2, packed)
 
@@ -179,8 +179,8 @@ def test_the_map_is_the_nearest_level(t: ScalarType) -> None:
     assert all(nearest(t, step) == KEPT[t] for step in inside)
     assert nearest(t, low - Fraction(1, 1000)) != KEPT[t] != nearest(t, high + Fraction(1, 1000))
 
-    packed = reference.quantize(t, gaussian_blocks(8192))
-    step = least_squares_step(levels(t, packed), levels(t, reference.decay(t, packed)))
+    packed = scalar.quantize(t, gaussian_blocks(8192))
+    step = least_squares_step(levels(t, packed), levels(t, scalar.decay(t, packed)))
     assert np.mean((step > float(low)) & (step < float(high))) > 0.998
 
 
@@ -200,13 +200,13 @@ def test_decay_is_what_the_encoder_makes_of_decoded_blocks(t: ScalarType, scale:
         lloyd_max_error=0,
         block_error=0,
     )
-    packed = np.concatenate([reference.quantize(t, gaussian_blocks(4096)), blocks_with_scales(t, [0x2E66], 4096)])
+    packed = np.concatenate([scalar.quantize(t, gaussian_blocks(4096)), blocks_with_scales(t, [0x2E66], 4096)])
     packed = packed[np.abs(levels(t, packed)).max(axis=1) == t.magnitudes[-1]]
     assert len(packed) > 4500
-    encoded = reference.quantize(kept, reference.dequantize(t, packed), scale=scale, search=False)
+    encoded = scalar.quantize(kept, scalar.dequantize(t, packed), scale=scale, search=False)
     decayed = load("portable").decay(t, packed, scale=scale)
     one_ulp = 2.0**-10  # of an fp16 scale; the encoder's integers are rounded levels
-    np.testing.assert_allclose(reference.dequantize(t, decayed), reference.dequantize(kept, encoded), rtol=1.1 * one_ulp)
+    np.testing.assert_allclose(scalar.dequantize(t, decayed), scalar.dequantize(kept, encoded), rtol=1.1 * one_ulp)
 
 
 def maps_to_half(t: ScalarType) -> list[list[int]]:
@@ -221,7 +221,7 @@ def maps_to_half(t: ScalarType) -> list[list[int]]:
 
 def errors_of_maps(t: ScalarType, x: np.ndarray, scale: Scale, maps: np.ndarray) -> np.ndarray:
     """Squared error of each map on encoded blocks, with scales fitted anew in binary64."""
-    packed = reference.quantize(t, x, scale=scale)
+    packed = scalar.quantize(t, x, scale=scale)
     old, d = levels(t, packed), scales(packed)[:, None]
     magnitudes = np.array(t.magnitudes, dtype=np.float64)
     here = np.abs(old)[:, :, None] == magnitudes  # block, value, magnitude
@@ -245,7 +245,7 @@ def test_no_other_map_has_a_smaller_error(t: ScalarType, scale: Scale) -> None:
     errors = errors_of_maps(t, x, scale, np.array(maps))
     ours = maps.index([m | 1 for m in range(len(t.magnitudes))])
     assert errors[ours] * 1.04 < np.delete(errors, ours).min()
-    decayed = reference.dequantize(t, reference.decay(t, reference.quantize(t, x, scale=scale), scale=scale))
+    decayed = scalar.dequantize(t, scalar.decay(t, scalar.quantize(t, x, scale=scale), scale=scale))
     assert ((x - decayed) ** 2).sum() / (x**2).sum() == pytest.approx(errors[ours], rel=1e-3)
 
 
@@ -294,8 +294,8 @@ def is_as_known(t: ScalarType, value: float) -> bool:
 @each_scale
 def test_cosine_is_the_known_value(t: ScalarType, scale: Scale) -> None:
     x = gaussian_blocks(8192)
-    packed = reference.quantize(t, x, scale=scale)
-    assert is_as_known(t, cosine(x, reference.dequantize(t, load("portable").decay(t, packed, scale=scale))))
+    packed = scalar.quantize(t, x, scale=scale)
+    assert is_as_known(t, cosine(x, scalar.dequantize(t, load("portable").decay(t, packed, scale=scale))))
 
 
 @each_type
@@ -303,7 +303,7 @@ def test_cosine_is_the_known_value(t: ScalarType, scale: Scale) -> None:
 def test_a_broken_decay_fails(t: ScalarType, name: str) -> None:
     x = gaussian_blocks(8192)
     with np.errstate(invalid="ignore"):
-        value = cosine(x, reference.dequantize(t, BROKEN[name](t, reference.quantize(t, x))))
+        value = cosine(x, scalar.dequantize(t, BROKEN[name](t, scalar.quantize(t, x))))
     assert not is_as_known(t, value)
 
 
@@ -313,8 +313,8 @@ def test_norms_and_products_are_kept_by_their_rules(t: ScalarType) -> None:
     x = gaussian_blocks(512).astype(np.float64)
     one_ulp = 2.0**-10
     for scale in (Scale.MATCHED_NORM, Scale.INNER_PRODUCT):
-        packed = reference.quantize(t, x, scale=scale)
-        old = reference.dequantize(t, packed).astype(np.float64)
-        new = reference.dequantize(t, load("portable").decay(t, packed, scale=scale)).astype(np.float64)
+        packed = scalar.quantize(t, x, scale=scale)
+        old = scalar.dequantize(t, packed).astype(np.float64)
+        new = scalar.dequantize(t, load("portable").decay(t, packed, scale=scale)).astype(np.float64)
         kept = (new * new) if scale is Scale.MATCHED_NORM else (old * new)
         np.testing.assert_allclose(kept.sum(axis=1), (old * old).sum(axis=1), rtol=2 * one_ulp)

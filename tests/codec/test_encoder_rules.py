@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from codec_cases import FLT_MAX, VARIANTS, adversarial_blocks, each_scale, each_search, each_type, gaussian_blocks, load, random_blocks
 
-from turbo_gguf.codec import oracle, reference
+from turbo_gguf.codec import oracle, scalar
 from turbo_gguf.codec.tables import HALF_NAN, QK_SCALAR, SCALAR, ScalarType, Scale
 
 
@@ -78,7 +78,7 @@ def test_small_rows_lose_what_the_fp16_scale_loses(t: ScalarType) -> None:
     """The scale is a multiple of 2^-24 there: at most 2^-25 per codebook unit on top of the codec's own error."""
     for factor in (1e-3, 1e-4, 1e-5, 1e-6):
         x = gaussian_blocks(200) * np.float32(factor)
-        decoded = reference.dequantize(t, reference.quantize(t, x))
+        decoded = scalar.dequantize(t, scalar.quantize(t, x))
         coarse = np.linalg.norm(x - decoded, axis=1)
         exact = np.linalg.norm(x, axis=1) * np.sqrt(2 * t.block_error)
         assert np.all(coarse <= exact + 2.0**-25 * max(t.codebook) * np.sqrt(QK_SCALAR))
@@ -87,8 +87,8 @@ def test_small_rows_lose_what_the_fp16_scale_loses(t: ScalarType) -> None:
 @each_type
 def test_encoding_decoded_rows_again_changes_little(t: ScalarType) -> None:
     x = gaussian_blocks(1000)
-    once = reference.dequantize(t, reference.quantize(t, x))
-    twice = reference.dequantize(t, reference.quantize(t, once))
+    once = scalar.dequantize(t, scalar.quantize(t, x))
+    twice = scalar.dequantize(t, scalar.quantize(t, once))
     assert ((twice - once) ** 2).sum() < 1e-3 * (once**2).sum()
 
 
@@ -117,9 +117,9 @@ def fresh(tmp_path: Path) -> oracle.Oracle:
 def test_the_environment_sets_the_scale_rule(
     fresh: oracle.Oracle, monkeypatch: pytest.MonkeyPatch, value: str | None, scale: Scale
 ) -> None:
-    monkeypatch.delenv("TURBO_SCALE", raising=False)
+    monkeypatch.delenv("GGML_TURBO_SCALE", raising=False)
     if value:
-        monkeypatch.setenv("TURBO_SCALE", value)
+        monkeypatch.setenv("GGML_TURBO_SCALE", value)
     x = gaussian_blocks(16)
     for t in SCALAR:
         assert np.array_equal(fresh.quantize_ref(t, x), fresh.quantize(t, x, scale=scale))
@@ -129,14 +129,32 @@ def test_the_environment_sets_the_scale_rule(
 def test_an_unknown_scale_rule_is_reported(
     fresh: oracle.Oracle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TURBO_SCALE", "best")
+    monkeypatch.setenv("GGML_TURBO_SCALE", "best")
     assert fresh.scale is Scale.MATCHED_NORM
-    assert "TURBO_SCALE=best" in capfd.readouterr().err
+    assert "GGML_TURBO_SCALE=best" in capfd.readouterr().err
+
+
+def test_the_old_name_of_the_scale_rule_is_read_with_one_warning(
+    fresh: oracle.Oracle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GGML_TURBO_SCALE", raising=False)
+    monkeypatch.setenv("TURBO_SCALE", "ls")
+    assert fresh.scale is fresh.scale is Scale.LEAST_SQUARES
+    assert capfd.readouterr().err.count("TURBO_SCALE is now called GGML_TURBO_SCALE") == 1
+
+
+def test_the_new_name_of_the_scale_rule_wins(
+    fresh: oracle.Oracle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GGML_TURBO_SCALE", "ip")
+    monkeypatch.setenv("TURBO_SCALE", "ls")
+    assert fresh.scale is Scale.INNER_PRODUCT
+    assert not capfd.readouterr().err
 
 
 def test_setting_the_scale_rule_acts_on_the_next_row(fresh: oracle.Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     """A choice that the first row freezes for the whole process has been a bug elsewhere."""
-    monkeypatch.setenv("TURBO_SCALE", "ip")
+    monkeypatch.setenv("GGML_TURBO_SCALE", "ip")
     x = gaussian_blocks(16)
     t = SCALAR[0]
     fresh.quantize_ref(t, x)

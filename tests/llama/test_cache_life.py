@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 from conftest import Tool
 
+from turbo_gguf.codec import tables
+
 pytestmark = pytest.mark.native
 
-TURBO = ("turbo2", "turbo3", "turbo4")
+TURBO = tuple(t.name for t in tables.SCALAR)
+TRELLIS = tuple(t.name for t in tables.TRELLIS)
 OTHERS = ("f16", "bf16", "q8_0", "q5_0", "q4_0")
 
 TURBO_PAIRS = tuple(product(TURBO, TURBO))
 MIXED_PAIRS = tuple(product(TURBO, OTHERS)) + tuple(product(OTHERS, TURBO))
-FEW_PAIRS = (("turbo2", "turbo2"), ("turbo3", "turbo3"), ("turbo4", "turbo4"), ("turbo3", "f16"), ("q8_0", "turbo4"), ("bf16", "turbo2"))
+FEW_PAIRS = (*((t, t) for t in TURBO), ("turbo3", "f16"), ("q8_0", "turbo4"), ("bf16", "turbo2"))
 TRELLIS_PAIRS = (
-    *((t, t) for t in ("turbo2t", "turbo3t", "turbo4t")),
+    *((t, t) for t in TRELLIS),
     ("turbo4t", "turbo3t"),
     ("turbo3t", "turbo2"),
     ("turbo4", "turbo3t"),

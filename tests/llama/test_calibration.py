@@ -14,6 +14,7 @@ from conftest import Done, Tool
 
 from turbo_gguf.cache import calibration
 from turbo_gguf.cli import main
+from turbo_gguf.codec import tables
 
 pytestmark = pytest.mark.native
 
@@ -27,7 +28,7 @@ MODELS = (
     *("head192-128", "swa", "swa6"),  # two caches
     *("hybrid", "layers4"),
 )
-TYPES = ("turbo2", "turbo3", "turbo4", "turbo2t", "turbo3t", "turbo4t", "q8_0", "q5_0", "q4_0", "f16", "bf16")
+TYPES = (*(t.name for t in tables.ALL), "q8_0", "q5_0", "q4_0", "f16", "bf16")
 
 
 def cases() -> Iterator[tuple[str, str, tuple[str, str]]]:

@@ -12,12 +12,14 @@ from cache_lines import cache_lines
 from conftest import Tool
 from test_calibration import PROGRAMS, calibrate, made_by_upstream
 
+from turbo_gguf.codec import tables
+
 pytestmark = pytest.mark.native
 
 CHECKS = {"equal": 9, "window": 4, "batches": 4, "shift": 4, "sequences": 10, "removal": 4, "state": 60, "refusals": 19}
 """Checks that a scenario makes at least: a program that checks nothing passes nothing."""
 
-TYPES = ("turbo2", "turbo3", "turbo4", "turbo2t", "turbo3t", "turbo4t", "q8_0", "q5_0", "q4_0", "iq4_nl", "q5_1", "f16", "bf16", "f32")
+TYPES = (*(t.name for t in tables.ALL), "q8_0", "q5_0", "q4_0", "iq4_nl", "q5_1", "f16", "bf16", "f32")
 COARSE = ("turbo2", "turbo3t", "q4_0")
 MODELS = {  # name -> a type that its head size allows
     **dict.fromkeys(("head64", "head128", "partial64", "qk-norm", "sinks", "head192-128", "hybrid", "layers4"), "turbo3t"),

@@ -13,6 +13,7 @@ from cache_lines import cache_lines
 from conftest import Tool
 
 from turbo_gguf.cache.layer_map import LayerMap
+from turbo_gguf.codec import tables
 
 pytestmark = pytest.mark.native
 
@@ -122,6 +123,9 @@ def test_layers_of_an_architecture(tool: Tool, arch: str) -> None:
 # --- the notation, against the driver's own reading of it ----------------------------------------------------------------------
 
 
+MAP_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", *(t.name for t in tables.ALL))
+
+
 def random_map(rng: random.Random, n_layers: int) -> str:
     """A valid map of up to four items."""
 
@@ -139,7 +143,7 @@ def random_map(rng: random.Random, n_layers: int) -> str:
 
     def item() -> str:
         names = ",".join(layers() for _ in range(rng.randint(1, 3)))
-        return f"{names}:{rng.choice(('f32', 'f16', 'bf16', 'q8_0', 'q4_0', 'turbo2', 'turbo3', 'turbo4'))}"
+        return f"{names}:{rng.choice(MAP_TYPES)}"
 
     return ";".join(item() for _ in range(rng.randint(1, 4)))
 

@@ -13,12 +13,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cache_lines import cache_lines
 from conftest import QUIET, Tool
+
+from turbo_gguf.codec import tables
 
 pytestmark = pytest.mark.native
 
@@ -39,7 +42,7 @@ def assert_cache(text: str, type_k: str, type_v: str) -> None:
     assert re.search(r"flash_attn += enabled", text)
 
 
-@pytest.mark.parametrize("types", [("turbo2", "turbo2"), ("turbo3", "turbo3"), ("turbo4", "turbo4"), ("turbo3", "f16"), ("q8_0", "turbo2")])
+@pytest.mark.parametrize("types", [*((t.name, t.name) for t in tables.ALL), ("turbo3", "f16"), ("q8_0", "turbo2"), ("turbo4t", "turbo3t")])
 def test_completion(tool: Tool, trained: Path, types: tuple[str, str]) -> None:
     args = ("-m", trained, "-p", PROMPT, "-n", "32", "--temp", "0", "-no-cnv", "-c", "256", "-t", "1", "-ctk", types[0], "-ctv", types[1])
     done = tool("llama-completion", *args, *VERBOSE)
@@ -49,8 +52,10 @@ def test_completion(tool: Tool, trained: Path, types: tuple[str, str]) -> None:
     assert tool("llama-completion", *args).out == done.out
 
 
-@pytest.mark.parametrize("name", ["turbo2", "turbo4"])
-@pytest.mark.parametrize("model", ["head96", "partial128", "swa"])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [*product(("head96", "partial128", "swa"), ("turbo2", "turbo4")), *product(("partial128", "swa"), ("turbo2t", "turbo4t"))],
+)
 def test_context_shift(tool: Tool, tiny: Callable[[str], Path], model: str, name: str) -> None:
     args = ("-m", tiny(model), "-p", PROMPT, "-n", "500", "-c", "256", "--context-shift", "--ignore-eos", "-no-cnv", "-t", "1")
     done = tool("llama-completion", *args, "-ctk", name, "-ctv", name)
@@ -66,7 +71,7 @@ def test_cli(tool: Tool, trained: Path) -> None:
     assert "Generation:" in done.out
 
 
-@pytest.mark.parametrize("types", [("turbo3", "turbo2"), ("turbo4", "f16")])
+@pytest.mark.parametrize("types", [("turbo3", "turbo2"), ("turbo4", "f16"), ("turbo4t", "turbo2t")])
 def test_perplexity(tool: Tool, trained: Path, prose: Path, types: tuple[str, str]) -> None:
     args = ("-m", trained, "-f", prose, "-c", "256", "--chunks", "2", "-t", "1", "-ctk", types[0], "-ctv", types[1])
     done = tool("llama-perplexity", *args, *VERBOSE)
@@ -77,14 +82,14 @@ def test_perplexity(tool: Tool, trained: Path, prose: Path, types: tuple[str, st
 
 def test_bench(tool: Tool, trained: Path) -> None:
     args = ("-m", trained, "-p", "32", "-n", "8", "-d", "0,64", "-t", "1", "-r", "1", "-o", "jsonl", "-v")
-    done = tool("llama-bench", *args, "-ctk", "turbo2,turbo4", "-ctv", "turbo3")
+    done = tool("llama-bench", *args, "-ctk", "turbo2,turbo4t", "-ctv", "turbo3")
     assert done.rc == 0, done.text[-3000:]
     rows = [json.loads(line) for line in done.out.splitlines()]
     assert {(row["type_k"], row["type_v"], row["n_depth"]) for row in rows} == {
-        (k, "turbo3", d) for k in ("turbo2", "turbo4") for d in (0, 64)
+        (k, "turbo3", d) for k in ("turbo2", "turbo4t") for d in (0, 64)
     }
     assert all(row["avg_ts"] > 0 for row in rows)
-    assert set(re.findall(r"K \((\w+)\): .*V \((\w+)\): ", done.err)) == {("turbo2", "turbo3"), ("turbo4", "turbo3")}
+    assert set(re.findall(r"K \((\w+)\): .*V \((\w+)\): ", done.err)) == {("turbo2", "turbo3"), ("turbo4t", "turbo3")}
 
 
 @pytest.mark.parametrize("program", ["llama-completion", "llama-server"])
@@ -94,7 +99,7 @@ def test_help_names_the_types(tool: Tool, program: str) -> None:
     for flag in ("--cache-type-k", "--cache-type-v"):
         about = re.search(rf"{flag} TYPE(.*?)\n-", done.text, re.DOTALL)
         assert about
-        assert {"turbo2", "turbo3", "turbo4", "f16", "q8_0"} <= set(re.findall(r"\w+", about[1]))
+        assert {*(t.name for t in tables.ALL), "f16", "q8_0"} <= set(re.findall(r"\w+", about[1]))
 
 
 # --- types by layer, and decay ----------------------------------------------------------------------------------------------------
@@ -272,7 +277,7 @@ def steps(answer: dict[str, Any]) -> list[Any]:
     return [[(token["id"], token["logprob"]) for token in step["top_logprobs"]] for step in found]
 
 
-@pytest.mark.parametrize("types", [("turbo3", "turbo3"), ("turbo4", "turbo2"), ("turbo3", "f16")])
+@pytest.mark.parametrize("types", [("turbo3", "turbo3"), ("turbo4", "turbo2"), ("turbo3", "f16"), ("turbo4t", "turbo3t")])
 def test_server_slots(native_bin: Path, trained: Path, tmp_path: Path, types: tuple[str, str]) -> None:
     begin = "import os\nimport sys\n\n\ndef main(argv):\n    for name in argv:\n"
     further = begin + "        print(name)\n"
@@ -311,7 +316,7 @@ def test_server_refuses_a_slot_of_another_type(native_bin: Path, trained: Path, 
         assert server.complete(PROMPT, 4)["content"]
 
 
-@pytest.mark.parametrize("name", ["turbo2", "turbo4"])
+@pytest.mark.parametrize("name", ["turbo2", "turbo4", "turbo3t"])
 def test_server_context_shift(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     with serve(native_bin, tiny("head128"), tmp_path, "-ctk", name, "-ctv", name, "-c", "256", "--context-shift") as server:
         answer = server.complete(PROMPT, 400, n_probs=0)

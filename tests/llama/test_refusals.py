@@ -9,9 +9,9 @@ import pytest
 import tiny_models
 from conftest import Tool
 
-pytestmark = pytest.mark.native
+from turbo_gguf.codec import tables
 
-TURBO = ("turbo2", "turbo3", "turbo4")
+pytestmark = pytest.mark.native
 
 
 def complete(tool: Tool, model: Path, *args: str) -> tuple[bool, str]:
@@ -21,12 +21,13 @@ def complete(tool: Tool, model: Path, *args: str) -> tuple[bool, str]:
 
 
 @pytest.mark.parametrize("head", [80, 112])
-@pytest.mark.parametrize("name", TURBO)
-def test_head_size_that_has_no_blocks(tool: Tool, tiny: Callable[[str], Path], head: int, name: str) -> None:
+@pytest.mark.parametrize("turbo", tables.ALL, ids=lambda t: t.name)
+def test_head_size_that_has_no_blocks(tool: Tool, tiny: Callable[[str], Path], head: int, turbo: tables.TurboType) -> None:
+    name = turbo.name
     for side, flag in (("K", "-ctk"), ("V", "-ctv")):
         refused, text = complete(tool, tiny(f"head{head}"), flag, name)
         assert refused, text
-        assert f"{side} cache type {name} needs a head size that is a multiple of 32" in text
+        assert f"{side} cache type {name} needs a head size that is a multiple of {turbo.block}" in text
         assert f"has {head}" in text
         assert f"use {flag} f16 or bf16" in text
 
@@ -105,12 +106,12 @@ def test_settings_without_a_value(tool: Tool, tiny: Callable[[str], Path], optio
         assert option in done.text
 
 
-@pytest.mark.parametrize("name", [*TURBO, "q8_0"])
-def test_head_size_of_one_layer(tool: Tool, tiny: Callable[[str], Path], name: str) -> None:
+@pytest.mark.parametrize(("name", "block"), [*((t.name, t.block) for t in tables.ALL), ("q8_0", 32)])
+def test_head_size_of_one_layer(tool: Tool, tiny: Callable[[str], Path], name: str, block: int) -> None:
     for side in "KV":
         refused, text = complete(tool, tiny("head80"), f"--cache-type-{side.lower()}-layers", f"1:{name}")
         assert refused, text
-        assert f"{side} cache type {name} needs a head size that is a multiple of 32, but layer 1 has 80" in text
+        assert f"{side} cache type {name} needs a head size that is a multiple of {block}, but layer 1 has 80" in text
 
 
 def test_flash_attention_off_with_one_layer(tool: Tool, tiny: Callable[[str], Path]) -> None:

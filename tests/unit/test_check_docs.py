@@ -42,6 +42,16 @@ def test_line_breaks_are_no_difference(tmp_path: Path) -> None:
     assert check_docs.help_problems(tmp_path) == []
 
 
+def test_every_setting_is_in_its_reference() -> None:
+    assert check_docs.setting_problems(ROOT) == []
+
+
+def test_a_setting_that_its_reference_lacks(tmp_path: Path) -> None:
+    text = (ROOT / check_docs.SPECIFICATIONS).read_text("utf-8").replace("--cache-tail", "--cache-last")
+    write(tmp_path, {str(check_docs.SPECIFICATIONS): text})
+    assert check_docs.setting_problems(tmp_path) == [f"{check_docs.SPECIFICATIONS} lacks `--cache-tail`"]
+
+
 def test_links_of_all_documents_resolve() -> None:
     assert check_docs.link_problems(ROOT, check_docs.documents(ROOT)) == []
 

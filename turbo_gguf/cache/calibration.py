@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from turbo_gguf import files
 from turbo_gguf.errors import UsageError
+from turbo_gguf.inputs.gguf_file import GgufFile
 
 VERSION = 1
 """Version of the file. Raised when its meaning changes; llama.cpp refuses any other."""
@@ -108,19 +109,13 @@ def read(path: Path) -> Calibration:
         UsageError: it is missing, damaged, truncated, of another version, or something else.
     """
 
-    try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: np.array(tensor.data, np.float32) for tensor in reader.tensors}
-    except OSError as error:
-        raise UsageError(f"calibration {path}: {error.strerror}") from error
-    except Exception as error:  # a cut file raises ValueError, IndexError, ... from numpy
-        raise UsageError(f"calibration {path}: damaged or truncated ({error})", "write it again: turbo-gguf calibrate") from error
+    found = GgufFile(path, what="calibration", hint="write it again: turbo-gguf calibrate", skips="")
+    fields, tensors = found.fields, {tensor.name: np.array(tensor.data, np.float32) for tensor in found.tensors}
     if fields.get("general.type") != TYPE:
         raise UsageError(f"calibration {path}: no calibration", "write one: turbo-gguf calibrate")
     if fields.get("turbo.calibration.version") != VERSION:
-        found = fields.get("turbo.calibration.version")
-        raise UsageError(f"calibration {path}: version {found}, known is {VERSION}", "write it again: turbo-gguf calibrate")
+        version = fields.get("turbo.calibration.version")
+        raise UsageError(f"calibration {path}: version {version}, known is {VERSION}", "write it again: turbo-gguf calibrate")
     numbers = sorted({int(name.split(".")[1]) for name in tensors})
     return Calibration(
         arch=fields["general.architecture"],

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from turbo_gguf import assets, tools
 from turbo_gguf.errors import LogNotUnderstood, UsageError
+from turbo_gguf.inputs.gguf_file import GgufFile
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.make.build import Build
 from turbo_gguf.make.toolkits import gpu_layers, of_preset
@@ -122,14 +123,8 @@ def read(path: Path) -> Observation:
     Raises:
         UsageError: it is missing, truncated or something else.
     """
-    import gguf  # noqa: PLC0415 - takes a moment, and not every command needs it
-
-    try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: np.array(tensor.data, np.float64) for tensor in reader.tensors}
-    except Exception as error:  # a cut file raises ValueError, IndexError, ... from numpy
-        raise UsageError(f"{path}: missing, damaged or truncated ({error})") from error
+    found = GgufFile(path, what="observation", hint="", skips="")
+    fields, tensors = found.fields, {tensor.name: np.array(tensor.data, np.float64) for tensor in found.tensors}
     if fields.get("general.type") != "turbo-observation":
         raise UsageError(f"{path}: not an observation")
     return _observation(fields, tensors)

@@ -17,9 +17,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from turbo_gguf.cache.calibration import Calibration, LayerCalibration
+from turbo_gguf.cache.calibration import Calibration, Floats, LayerCalibration
 from turbo_gguf.calibrate.observation import Array, LayerShape, Moments, Observation
-from turbo_gguf.codec.reference import Floats
 
 LARGEST_SCALE = 64.0
 """Scales are clamped to 1/64 .. 64: a channel that a text hardly uses must not be left without bits in another."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from turbo_gguf.calibrate.observation import Array, LayerShape, Moments, Observation
 from turbo_gguf.errors import UsageError
+from turbo_gguf.inputs.gguf_file import GgufFile
 
 POSITIONS = 2048
 """Tokens over which RoPE turns the bias of K: what is left of it on average is its mean."""
@@ -28,15 +29,9 @@ class Weights:
     """
 
     def __init__(self, path: Path) -> None:
-        import gguf  # noqa: PLC0415 - takes a moment, and not every command needs it
-
         self.path = path
-        try:
-            reader = gguf.GGUFReader(path)
-            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-            self._fields = {name: field.contents() for name, field in reader.fields.items() if ".tokens" not in name}
-        except Exception as error:  # a cut file raises ValueError, IndexError, ... from numpy
-            raise UsageError(f"{path}: GGUF file damaged or truncated ({error})", "download it again") from error
+        found = GgufFile(path)
+        self._tensors, self._fields = {tensor.name: tensor for tensor in found.tensors}, found.fields
 
     def get(self, name: str) -> Array | None:
         """A tensor, rows first, or ``None``."""

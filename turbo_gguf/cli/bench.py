@@ -14,7 +14,6 @@ from turbo_gguf.judge import report
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import ensure_build
-from turbo_gguf.make.presets import PRESETS
 from turbo_gguf.measure import bench, environment
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import default_threads
@@ -23,7 +22,7 @@ DEFAULT_TYPES = (*RIVALS, *TURBO)
 
 
 @click.command(name="bench")
-@click.option("--model", "model_spec", metavar="PATH|HUB", help="GGUF file, org/name or org/name:file.gguf.  [default: the embedded model]")
+@options.model
 @click.option("--types", multiple=True, metavar="K/V,...", help=f"Cache types, as in ppl-gate.  [default: {','.join(DEFAULT_TYPES)}]")
 @click.option(
     "--depth", "-d", multiple=True, type=click.IntRange(min=0), help="Tokens in the cache, may be repeated.  [default: 0 512 1536]"
@@ -31,12 +30,10 @@ DEFAULT_TYPES = (*RIVALS, *TURBO)
 @click.option("--prompt", "-p", default=128, show_default=True, type=click.IntRange(min=0), help="Tokens of the prefill test; 0: none.")
 @click.option("--gen", "-n", default=32, show_default=True, type=click.IntRange(min=0), help="Tokens of the decode test; 0: none.")
 @click.option("--rounds", "-r", default=3, show_default=True, type=click.IntRange(min=1), help="Rounds over all types; medians are shown.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for.")
-@click.option(
-    "--upstream", metavar="SOURCE", help="llama.cpp snapshot, see `turbo-gguf upstream list`.  [default: the newest supported one]"
-)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for table.md and plot.png.  [default: report/bench]")
+@options.threads
+@options.preset
+@options.upstream
+@options.report_folder("bench")
 def command(
     *,
     model_spec: str | None,

@@ -8,10 +8,10 @@ import click
 
 from turbo_gguf.cache import calibration
 from turbo_gguf.calibrate import observation, scales, weight_moments
+from turbo_gguf.cli import options
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make.build import ensure_build
-from turbo_gguf.make.presets import PRESETS
 from turbo_gguf.tools import default_threads
 
 LONGEST_CHUNK = 4096
@@ -28,11 +28,9 @@ LONGEST_CHUNK = 4096
     help="Tokens of a chunk of the text: about the contexts that the cache is for.  [default: those of the training, at most 4096]",
 )
 @click.option("--chunks", default=-1, show_default=True, type=click.IntRange(min=-1), help="At most so many chunks; -1: the whole text.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for.")
-@click.option(
-    "--upstream", metavar="SOURCE", help="llama.cpp snapshot, see `turbo-gguf upstream list`.  [default: the newest supported one]"
-)
+@options.threads
+@options.preset
+@options.upstream
 def command(
     *,
     model_spec: str,

@@ -15,7 +15,6 @@ from turbo_gguf.judge import gate, report
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import ensure_build
-from turbo_gguf.make.presets import PRESETS
 from turbo_gguf.measure import environment, kld, sweep
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import default_threads
@@ -27,7 +26,7 @@ than was asked for. Only 1 is a verdict on quality.
 
 
 @click.command(name="ppl-gate", epilog=EPILOG)
-@click.option("--model", "model_spec", metavar="PATH|HUB", help="GGUF file, org/name or org/name:file.gguf.  [default: the embedded model]")
+@options.model
 @click.option(
     "--text",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -42,18 +41,14 @@ than was asked for. Only 1 is a verdict on quality.
 @click.option("--ctx", multiple=True, type=click.IntRange(min=16), help="Context, may be repeated.  [default: as in --config]")
 @click.option("--chunks", type=int, help="Chunks per context, -1 for the whole text.  [default: as in --config]")
 @click.option("--batch", type=click.IntRange(min=2), help="Tokens of a decode call.  [default: as in --config]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for.")
-@click.option(
-    "--upstream", metavar="SOURCE", help="llama.cpp snapshot, see `turbo-gguf upstream list`.  [default: the newest supported one]"
-)
+@options.threads
+@options.preset
+@options.upstream
 @click.option(
     "--config", default="default", show_default=True, metavar="NAME|TOML", help="Sweep: `default`, `smoke`, `layers`, `decay` or a file."
 )
 @click.option("--gates", type=click.Path(path_type=Path, dir_okay=False), help="Thresholds.  [default: eval/gates.toml]")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for table.md and plot.png.  [default: report/ppl-gate]"
-)
+@options.report_folder("ppl-gate")
 def command(
     *,
     model_spec: str | None,

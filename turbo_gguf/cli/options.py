@@ -3,10 +3,52 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
 
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.make.presets import PRESETS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model(command: Command) -> Command:
+    """``--model``, for :func:`model_of`."""
+    text = "GGUF file, org/name or org/name:file.gguf.  [default: the embedded model]"
+    return click.option("--model", "model_spec", metavar="PATH|HUB", help=text)(command)
+
+
+def preset(command: Command) -> Command:
+    """``--preset``."""
+    return click.option(
+        "--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for."
+    )(command)
+
+
+def upstream(command: Command) -> Command:
+    """``--upstream``."""
+    text = "Name from `upstream list`, a folder, a tarball, or GIT-URL@COMMIT.  [default: the newest supported one]"
+    return click.option("--upstream", "--source", metavar="SOURCE", help=text)(command)
+
+
+def threads(command: Command) -> Command:
+    """``--threads``."""
+    return click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")(command)
+
+
+def jobs(command: Command) -> Command:
+    """``--jobs``."""
+    return click.option("--jobs", "-j", type=click.IntRange(min=1), help="Parallel compiler processes.  [default: one per core]")(command)
+
+
+def report_folder(name: str) -> Callable[[Command], Command]:
+    """``--out`` of a command that writes a table and a plot, below ``report/`` by default."""
+    text = f"Folder for table.md and plot.png.  [default: report/{name}]"
+    return click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=text)
 
 
 def model_of(spec: str | None) -> ModelFile:

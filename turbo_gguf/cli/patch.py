@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from turbo_gguf import patchset
+from turbo_gguf.cli import options
 from turbo_gguf.errors import UsageError
 from turbo_gguf.files import lock
 from turbo_gguf.make.upstream import default_name, fetch, resolve, supported
 from turbo_gguf.patchset.hook import MAX_ADDED_LINES
-
-
-def _upstream_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--upstream",
-        "--source",
-        "spec",
-        metavar="SOURCE",
-        help="Name from `upstream list`, a folder, a tarball, or GIT-URL@COMMIT.  [default: the newest supported one]",
-    )(function)
 
 
 @click.group(name="patch")
@@ -37,11 +26,11 @@ def list_() -> None:
 
 
 @command.command()
-@_upstream_option
+@options.upstream
 @click.option("--force", is_flag=True, help="Overwrite edits that were made in the work tree.")
-def apply(spec: str | None, force: bool) -> None:
+def apply(upstream: str | None, force: bool) -> None:
     """Bring the work tree of an upstream up to date and print its folder; doing it again changes nothing."""
-    pristine = fetch(resolve(spec))
+    pristine = fetch(resolve(upstream))
     with lock(f"tree-{pristine.upstream}"):
         tree = patchset.apply(pristine, force=force)
     click.echo(f"{pristine.upstream} ({pristine.commit}) patched with {tree.digest[:12]}", err=True)
@@ -50,15 +39,15 @@ def apply(spec: str | None, force: bool) -> None:
 
 @command.command()
 @click.option("--all", "every", is_flag=True, help="Check against every supported upstream (fetches those that are missing).")
-@_upstream_option
-def check(every: bool, spec: str | None) -> None:
+@options.upstream
+def check(every: bool, upstream: str | None) -> None:
     """Check the patch set: series, headers, budgets, that each hunk lands in one place, and that writing it again changes nothing."""
-    if every and spec:
+    if every and upstream:
         raise UsageError("--all and --upstream exclude each other")
     patches = patchset.load()
-    wanted = list(supported().values()) if every else [resolve(spec)]
+    wanted = list(supported().values()) if every else [resolve(upstream)]
     default = default_name()
-    trees = [fetch(upstream, keep_archive=upstream.name == default) for upstream in wanted]
+    trees = [fetch(item, keep_archive=item.name == default) for item in wanted]
     report = patchset.check(patches, trees, reference=default)
     _print_hooks(patches)
     for tree in trees:
@@ -88,13 +77,13 @@ def refresh(spec: str | None) -> None:
 @click.option(
     "--obsolete-when", default="", metavar="PATH: TEXT", help="Text in an upstream file that makes the hook unnecessary.  [default: never]"
 )
-@_upstream_option
-def export(name: str, folder: Path | None, spec: str | None, **header: str) -> None:
+@options.upstream
+def export(name: str, folder: Path | None, upstream: str | None, **header: str) -> None:
     """Write edits of upstream files in the work tree as the hook NAME, and list it in the series.
 
     For a hook that exists, its old lines are replaced by what the work tree has now.
     """
-    pristine = fetch(resolve(spec))
+    pristine = fetch(resolve(upstream))
     work = folder or patchset.work_tree(pristine.upstream)
     click.echo(patchset.export(patchset.load(), pristine, work, name, **header))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from turbo_gguf import patchset
+from turbo_gguf.cli import options
 from turbo_gguf.errors import EXIT_GATE_FAILED, TurboError, UsageError
 from turbo_gguf.judge import trial
 from turbo_gguf.judge.results import write as write_result
@@ -71,7 +72,7 @@ def news() -> None:
 @click.option("--all", "every", is_flag=True, help="Try every supported upstream; those with a stored pass are not run again.")
 @click.option("--again", is_flag=True, help="With --all: run those with a stored pass, too.")
 @click.option("--keep", is_flag=True, help="With --all: keep the builds. Without it, what was built here is removed after a pass.")
-@click.option("--jobs", "-j", type=click.IntRange(min=1), help="Parallel compiler processes.  [default: one per core]")
+@options.jobs
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the table of verdicts to this file, too.")
 def try_(source: str | None, *, every: bool, again: bool, keep: bool, jobs: int | None, report: Path | None) -> None:
     """Try the patch set on SOURCE: hooks, compiling for the CPU, upstream's tests of our types, a gate run, the life of caches.

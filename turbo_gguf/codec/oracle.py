@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from turbo_gguf import tools
 from turbo_gguf.assets import home, patches_dir
-from turbo_gguf.codec.reference import Bytes, Floats
-from turbo_gguf.codec.tables import QK_SCALAR, QK_TRELLIS, ScalarType, Scale, TrellisType
+from turbo_gguf.codec.scalar import Bytes, Floats
+from turbo_gguf.codec.tables import QK_SCALAR, ScalarType, Scale, TrellisType, TurboType
 from turbo_gguf.errors import EnvironmentMissing
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wcast-qual", "-Wshadow", "-Wstrict-prototypes", "-Wpointer-arith", "-Wmissing-prototypes")
@@ -29,20 +29,10 @@ Q8_0 = np.dtype([("d", "<f2"), ("qs", "i1", QK_SCALAR)])
 """``block_q8_0``."""
 
 _GGML = Path("overlay") / "ggml"
-_SOURCES = (Path("src") / "ggml-turbo.c", Path("src") / "ggml-turbo-trellis.c", Path("src") / "ggml-cpu" / "turbo.c")
-_HEADERS = (
-    Path("src") / "ggml-turbo.h",
-    Path("src") / "ggml-turbo-impl.h",
-    Path("src") / "turbo" / "tables.h",
-    Path("src") / "ggml-turbo-trellis.h",
-    Path("src") / "ggml-turbo-trellis-impl.h",
-    Path("src") / "ggml-cpu" / "turbo.h",
-    Path("src") / "ggml-cpu" / "turbo-avx2.h",
-    Path("src") / "ggml-cpu" / "turbo-neon.h",
-    Path("include") / "ggml-turbo-enum.inc",
-    Path("include") / "ggml-turbo-list.h",
-    Path("include") / "ggml-turbo-types.h",
-)
+_TURBO = Path("src") / "turbo"
+_CPU = Path("src") / "ggml-cpu" / "turbo"
+_SOURCES = (*(_TURBO / f"{name}.c" for name in ("scalar", "scale-rule", "trellis", "types")), _CPU / "scalar.c")
+_FOLDERS = ("include", _TURBO, _CPU)
 _STANDALONE = Path(__file__).resolve().parent / "standalone"
 _COMPILE_SECONDS = 120.0
 
@@ -53,14 +43,14 @@ class Oracle:
     def __init__(self, library: Path) -> None:
         """Load a library that :func:`build` made."""
         self._lib = ctypes.CDLL(str(library))
-        self._lib.ggml_turbo_cpu_isa.restype = ctypes.c_char_p
+        self._lib.ggml_turbo_cpu_scalar_isa.restype = ctypes.c_char_p
         self._lib.ggml_turbo_validate_row.restype = ctypes.c_bool
         self._lib.ggml_turbo_decays.restype = ctypes.c_bool
 
     @property
     def isa(self) -> str:
         """Which implementation of the CPU kernels is active: ``avx2``, ``neon`` or ``generic``."""
-        name: bytes = self._lib.ggml_turbo_cpu_isa()
+        name: bytes = self._lib.ggml_turbo_cpu_scalar_isa()
         return name.decode()
 
     @property
@@ -73,20 +63,20 @@ class Oracle:
         self._lib.ggml_turbo_set_scale(int(scale))
 
     def quantize(self, t: ScalarType, x: npt.ArrayLike, *, scale: Scale = Scale.LEAST_SQUARES, search: bool = True) -> Bytes:
-        """Encode rows with the C reference; shapes as in :func:`turbo_gguf.codec.reference.quantize`."""
+        """Encode rows with the C reference; shapes as in :func:`turbo_gguf.codec.scalar.quantize`."""
         rows, packed = _rows_and_output(t, x)
-        self._lib.ggml_turbo_quantize_row(
+        self._lib.ggml_turbo_quantize_row_scalar(
             t.type_id, int(scale), ctypes.c_bool(search), _pointer(rows), _pointer(packed), ctypes.c_int64(rows.size)
         )
         return packed
 
     def quantize_ref(self, t: ScalarType, x: npt.ArrayLike) -> Bytes:
-        """Encode rows with ``quantize_row_turbo*_0_ref``."""
-        return self._quantize_with(f"quantize_row_{t.name}_0_ref", t, x)
+        """Encode rows with ``quantize_row_*_ref``."""
+        return self._quantize_with(f"quantize_row_{t.c_name}_ref", t, x)
 
     def quantize_cpu(self, t: ScalarType, x: npt.ArrayLike) -> Bytes:
-        """Encode rows with ``quantize_row_turbo*_0``, the encoder of the CPU backend."""
-        return self._quantize_with(f"quantize_row_{t.name}_0", t, x)
+        """Encode rows with ``quantize_row_*``, the encoder of the CPU backend."""
+        return self._quantize_with(f"quantize_row_{t.c_name}", t, x)
 
     def quantize_trellis(self, t: TrellisType, x: npt.ArrayLike) -> Bytes:
         """Encode rows with the C reference; shapes as in :func:`turbo_gguf.codec.trellis.quantize`."""
@@ -94,13 +84,12 @@ class Oracle:
         self._lib.ggml_turbo_quantize_row_trellis(t.type_id, _pointer(rows), _pointer(packed), ctypes.c_int64(rows.size))
         return packed
 
-    def dequantize(self, t: ScalarType | TrellisType, packed: Bytes) -> Floats:
+    def dequantize(self, t: TurboType, packed: Bytes) -> Floats:
         """Decode rows of shape (..., bytes) to shape (..., values)."""
         data = np.ascontiguousarray(packed)
-        values = data.shape[-1] // t.block_bytes * _values_per_block(t)
+        values = data.shape[-1] // t.block_bytes * t.block
         out = np.empty((*data.shape[:-1], values), dtype=np.float32)
-        name = f"{t.name}_0" if isinstance(t, ScalarType) else f"turbo{t.bits}_t"
-        self._lib[f"dequantize_row_{name}"](_pointer(data), _pointer(out), ctypes.c_int64(out.size))
+        self._lib[f"dequantize_row_{t.c_name}"](_pointer(data), _pointer(out), ctypes.c_int64(out.size))
         return out
 
     def decays(self, t: ScalarType) -> bool:
@@ -108,7 +97,7 @@ class Oracle:
         return bool(self._lib.ggml_turbo_decays(t.type_id))
 
     def decay(self, t: ScalarType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:
-        """Rows after ``ggml_turbo_decay_row``; as :func:`turbo_gguf.codec.reference.decay`."""
+        """Rows after ``ggml_turbo_decay_row``; as :func:`turbo_gguf.codec.scalar.decay`."""
         if not self.decays(t):
             raise ValueError(f"{t.name} does not decay")
         data = np.array(packed, order="C")
@@ -123,11 +112,11 @@ class Oracle:
             raise ValueError(f"{x.size} bytes of {t.name} do not match {y.size} blocks of q8_0")
         result = ctypes.c_float()
         zero = ctypes.c_size_t(0)
-        dot = self._lib[f"ggml_vec_dot_{t.name}_0_q8_0"]
+        dot = self._lib[f"ggml_vec_dot_{t.c_name}_q8_0"]
         dot(y.size * QK_SCALAR, ctypes.byref(result), zero, _pointer(x), zero, _pointer(y), zero, 1)
         return result.value
 
-    def validate(self, t: ScalarType | TrellisType, packed: Bytes) -> bool:
+    def validate(self, t: TurboType, packed: Bytes) -> bool:
         """Whether ``ggml_turbo_validate_row`` accepts the blocks."""
         data = np.ascontiguousarray(packed)
         return bool(self._lib.ggml_turbo_validate_row(t.type_id, _pointer(data), ctypes.c_size_t(data.nbytes)))
@@ -172,7 +161,8 @@ def build(flags: Sequence[str] = ()) -> Path:
 def _key(compiler_version: str, options: Sequence[str]) -> str:
     ggml = patches_dir() / _GGML
     digest = hashlib.sha256("\0".join([platform.machine(), _cpu_flags(), compiler_version, *options]).encode())
-    for path in [*(ggml / name for name in (*_SOURCES, *_HEADERS)), *sorted(_STANDALONE.glob("*.h"))]:
+    ours = sorted(path for folder in _FOLDERS for path in (ggml / folder).iterdir() if path.is_file())
+    for path in [*ours, *sorted(_STANDALONE.glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -186,12 +176,8 @@ def _cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _values_per_block(t: ScalarType | TrellisType) -> int:
-    return QK_SCALAR if isinstance(t, ScalarType) else QK_TRELLIS
-
-
-def _rows_and_output(t: ScalarType | TrellisType, x: npt.ArrayLike) -> tuple[Floats, Bytes]:
-    rows, size = np.ascontiguousarray(x, dtype=np.float32), _values_per_block(t)
+def _rows_and_output(t: TurboType, x: npt.ArrayLike) -> tuple[Floats, Bytes]:
+    rows, size = np.ascontiguousarray(x, dtype=np.float32), t.block
     if rows.ndim == 0 or rows.shape[-1] % size:
         raise ValueError(f"rows of shape {rows.shape} are no whole number of blocks of {size}")
     return rows, np.empty((*rows.shape[:-1], rows.shape[-1] // size * t.block_bytes), dtype=np.uint8)

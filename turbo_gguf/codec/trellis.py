@@ -1,7 +1,7 @@
-"""Numpy encoder and decoder of the trellis types: equal to the C reference (``ggml-turbo-trellis.c``) bit for bit.
+"""Numpy packing and unpacking of the trellis types: equal to the C reference (``turbo/trellis.c``) bit for bit.
 
 Rows are the last axis; every row is a whole number of blocks of 64 values. Packed rows are uint8 arrays in the layout that
-``ggml-turbo-trellis.h`` draws. All sums are of integers, so that "the same bits" depends on no compiler and no order.
+``turbo/trellis.h`` draws. All sums are of integers, so that "the same bits" depends on no compiler and no order.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import msgspec
 from turbo_gguf import assets
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.files import sha256_of, whole, write_whole
+from turbo_gguf.inputs.gguf_file import GgufFile
 
 _HUB = re.compile(r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:[:/](?P<file>[^:]+\.gguf))?$")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -113,17 +114,10 @@ def _read_gguf(path: Path, size: int) -> ModelFile:
         magic = file.read(4)
     if magic != b"GGUF":
         raise UsageError(f"{path}: not a GGUF file (it starts with {magic!r})", "convert the model with llama.cpp's convert_hf_to_gguf.py")
-    import gguf  # noqa: PLC0415 - takes a moment, and not every command needs it
-
-    try:
-        reader = gguf.GGUFReader(path)
-        tensors = reader.tensors
-        end = max((int(t.data_offset) + int(t.n_bytes) for t in tensors), default=0)
-    except Exception as error:  # a cut file raises ValueError, IndexError, KeyError, UnicodeDecodeError, ... from numpy
-        raise UsageError(f"{path}: GGUF file damaged or truncated at {size} bytes ({error})", "download it again") from error
-    if not tensors or end > size:
-        raise UsageError(f"{path}: GGUF file truncated: {size} bytes, its tensors need {end}", "download it again")
-    return _describe(path, size, {name: field.contents() for name, field in reader.fields.items() if ".tokens" not in name})
+    found = GgufFile(path)
+    if not found.tensors or found.end > size:
+        raise UsageError(f"{path}: GGUF file truncated: {size} bytes, its tensors need {found.end}", "download it again")
+    return _describe(path, size, found.fields)
 
 
 def _describe(path: Path, size: int, fields: dict[str, Any]) -> ModelFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -23,7 +24,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def plus_minus(metric: Metric, digits: int) -> str:
-    """``0.00123 ± 0.00004``."""
+    """``0.00123 ± 0.00004``; nothing for a metric that was not measured."""
+    if math.isnan(metric.value):
+        return ""
     value = f"{metric.value:.{digits}f}"
     return f"{value if float(value) else value.lstrip('-')} ± {metric.error:.{digits}f}"
 

@@ -74,10 +74,6 @@ class Store:
         }
         return list(found.values())
 
-    def find(self, key: str) -> Result | None:
-        """Return the finished case with this key, if there is one."""
-        return next((result for result in self.results() if result.key == key), None)
-
     def bench_rows(self) -> list[BenchRow]:
         """All rows of llama-bench, in the order in which they were stored.
 

@@ -42,6 +42,9 @@ MAX_ADDED_LINES = 80
 MAX_ADDED_PER_HUNK = 3
 """Lines that one hunk may add: a hook is a call or an include, the code itself is in the overlay."""
 
+MAX_LINE_LENGTH = 120
+"""Characters of an added line: what does not fit is code that belongs into the overlay."""
+
 CONTEXT = 1
 """Unchanged lines before and after a change: little enough that upstream's other edits do not touch them."""
 
@@ -154,6 +157,9 @@ class Hook(msgspec.Struct, frozen=True):
                 where = f"{file.path} hunk {number}"
                 if hunk.added > MAX_ADDED_PER_HUNK:
                     found.append(f"{where}: adds {hunk.added} lines, at most {MAX_ADDED_PER_HUNK} are allowed")
+                longest = max((len(line) - 1 for line in hunk.lines if line.startswith("+")), default=0)
+                if longest > MAX_LINE_LENGTH:
+                    found.append(f"{where}: adds a line of {longest} characters, at most {MAX_LINE_LENGTH} are allowed")
                 if not any(line.strip() for line in hunk.before):
                     found.append(f"{where}: no line of context says where it belongs")
                 if not _context_is_short(hunk):

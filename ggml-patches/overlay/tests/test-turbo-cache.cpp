@@ -306,6 +306,33 @@ static void test_sequences(const setup & turbo) {
 // state
 //
 
+static void check_states_refused(const setup &   two,
+                                 const session & writer,
+                                 const bytes_t & state,
+                                 const bytes_t & seq_state) {
+    setup other_k  = two;
+    other_k.type_k = two.type_k == GGML_TYPE_TURBO3_0 ? GGML_TYPE_TURBO4_0 : GGML_TYPE_TURBO3_0;
+    check_refused("state of another K type refused", other_k, state, seq_state);
+
+    setup other_v  = two;
+    other_v.type_v = two.type_v == GGML_TYPE_TURBO3_0 ? GGML_TYPE_TURBO4_0 : GGML_TYPE_TURBO3_0;
+    check_refused("state of another V type refused", other_v, state, seq_state);
+
+    // q4_0 has the block size of turbo4
+    setup upstream  = two;
+    upstream.type_k = two.type_k == GGML_TYPE_Q4_0 ? GGML_TYPE_F16 : GGML_TYPE_Q4_0;
+    upstream.type_v = two.type_v == GGML_TYPE_Q4_0 ? GGML_TYPE_F16 : GGML_TYPE_Q4_0;
+    check_refused("state of a turbo cache refused by an upstream type", upstream, state, seq_state);
+
+    const bytes_t half(state.begin(), state.begin() + state.size() / 2);
+    const bytes_t half_seq(seq_state.begin(), seq_state.begin() + seq_state.size() / 2);
+    check_refused("truncated state refused", two, half, half_seq);
+
+    if (!llama_model_is_hybrid(model)) {
+        check_other_layout_refused(writer, two);
+    }
+}
+
 static void test_state(const setup & turbo) {
     constexpr int n_prompt = 48;
 
@@ -363,27 +390,7 @@ static void test_state(const setup & turbo) {
     remove(path.c_str());
     remove(path_seq.c_str());
 
-    setup other_k  = two;
-    other_k.type_k = two.type_k == GGML_TYPE_TURBO3_0 ? GGML_TYPE_TURBO4_0 : GGML_TYPE_TURBO3_0;
-    check_refused("state of another K type refused", other_k, state, seq_state);
-
-    setup other_v  = two;
-    other_v.type_v = two.type_v == GGML_TYPE_TURBO3_0 ? GGML_TYPE_TURBO4_0 : GGML_TYPE_TURBO3_0;
-    check_refused("state of another V type refused", other_v, state, seq_state);
-
-    // q4_0 has the block size of turbo4
-    setup upstream  = two;
-    upstream.type_k = two.type_k == GGML_TYPE_Q4_0 ? GGML_TYPE_F16 : GGML_TYPE_Q4_0;
-    upstream.type_v = two.type_v == GGML_TYPE_Q4_0 ? GGML_TYPE_F16 : GGML_TYPE_Q4_0;
-    check_refused("state of a turbo cache refused by an upstream type", upstream, state, seq_state);
-
-    const bytes_t half(state.begin(), state.begin() + state.size() / 2);
-    const bytes_t half_seq(seq_state.begin(), seq_state.begin() + seq_state.size() / 2);
-    check_refused("truncated state refused", two, half, half_seq);
-
-    if (!llama_model_is_hybrid(model)) {
-        check_other_layout_refused(writer, two);
-    }
+    check_states_refused(two, writer, state, seq_state);
 }
 
 //

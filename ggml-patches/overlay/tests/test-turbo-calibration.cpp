@@ -176,15 +176,12 @@ static void check_file_refused(const std::string & what, calibration_file & file
     check_no_session(what, with(f32_setup(), file), "calibration " + file.path + ": " + reason);
 }
 
-static void test_refusals(const setup & types) {
-    GGML_UNUSED(types);
+static float one() {
+    return 1.0f;
+}
 
-    const uint32_t    il    = kv_layers().front();
-    const std::string layer = "blk." + std::to_string(il) + ".";
-    const auto        one   = [] {
-        return 1.0f;
-    };
-
+// No file, a file of another kind, and parts of a file.
+static void check_files() {
     setup none       = f32_setup();
     none.calibration = "test-turbo-calibration-missing.gguf";
     check_no_session("a missing file", none, "calibration test-turbo-calibration-missing.gguf: No such file");
@@ -208,6 +205,9 @@ static void test_refusals(const setup & types) {
             check_no_session("truncated to " + std::to_string(percent) + " %", with(f32_setup(), cut), "truncated");
         }
     }
+}
+
+static void check_metadata() {
     {
         calibration_file file = random_file(ALL);
         file.version          = 2;
@@ -230,6 +230,12 @@ static void test_refusals(const setup & types) {
         calibration_file file("empty");
         check_file_refused("no layer", file, "it has no layer");
     }
+}
+
+static void check_tensors() {
+    const uint32_t    il    = kv_layers().front();
+    const std::string layer = "blk." + std::to_string(il) + ".";
+
     {
         calibration_file file("unknown");
         file.add(il, "q_mean", model->hparams.n_embd_head_k(il), one);
@@ -253,6 +259,12 @@ static void test_refusals(const setup & types) {
         file.tensors.back().n_head = 1;
         check_file_refused("another number of heads", file, layer + "v_scale: f32 [");
     }
+}
+
+static void check_values() {
+    const uint32_t    il    = kv_layers().front();
+    const std::string layer = "blk." + std::to_string(il) + ".";
+
     for (float wrong : { 0.0f, -1.0f, INFINITY, NAN, 1e9f, 1e-9f }) {
         calibration_file file("scale");
         file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
@@ -274,8 +286,18 @@ static void test_refusals(const setup & types) {
                                layer + name + (is_k ? ": keys" : ": values") + " of this model can't be centered: ");
         }
     }
+}
+
+static void test_refusals(const setup & types) {
+    GGML_UNUSED(types);
+
+    check_files();
+    check_metadata();
+    check_tensors();
+    check_values();
 
     // one layer is enough, and the environment is read anew for each context
+    const uint32_t   il = kv_layers().front();
     calibration_file file("one");
     file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
     file.write();

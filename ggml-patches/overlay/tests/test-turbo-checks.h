@@ -106,8 +106,9 @@ inline bool cache_line_has(const std::string & part) {
 }
 
 inline void check_cache_line_has(const std::string & what, const std::string & part) {
-    report(cache_line_has(part), what,
-           cache_line_has(part) ? "'" + part + "'" : "'" + part + "' not in " + cache_lines());
+    const bool        ok   = cache_line_has(part);
+    const std::string name = "'" + part.substr(0, part.find('\n')) + "'";
+    report(ok, what, ok ? name : name + " not in " + cache_lines());
 }
 
 // Whether the graph rotates K ('k'), or V ('v'), of all caches.

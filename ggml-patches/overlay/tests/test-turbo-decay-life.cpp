@@ -7,6 +7,32 @@
 //
 
 // The state of a cache that decays goes on as the cache itself.
+// A state goes from a context that decays to one that does not, and the other way round.
+static void check_state_without_decay(const setup &    s,
+                                      const setup &    types,
+                                      const bytes_t &  state,
+                                      const logits_t & expected,
+                                      int              n_tokens,
+                                      int              n_more) {
+    setup without       = plain(types);
+    without.n_seq       = 2;
+    const session never = session::make(without);
+    check("state read by a context that does not decay", set_state(never, state));
+    const logits_t same(expected.begin(), expected.begin() + expected.size() / n_more);
+    const logits_t next = generate(never, 1, n_tokens);
+    check("... continues with what it has", next.size() == same.size() && nmse(next, same) < 1.0);
+    check_decayed("... and leaves it as it is", read_seq_state(never, 0), range(0, n_cold(256, BALANCED.cold)));
+
+    llama_memory_clear(never.memory(), true);
+    never.decode(text(n_tokens));
+    const bytes_t fresh = get_state(never);
+    const session late  = session::make(s);
+    check("state of one that does not decay is read", set_state(late, fresh));
+    generate(late, 1, n_tokens);
+    check_decayed("... and decays with the next token", read_seq_state(late, 0),
+                  range(0, n_cold(n_tokens, BALANCED.cold)));
+}
+
 void test_state(const setup & types) {
     constexpr int n_tokens = 300;
     constexpr int n_more   = 64;
@@ -67,23 +93,7 @@ void test_state(const setup & types) {
     remove(path.c_str());
     remove(path_seq.c_str());
 
-    setup without       = plain(types);
-    without.n_seq       = 2;
-    const session never = session::make(without);
-    check("state read by a context that does not decay", set_state(never, state));
-    const logits_t same(expected.begin(), expected.begin() + expected.size() / n_more);
-    const logits_t next = generate(never, 1, n_tokens);
-    check("... continues with what it has", next.size() == same.size() && nmse(next, same) < 1.0);
-    check_decayed("... and leaves it as it is", read_seq_state(never, 0), range(0, n_cold(256, BALANCED.cold)));
-
-    llama_memory_clear(never.memory(), true);
-    never.decode(text(n_tokens));
-    const bytes_t fresh = get_state(never);
-    const session late  = session::make(s);
-    check("state of one that does not decay is read", set_state(late, fresh));
-    generate(late, 1, n_tokens);
-    check_decayed("... and decays with the next token", read_seq_state(late, 0),
-                  range(0, n_cold(n_tokens, BALANCED.cold)));
+    check_state_without_decay(s, types, state, expected, n_tokens, n_more);
 }
 
 // Decay of what has decayed changes nothing.

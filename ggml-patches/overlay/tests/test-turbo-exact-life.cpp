@@ -145,130 +145,165 @@ static int64_t copied_cells(const session & s) {
     return read_state(s).caches.at(0).at(0).copied_cells.size();
 }
 
-void test_state(const setup & types) {
-    const bool can_cut = !llama_model_is_hybrid(model);
+// A context, and what it has saved after a prompt.
+struct saved_context {
+    setup    s;
+    int      n_prompt;
+    session  writer;
+    bytes_t  state;
+    bytes_t  seq_state;
+    logits_t expected;  // what follows
 
+    saved_context(const setup & s, int n_prompt) : s(s), n_prompt(n_prompt), writer(session::make(s)) {
+        writer.decode(text(n_prompt));
+        state     = get_state(writer);
+        seq_state = get_seq_state(writer, 0);
+        expected  = generate(writer, 12, n_prompt);
+    }
+
+    setup plain() const { return with(s, "", ""); }
+
+    // all sequences in one stream
+    setup shared() const {
+        setup res   = s;
+        res.unified = true;
+        return res;
+    }
+};
+
+static void check_state_is_read(const saved_context & saved) {
+    const double bound = nmse_batch(saved.s);
+    {
+        const session reader = session::make(saved.s);
+        check("state read", set_state(reader, saved.state));
+        check_goes_on(saved.expected, generate(reader, 12, saved.n_prompt));
+    }
+    {
+        const session reader = session::make(saved.s);
+        check("sequence read", set_seq_state(reader, saved.seq_state, 1));
+        check_at_most("... continues", nmse(saved.expected, generate(reader, 12, saved.n_prompt, 1)), bound);
+    }
+    {
+        const session reader = session::make(saved.s);
+        reader.decode(text(N_LONG, 0, 0, 3));
+        reader.decode(text(50, 0, 1, 4));
+        check("sequence read into a used cache", set_seq_state(reader, saved.seq_state, 1));
+        check_at_most("... continues", nmse(saved.expected, generate(reader, 12, saved.n_prompt, 1)), bound);
+    }
+}
+
+// Into other numbers of exact tokens, and of rows: what both have, and the rest from the cache.
+static void check_other_sizes(const saved_context & saved) {
+    const setup & s         = saved.s;
+    const int     n_prompt  = saved.n_prompt;
+    const double  one_token = nmse_of_types(s);
+    for (const setup & to : { saved.plain(), with(s, "20", "300"), with(s, "2", "4"), with(s, "900", "900") }) {
+        const session reader = session::make(to);
+        check("state read with sink '" + to.sink + "', tail '" + to.tail + "'", set_state(reader, saved.state));
+        check_at_most("... continues", nmse(saved.expected, generate(reader, 12, n_prompt)), one_token);
+    }
+    setup narrow = s;
+    narrow.n_seq = 1;
+    for (const auto & [from, to] : { std::make_pair(saved.shared(), narrow), std::make_pair(narrow, saved.shared()) }) {
+        const session first = session::make(from);
+        first.decode(text(n_prompt));
+        const session second = session::make(to);
+        check("state read with another number of rows", set_seq_state(second, get_seq_state(first, 0), 0));
+        check_count("... and all its copies", copied_cells(second), std::min(n_prompt, SINK + TAIL + REWIND - 1));
+        check_goes_on(generate(first, 12, n_prompt), generate(second, 12, n_prompt));
+    }
+    const session reader = session::make(with(s, "2", "4"));
+    set_state(reader, saved.state);
+    check_count("a smaller window takes its copies", copied_cells(reader), std::min(n_prompt, 2 + 4 + REWIND - 1));
+}
+
+// A sequence beside others does not take their copies.
+static void check_beside_another(const saved_context & saved) {
+    const double bound = nmse_batch(saved.s);
+
+    const session writer = session::make(saved.shared());
+    writer.decode(text(saved.n_prompt));
+    const bytes_t  one      = get_seq_state(writer, 0);
+    const logits_t expected = generate(writer, 12, saved.n_prompt);
+
+    const session alone = session::make(saved.shared());
+    alone.decode(text(100, 0, 1, 9));
+    const session both = session::make(saved.shared());
+    both.decode(text(100, 0, 1, 9));
+    check("a sequence read beside another", set_seq_state(both, one, 0));
+    check_at_most("... which continues as without", nmse(generate(alone, 12, 100, 1, 9), generate(both, 12, 100, 1, 9)),
+                  bound);
+    check_at_most("... and itself", nmse(expected, generate(both, 12, saved.n_prompt)), bound);
+}
+
+static void check_without_copies(const saved_context & saved) {
+    const int n_prompt = saved.n_prompt;
+    {
+        saved_state    erased = read_state(saved.writer);
+        saved_stream & stream = erased.caches.at(0).at(0);
+        for (const saved_tensor & tensor : stream.copies) {
+            for (size_t i = 0; i < stream.copied_cells.size(); ++i) {
+                erase_row(erased, tensor, i);
+            }
+        }
+        const session with_copies    = session::make(saved.plain());
+        const session without_copies = session::make(saved.plain());
+        check("states read by a cache without copies",
+              set_state(with_copies, read_state(saved.writer).bytes) && set_state(without_copies, erased.bytes));
+        check_same("... which leaves them out", generate(with_copies, 4, n_prompt + 12),
+                   generate(without_copies, 4, n_prompt + 12));
+    }
+    const double  one_token = nmse_of_types(saved.s);
+    const session writer    = session::make(saved.plain());
+    writer.decode(text(n_prompt));
+    const bytes_t  state     = get_state(writer);
+    const bytes_t  seq_state = get_seq_state(writer, 0);
+    const logits_t expected  = generate(writer, 1, n_prompt);
+
+    const session reader = session::make(saved.s);
+    reader.decode(text(N_LONG, 0, 0, 3));
+    check("state without copies read", set_state(reader, state));
+    check_at_most("... continues", nmse(expected, generate(reader, 1, n_prompt)), one_token);
+    reader.decode(text(N_LONG, 0, 1, 3));
+    check("... and of a sequence", set_seq_state(reader, seq_state, 1));
+    check_at_most("... continues", nmse(expected, generate(reader, 1, n_prompt, 1)), one_token);
+}
+
+static void check_damaged(const saved_context & saved) {
+    for (double part : { 0.02, 0.3, 0.9 }) {
+        const session reader = session::make(saved.s);
+        const bytes_t cut(saved.seq_state.begin(), saved.seq_state.begin() + (size_t) (part * saved.seq_state.size()));
+        check(format("%.0f %% of a state refused", 100 * part), !set_seq_state(reader, cut, 0));
+        llama_memory_clear(reader.memory(), true);
+        check_same("... and the context works on", last_logits(session::make(saved.s).decode(text(24)), 1),
+                   last_logits(reader.decode(text(24)), 1));
+    }
+    if (llama_model_is_hybrid(model)) {
+        return;
+    }
+    bytes_t    damaged = saved.seq_state;
+    const auto found   = std::search(damaged.begin(), damaged.end(), (const uint8_t *) &EXACT_STATE,
+                                     (const uint8_t *) (&EXACT_STATE + 1));
+    check("the state has copies", found != damaged.end());
+    found[8] ^= 1;  // the bytes of a copy
+    const session reader = session::make(saved.s);
+    check("copies of another size refused", !set_seq_state(reader, damaged, 0));
+    check_log_has("... with the reason", "the state is damaged, or of another model: f16 copies of ");
+    check_other_layout_refused(saved.writer, saved.s);
+}
+
+void test_state(const setup & types) {
     for (int n_prompt : { 48, N_LONG }) {
         printf("     %d tokens\n", n_prompt);
 
         setup s = long_context(window(types));
         s.n_seq = 2;
 
-        const session writer = session::make(s);
-        writer.decode(text(n_prompt));
-        const bytes_t  state     = get_state(writer);
-        const bytes_t  seq_state = get_seq_state(writer, 0);
-        const logits_t expected  = generate(writer, 12, n_prompt);
-
-        {
-            const session reader = session::make(s);
-            check("state read", set_state(reader, state));
-            check_goes_on(expected, generate(reader, 12, n_prompt));
-        }
-        {
-            const session reader = session::make(s);
-            check("sequence read", set_seq_state(reader, seq_state, 1));
-            check_at_most("... continues", nmse(expected, generate(reader, 12, n_prompt, 1)), nmse_batch(types));
-        }
-        {
-            const session reader = session::make(s);
-            reader.decode(text(N_LONG, 0, 0, 3));
-            reader.decode(text(50, 0, 1, 4));
-            check("sequence read into a used cache", set_seq_state(reader, seq_state, 1));
-            check_at_most("... continues", nmse(expected, generate(reader, 12, n_prompt, 1)), nmse_batch(types));
-        }
-
-        // into other windows, and other numbers of rows: what both have, and the rest from the cache
-        const setup  plain     = with(s, "", "");
-        const double one_token = nmse_of_types(types);
-        for (const setup & to : { plain, with(s, "20", "300"), with(s, "2", "4"), with(s, "900", "900") }) {
-            const session reader = session::make(to);
-            check("state read with sink '" + to.sink + "', tail '" + to.tail + "'", set_state(reader, state));
-            check_at_most("... continues", nmse(expected, generate(reader, 12, n_prompt)), one_token);
-        }
-        setup narrow   = s;
-        narrow.n_seq   = 1;
-        setup shared   = s;
-        shared.unified = true;
-        for (const auto & [from, to] : { std::make_pair(shared, narrow), std::make_pair(narrow, shared) }) {
-            const session first = session::make(from);
-            first.decode(text(n_prompt));
-            const session second = session::make(to);
-            check("state read with another number of rows", set_seq_state(second, get_seq_state(first, 0), 0));
-            check_count("... and all its copies", copied_cells(second), std::min(n_prompt, SINK + TAIL + REWIND - 1));
-            check_goes_on(generate(first, 12, n_prompt), generate(second, 12, n_prompt));
-        }
-        {
-            const session reader = session::make(with(s, "2", "4"));
-            set_state(reader, state);
-            check_count("a smaller window takes its copies", copied_cells(reader),
-                        std::min(n_prompt, 2 + 4 + REWIND - 1));
-        }
-        {
-            // a sequence beside others does not take their copies
-            const session writer_of_one = session::make(shared);
-            writer_of_one.decode(text(n_prompt));
-            const bytes_t  one             = get_seq_state(writer_of_one, 0);
-            const logits_t expected_of_one = generate(writer_of_one, 12, n_prompt);
-
-            const session alone = session::make(shared);
-            alone.decode(text(100, 0, 1, 9));
-            const session both = session::make(shared);
-            both.decode(text(100, 0, 1, 9));
-            check("a sequence read beside another", set_seq_state(both, one, 0));
-            check_at_most("... which continues as without",
-                          nmse(generate(alone, 12, 100, 1, 9), generate(both, 12, 100, 1, 9)), nmse_batch(types));
-            check_at_most("... and itself", nmse(expected_of_one, generate(both, 12, n_prompt)), nmse_batch(types));
-        }
-        {
-            saved_state erased = read_state(writer);
-            for (const saved_tensor & tensor : erased.caches.at(0).at(0).copies) {
-                for (size_t i = 0; i < erased.caches.at(0).at(0).copied_cells.size(); ++i) {
-                    erase_row(erased, tensor, i);
-                }
-            }
-            const session with_copies    = session::make(plain);
-            const session without_copies = session::make(plain);
-            check("states read by a cache without copies",
-                  set_state(with_copies, read_state(writer).bytes) && set_state(without_copies, erased.bytes));
-            check_same("... which leaves them out", generate(with_copies, 4, n_prompt + 12),
-                       generate(without_copies, 4, n_prompt + 12));
-        }
-        {
-            const session writer_without = session::make(plain);
-            writer_without.decode(text(n_prompt));
-            const bytes_t  plain_state     = get_state(writer_without);
-            const bytes_t  plain_seq_state = get_seq_state(writer_without, 0);
-            const logits_t expected_plain  = generate(writer_without, 1, n_prompt);
-
-            const session reader = session::make(s);
-            reader.decode(text(N_LONG, 0, 0, 3));
-            check("state without copies read", set_state(reader, plain_state));
-            check_at_most("... continues", nmse(expected_plain, generate(reader, 1, n_prompt)), one_token);
-            reader.decode(text(N_LONG, 0, 1, 3));
-            check("... and of a sequence", set_seq_state(reader, plain_seq_state, 1));
-            check_at_most("... continues", nmse(expected_plain, generate(reader, 1, n_prompt, 1)), one_token);
-        }
-
-        // damaged
-        for (double part : { 0.02, 0.3, 0.9 }) {
-            const session reader = session::make(s);
-            const bytes_t cut(seq_state.begin(), seq_state.begin() + (size_t) (part * seq_state.size()));
-            check(format("%.0f %% of a state refused", 100 * part), !set_seq_state(reader, cut, 0));
-            llama_memory_clear(reader.memory(), true);
-            check_same("... and the context works on", last_logits(session::make(s).decode(text(24)), 1),
-                       last_logits(reader.decode(text(24)), 1));
-        }
-        if (can_cut) {
-            bytes_t    damaged = seq_state;
-            const auto found   = std::search(damaged.begin(), damaged.end(), (const uint8_t *) &EXACT_STATE,
-                                             (const uint8_t *) (&EXACT_STATE + 1));
-            check("the state has copies", found != damaged.end());
-            found[8] ^= 1;  // the bytes of a copy
-            const session reader = session::make(s);
-            check("copies of another size refused", !set_seq_state(reader, damaged, 0));
-            check_log_has("... with the reason", "the state is damaged, or of another model: f16 copies of ");
-            check_other_layout_refused(writer, s);
-        }
+        const saved_context saved(s, n_prompt);
+        check_state_is_read(saved);
+        check_other_sizes(saved);
+        check_beside_another(saved);
+        check_without_copies(saved);
+        check_damaged(saved);
     }
 }

@@ -5,7 +5,7 @@
 // The layout is that of llama_kv_cache::state_write(), with rows of V (flash attention). A model has one such cache, or with sliding windows
 // two: of the layers without a window first. What recurrent layers add behind it is not read.
 
-#include "../ggml/src/ggml-turbo.h"
+#include "../ggml/src/turbo/scalar.h"
 #include "test-turbo-session.h"
 
 #include <functional>

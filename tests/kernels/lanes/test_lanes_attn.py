@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from lanes_tools import CUDA, HIP32, HIP64, Device, Library, each_device, load
 
-from turbo_gguf.codec import oracle, reference, tables
+from turbo_gguf.codec import oracle, scalar, tables
 
 Floats = npt.NDArray[np.float32]
 
@@ -93,8 +93,8 @@ def pack(kind: str, x: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     if kind in TRELLIS:
         packed = oracle.load().quantize_trellis(TRELLIS[kind], x)
         return packed, oracle.load().dequantize(TRELLIS[kind], packed)
-    packed = reference.quantize(SCALAR[kind], x.reshape(-1, x.shape[-1]))
-    return packed.reshape(*x.shape[:-1], -1), reference.dequantize(SCALAR[kind], packed).reshape(x.shape)
+    packed = scalar.quantize(SCALAR[kind], x.reshape(-1, x.shape[-1]))
+    return packed.reshape(*x.shape[:-1], -1), scalar.dequantize(SCALAR[kind], packed).reshape(x.shape)
 
 
 def at_16(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,10 @@
 #include "ggml.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
+
+#define GGML_LOG_WARN(...) fprintf(stderr, __VA_ARGS__)
 
 static inline float standalone_half_to_float(ggml_fp16_t h) {
     const float sign     = (h & 0x8000) ? -1.0f : 1.0f;

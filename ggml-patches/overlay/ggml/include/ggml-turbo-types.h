@@ -26,6 +26,7 @@ static inline bool ggml_turbo_is_trellis(enum ggml_type type) {
             return false;
     }
 }
+
 #undef GGML_TURBO_CASE
 
 // Temporal decay takes one bit of each value of these types, in place.

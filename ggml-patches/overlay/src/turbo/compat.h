@@ -59,8 +59,8 @@ struct llama_turbo_access {
     static bool is_reserving(const llama_kv_cache_context & mctx) { return mctx.ubatches.empty(); }
 
     //
-    // rotation: upstream keeps the sizes of the groups, n_rot_k and n_rot_v (0: none), and a state holds them. Before build 11117 or later it
-    // kept flags, attn_rot_k and attn_rot_v, and the graph chose the size.
+    // rotation: since some build after 0.3.36 and before b11434, upstream keeps the sizes of the groups, n_rot_k and n_rot_v (0: none), and a
+    // state holds them. Older ones keep flags, attn_rot_k and attn_rot_v, and the graph chooses the size.
     //
 
     static auto & hadamard(llama_kv_cache & kv) { return kv.attn_rot_hadamard; }

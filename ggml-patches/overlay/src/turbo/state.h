@@ -16,6 +16,9 @@ class llama_kv_cache;
 //
 // v_trans itself is 0 or 1. A cache of ours has a turbo type, a calibration or copies. So a state that a build on another upstream has saved is
 // refused with the reason wherever the layouts differ, and never misread. States without a turbo type stay those of upstream.
+//
+// Unmarked states, of upstream's types, are left to upstream. Where one with sizes is read without, the size of K's group stands in the place of
+// its type, and 64 is the number of turbo2. It is refused even then, since the row size that follows has K's type in its upper half.
 
 //   ranges: of cells, pairs of begin and end
 void llama_turbo_write_state(const llama_kv_cache &                             kv,

@@ -5,6 +5,7 @@
 #include "turbo/attn-host.cuh"
 #include "turbo/decode-pairs.cuh"
 #include "turbo/decode.cuh"
+#include "turbo/env.h"
 #include "turbo/prefill.cuh"
 #include "turbo/turbo.cuh"
 
@@ -241,13 +242,7 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
 
 // GGML_TURBO_CUDA_SLICE: keys of a slice, for tests; 0 where it is not set.
 static int64_t turbo_slice_keys_wanted() {
-    const char * env = getenv("GGML_TURBO_CUDA_SLICE");
-    if (!env) {
-        env = getenv("GGML_CUDA_TURBO_SLICE");
-        if (env) {
-            GGML_LOG_WARN("%s: GGML_CUDA_TURBO_SLICE is an old name, use GGML_TURBO_CUDA_SLICE\n", __func__);
-        }
-    }
+    const char * env = ggml_turbo_getenv("GGML_TURBO_CUDA_SLICE", "GGML_CUDA_TURBO_SLICE");
     return env ? std::max(atoi(env) / FATTN_KQ_STRIDE, 2) * FATTN_KQ_STRIDE : 0;
 }
 

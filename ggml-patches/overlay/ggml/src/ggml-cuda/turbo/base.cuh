@@ -10,9 +10,9 @@
 // (tests/kernels/lanes).
 
 #include "ggml-cuda/common.cuh"
-#include "ggml-turbo-trellis.h"
-#include "ggml-turbo.h"
 #include "turbo/list.h"
+#include "turbo/scalar.h"
+#include "turbo/trellis.h"
 
 #include <cstdint>
 

@@ -8,7 +8,7 @@ import pytest
 from fake_machine import World
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.make import presets
+from turbo_gguf.make import presets, toolkits
 from turbo_gguf.make.build import ensure_build
 from turbo_gguf.make.toolkits import cuda, rocm
 
@@ -306,3 +306,21 @@ def test_the_drivers_version_is_read(world: World) -> None:
     assert cuda.driver_version() == ""
     cuda.DRIVER.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\nGCC version: gcc 13.3.0\n")
     assert cuda.driver_version() == "580.159.04"
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_toolkit_is_a_row() -> None:
+    names = ["cpu", "cpu-debug", "rocm", "rocm-all-pairs", "cuda", "cuda-all-pairs"]
+    assert list(presets.PRESETS) == names
+    rows = toolkits.TOOLKITS.values()
+    assert len({row.backend for row in rows}) == len(rows) and [row.name for row in rows] == list(toolkits.TOOLKITS)
+    for name in names:
+        row = toolkits.of_preset(name)
+        assert presets.backend_of(name) == row.backend and toolkits.of_device(row.device) is row
+        assert row.cmake.items() <= presets.preset(name).options.items()
+
+
+def test_layers_go_to_a_gpu_where_there_is_one() -> None:
+    assert [toolkits.gpu_layers(row.backend) for row in toolkits.TOOLKITS.values()] == [(), ("-ngl", "999"), ("-ngl", "999")]

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from measuring import MODEL, log
+from measuring import LOGS, MODEL, log
 
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.decay import DecayShares
@@ -76,6 +76,18 @@ def test_a_real_log_with_a_map_and_decay() -> None:
     assert perplexity.kld_stats(out, err).chunks == 3
     with pytest.raises(SilentFallback):
         _check(found, "turbo4/turbo3 v=-2:q8_0 decay=balanced")
+
+
+def test_a_real_log_with_decay_and_exact_tokens() -> None:
+    """Of upstream's newer form, in which rotations have sizes."""
+    found = log_facts((LOGS / "cache-settings.err").read_text())
+    _check(found, "turbo3/turbo4 decay=balanced sink=4 tail=16")
+    guard.check_decayed(found, 96)
+    (cache,) = found.caches
+    assert cache.patched and cache.decaying == (4, 4) and cache.copies == Copies(64, 1, 0.25)
+    for other in ("turbo3/turbo4", "turbo3/turbo4 decay=balanced sink=4", "turbo3/turbo4 decay=aggressive sink=4 tail=16"):
+        with pytest.raises(SilentFallback):
+            _check(found, other)
 
 
 def test_all_that_the_line_tells() -> None:

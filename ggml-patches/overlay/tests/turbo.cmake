@@ -6,6 +6,11 @@ llama_build(test-turbo-decay.cpp test-turbo-decay-life.cpp)
 llama_build(test-turbo-calibration.cpp test-turbo-calibration-life.cpp)
 llama_build(test-turbo-exact.cpp test-turbo-exact-life.cpp)
 
+# They look into ggml's own headers.
+foreach(subject cache layers decay calibration exact)
+    target_include_directories(test-turbo-${subject} PRIVATE ${PROJECT_SOURCE_DIR}/ggml/src)
+endforeach()
+
 # Times of single ops, run by scripts/gpu/bench_gpu.py and scripts/bench/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)
 

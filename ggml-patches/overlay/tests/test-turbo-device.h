@@ -22,8 +22,11 @@ class limited_device {
         };
         if (!knows_turbo) {
             foreign                        = *cpu->reg;
-            foreign.iface.get_proc_address = nullptr;
-            device.reg                     = &foreign;
+            foreign.iface.get_proc_address = [](ggml_backend_reg_t, const char * name) {
+                return strcmp(name, "ggml_turbo_ops") == 0 ? nullptr :
+                                                             ggml_backend_reg_get_proc_address(cpu->reg, name);
+            };
+            device.reg = &foreign;
         }
         device.iface.get_props    = get_props;
         device.iface.init_backend = init_backend;

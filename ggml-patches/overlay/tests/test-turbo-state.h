@@ -2,7 +2,7 @@
 
 // What is in a KV cache, read from its saved state: types and rows of each layer, position and sequences of each cell.
 //
-// The layout is that of llama_kv_cache::state_write(), with rows of V (flash attention). A model has one such cache, or with sliding windows
+// The layout is that of llama_kv_cache::state_write(). Rows of V are there with flash attention only. A model has one such cache, or with sliding windows
 // two: of the layers without a window first. What recurrent layers add behind it is not read.
 
 #include "../ggml/src/turbo/scalar.h"
@@ -138,7 +138,7 @@ class state_reader {
             pos += n_copies * n_bytes;
             v_trans = read<uint32_t>();
         }
-        require(v_trans == 0, "V is not transposed");
+        require(v_trans <= 1, "V is transposed or not");
         const uint32_t n_layer = read<uint32_t>();
         res.sizes_at           = pos;
         pos += STATES_HAVE_ROT_SIZES ? 2 * sizeof(uint32_t) : 0;
@@ -146,12 +146,26 @@ class state_reader {
             const size_t row_size = n_bytes / (2 * n_layer);
             res.copies.push_back({ GGML_TYPE_F16, row_size, first_copy + i * row_size * res.copied_cells.size() });
         }
-        for (std::vector<saved_tensor> * side : { &res.k, &res.v }) {
-            for (uint32_t i = 0; i < n_layer; ++i) {
-                side->push_back(read_tensor(n_cells));
+        for (uint32_t i = 0; i < n_layer; ++i) {
+            res.k.push_back(read_tensor(n_cells));
+        }
+        for (uint32_t i = 0; i < n_layer; ++i) {
+            if (v_trans) {
+                skip_transposed(n_cells);
+            } else {
+                res.v.push_back(read_tensor(n_cells));
             }
         }
         return res;
+    }
+
+    // V without flash attention: values of a channel stand together.
+    void skip_transposed(uint32_t n_cells) {
+        read<int32_t>();  // type
+        const uint32_t size   = read<uint32_t>();
+        const uint32_t n_embd = read<uint32_t>();
+        pos += (size_t) n_cells * n_embd * size;
+        require(pos <= bytes.size(), "values");
     }
 
     saved_tensor read_tensor(uint32_t n_cells) {

@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <mutex>
-#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -15,19 +13,14 @@ static std::string env_text(const char * name) {
     return value ? value : "";
 }
 
-// The value of a variable, or of the one that had its part in the last release.
+// The value of a variable, or of the one that had its part in the last release. It warns for each context: programs make their first one without
+// a log, to measure memory.
 static std::string env_text(const char * name, const char * old_name) {
     const std::string old_text = env_text(old_name);
     if (old_text.empty() || !env_text(name).empty()) {
         return env_text(name);
     }
-
-    static std::mutex                 mutex;
-    static std::set<std::string>      warned;
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (warned.insert(old_name).second) {
-        LLAMA_LOG_WARN("llama_turbo_cache: %s is now %s; the old name will go with the next release\n", old_name, name);
-    }
+    LLAMA_LOG_WARN("llama_turbo_cache: %s is now %s; the old name will go with the next release\n", old_name, name);
 
     return old_text;
 }

@@ -203,7 +203,7 @@ def test_a_calibration_by_its_old_name(tool: Tool, trained: Path, prose: Path, t
     done = tool("llama-completion", *tool_args("llama-completion", trained, prose), env={"TURBO_CALIBRATION": str(missing)})
     assert done.refused, done.text[-3000:]
     assert "TURBO_CALIBRATION is now TURBO_CACHE_CALIBRATION" in done.text
-    assert f"calibration {missing}: no file" in done.text
+    assert f"calibration {missing}: No such file" in done.text
 
 
 @pytest.mark.parametrize("program", [*PROGRAMS, "llama-server"])

@@ -184,7 +184,7 @@ def test_tools_load_it(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp
     done = run(tool, program, tiny("head64"), prose, calibrate(tiny("head64"), tmp_path, prose))
     assert done.rc == 0, done.text
     if program == "llama-bench":
-        assert "of 2 layers, K of 2 centered, K of 2 scaled, V of 2 centered, V of 2 scaled" in done.text
+        assert "| calibrated K 2 2 V 2 2 of 2" in done.text
 
 
 @pytest.mark.parametrize("program", [*PROGRAMS, "llama-server"])

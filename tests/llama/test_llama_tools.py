@@ -196,6 +196,9 @@ def test_a_variable_by_its_old_name(tool: Tool, trained: Path, prose: Path, old:
     done = tool("llama-completion", *args, env={old: "nonsense", name: value})
     assert done.rc == 0, done.text[-3000:]
     assert cache_lines(done.text)[-1].settings == settings
+    done = tool("llama-completion", *args, env={old: value, name: ""})
+    assert done.rc == 0 and f"{old} is now" not in done.text, done.text[-3000:]
+    assert cache_lines(done.text)[-1].settings != settings
 
 
 def test_a_calibration_by_its_old_name(tool: Tool, trained: Path, prose: Path, tmp_path: Path) -> None:

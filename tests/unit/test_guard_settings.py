@@ -287,7 +287,7 @@ def test_decay_that_is_what_was_asked_for() -> None:
         (DECAYS, (), "turbo3 decay=balanced", "nothing decays; it must be K of 4 and V of 4 layers decay"),
         ("turbo3", ("no decay: sliding window",), "turbo3", "the log tells of decay"),
         (DECAYS, ("no decay: sliding window",), "turbo3 decay=balanced", "no KV cache decays"),
-        (DECAYS, ("no decay: no layer",), "turbo3 decay=balanced", "nothing decays; it must be K of 4"),
+        (DECAYS, ("no decay: no layer of a type that decays",), "turbo3 decay=balanced", "nothing decays; it must be K of 4"),
     ],
 )
 def test_another_decay_than_asked_for(spec: str, parts: tuple[str, ...], types: str, words: str) -> None:

@@ -227,7 +227,7 @@ static void test_none(const setup & types) {
         const setup    other  = { type, type };
         const logits_t logits = run(plain(other));
         check_same(std::string("a cache in ") + ggml_type_name(type), logits, run(balanced(other)));
-        check_cache_line_has("... which is said", " | no decay: no layer\n");
+        check_cache_line_has("... which is said", " | no decay: no layer of a type that decays\n");
         check("... and nothing is counted", logged_totals().n_passes == -1);
     }
 
@@ -293,7 +293,7 @@ static void test_device(const setup & types) {
         check_no_session("... for one layer, too", half, "can't do temporal decay of cache type turbo3 in layer ");
         half.layers_v = "-1:turbo2";
         run(half);
-        check_cache_line_has("... but for types that decay only", " | no decay: no layer\n");
+        check_cache_line_has("... but for types that decay only", " | no decay: no layer of a type that decays\n");
     }
     {
         // such as RPC, which forwards custom operations and can't know

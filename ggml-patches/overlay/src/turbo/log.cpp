@@ -76,7 +76,7 @@ static std::string decaying_layers(const llama_turbo_decay & decay, bool has_win
         return format(" | decaying %zu/%zu", decay.n_layers_k(), decay.n_layers_v());
     }
 
-    return has_window ? " | no decay: sliding window" : " | no decay: no layer";
+    return has_window ? " | no decay: sliding window" : " | no decay: no layer of a type that decays";
 }
 
 static std::string exact_copies(const llama_turbo_exact & exact, uint32_t n_stream) {

@@ -98,7 +98,8 @@ void llama_turbo_init_rotation(llama_kv_cache & kv, bool is_mixed) {
 
 // Where upstream keeps sizes, its own graph takes ours.
 static ggml_tensor * build_rot(ggml_context * ctx, bool is_rotated, int32_t n_embd_head, const char * name) {
-    if (llama_turbo_access::has_rot_sizes() || !is_rotated || n_embd_head % UPSTREAM_GROUP_MIN == 0) {
+    if (llama_turbo_access::has_rot_sizes() || !is_rotated || n_embd_head <= 0 ||
+        n_embd_head % UPSTREAM_GROUP_MIN == 0) {
         return nullptr;
     }
 

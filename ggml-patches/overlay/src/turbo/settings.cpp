@@ -13,11 +13,11 @@ static std::string env_text(const char * name) {
     return value ? value : "";
 }
 
-// The value of a variable, or of the one that had its part in the last release. It warns for each context: programs make their first one without
-// a log, to measure memory.
+// The value of a variable, or where it is not set (set to nothing: none) of the one that had its part in the last release. It warns for each
+// context: programs make their first one without a log, to measure memory.
 static std::string env_text(const char * name, const char * old_name) {
     const std::string old_text = env_text(old_name);
-    if (old_text.empty() || !env_text(name).empty()) {
+    if (getenv(name) || old_text.empty()) {
         return env_text(name);
     }
     LLAMA_LOG_WARN("llama_turbo_cache: %s is now %s; the old name will go with the next release\n", old_name, name);

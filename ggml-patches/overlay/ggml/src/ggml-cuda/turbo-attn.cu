@@ -242,7 +242,7 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
 
 // GGML_TURBO_CUDA_SLICE: keys of a slice, for tests; 0 where it is not set.
 static int64_t turbo_slice_keys_wanted() {
-    const char * env = ggml_turbo_getenv("GGML_TURBO_CUDA_SLICE", "GGML_CUDA_TURBO_SLICE");
+    const char * env = ggml_turbo_getenv("GGML_TURBO_CUDA_SLICE", "GGML_CUDA_TURBO_SLICE", true);
     return env ? std::max(atoi(env) / FATTN_KQ_STRIDE, 2) * FATTN_KQ_STRIDE : 0;
 }
 

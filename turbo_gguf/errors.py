@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-EXIT_PASS = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_ENVIRONMENT = 3

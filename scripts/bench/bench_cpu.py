@@ -27,7 +27,7 @@ from bench_ops import KV_HEADS, PROGRAM, TYPES, Case, Check, Row, build_of, fits
 
 from turbo_gguf.assets import home
 from turbo_gguf.cache.spec import BASE, CacheSpec
-from turbo_gguf.cache.types import RIVALS, SCALAR, TURBO
+from turbo_gguf.cache.types import QUANTIZED_RIVALS, RIVALS, SCALAR, TURBO
 from turbo_gguf.errors import TurboError, report
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
@@ -79,7 +79,7 @@ AS_F16 = (Target(SCALAR, "f16", 1.0),)
 OP_TARGETS = {
     DECODE[-1]: (
         Target(("turbo4", "turbo3"), "f16", 4.0),
-        *(Target(("turbo4", "turbo3"), rival, 5.0) for rival in ("q8_0", "q4_0")),
+        *(Target(("turbo4", "turbo3"), rival, 5.0) for rival in QUANTIZED_RIVALS),
         Target(("turbo2",), "turbo3", 1.0),
     ),
     PREFILL: AS_F16,
@@ -191,7 +191,7 @@ def plans(depths: Sequence[int], rounds: int, threads: int, small: bool = False)
     deep = [depth for depth in depths if depth]
     planned = [((*RIVALS, *TURBO), depth, CHEAP * rounds) for depth in depths if not depth]
     planned += [(("f16", *TURBO), depth, rounds) for depth in deep]
-    planned += [(("q8_0", "q4_0"), depth, 1) for depth in sorted(deep)[:1]]
+    planned += [(QUANTIZED_RIVALS, depth, 1) for depth in sorted(deep)[:1]]
     for names, depth, count in planned:
         types = tuple(CacheSpec(name, name) for name in names)
         yield bench.BenchPlan(types, (depth,), *sizes, count, threads, "CPU", env)

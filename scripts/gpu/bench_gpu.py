@@ -36,17 +36,16 @@ from bench_ops import (
     targets,
 )
 
+from turbo_gguf.cache.types import QUANTIZED_RIVALS, TURBO
 from turbo_gguf.errors import TurboError, report
 from turbo_gguf.make.build import ensure_build
 
-RIVALS = ("q8_0", "q4_0")
 DECODE_KEYS = (4096, 16384, 65536, 262144)
 PREFILL = (512, 32768)  # queries, keys
 WRITE = (512, 8192)  # rows, keys of the attention that it is compared with
 
 DECODE_TARGETS = {4096: 1.0, 65536: 2.0, 262144: 2.5}
-"""Keys -> least speed against f16 of the types in DECODE_TYPES."""
-DECODE_TYPES = ("turbo3", "turbo4")
+"""Keys -> least speed against f16 of each of our types."""
 PREFILL_TARGET = 1.05  # most time against f16
 WRITE_TARGET = 0.02  # most time against the attention of the same tokens, for K and V together
 
@@ -88,11 +87,11 @@ def checks(rows: Iterable[Row]) -> list[Check]:
 def _decode_checks(case: Case, row: Row, by_case: Rows) -> Iterator[Check]:
     base, least = microseconds(by_case, case, "f16"), DECODE_TARGETS.get(case.keys)
     what = f"decode {shape_text(case)} {case.types}: "
-    if base and least is not None and case.types in DECODE_TYPES:
+    if base and least is not None and case.types in TURBO:
         speed = base / row.us if row.ok else 0.0
         yield Check(f"{what}speed / f16", speed, least, speed >= least)
     if case.types.startswith("turbo"):
-        for rival in RIVALS:
+        for rival in QUANTIZED_RIVALS:
             other = microseconds(by_case, case, rival)
             if other:
                 speed = other / row.us if row.ok else 0.0

@@ -18,18 +18,18 @@ import bench_model
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import embedded_model, home
-from turbo_gguf.codec import tables
+from turbo_gguf.cache.types import RIVALS, TURBO
 from turbo_gguf.errors import ToolFailed, TurboError
 from turbo_gguf.inputs import models
+from turbo_gguf.make import toolkits
 from turbo_gguf.make.build import Build, ensure_build
 from turbo_gguf.tools import capture, run, tail
 
 TARGETS = ("test-backend-ops", "test-turbo-perf", "llama-perplexity", "llama-bench")
 OPS = "SET_ROWS,GET_ROWS,CPY,CONT,DUP,FLASH_ATTN_EXT"
-OURS = tuple(t.name for t in (*reversed(tables.SCALAR), *reversed(tables.TRELLIS)))
-CACHE_TYPES = ("f16", "q8_0", "q4_0", *OURS)
+CACHE_TYPES = (*RIVALS, *TURBO)
 SANITIZED_PAIRS = (
-    *((name, name) for name in OURS),
+    *((name, name) for name in TURBO),
     *(("turbo4", "turbo3"), ("turbo4t", "turbo3t"), ("q8_0", "turbo3"), ("f16", "turbo4"), ("f16", "turbo2t")),
 )
 """Of each kind of decode kernel one, at all head sizes and numbers of queries."""
@@ -57,6 +57,11 @@ class Suite:
         self.key = f"{patchset.load().digest[:12]} {self.device}{' small' if self.small else ''}"
         self.build: Build | None = None
         self.stage_deadline = self.deadline
+
+    @property
+    def gpu_layers(self) -> tuple[str, ...]:
+        """Options of llama.cpp's tools that put all layers on the device."""
+        return toolkits.gpu_layers(toolkits.of_device(self.device).backend)
 
     def tool(self, name: str) -> Path:
         """A program of the build."""
@@ -163,17 +168,16 @@ def order(suite: Suite) -> Words:
         "-ub",
         "1",
     ]
-    device = ["-ngl", "0" if suite.device == "CPU" else "99"]
     variants: dict[str, dict[str, str]] = {
         "as it is": {},
         "no graphs": {"GGML_CUDA_DISABLE_GRAPHS": "1"},
         "serial": {"CUDA_LAUNCH_BLOCKING": "1", "AMD_SERIALIZE_KERNEL": "3"},
     }
     notes = [f"perplexity {' / '.join(variants)}"]
-    for types in OURS:
+    for types in TURBO:
         found = {}
         for name, env in variants.items():
-            argv: list[str | Path] = [*common, *device, "-fa", "on", "-ctk", types, "-ctv", types]
+            argv: list[str | Path] = [*common, *suite.gpu_layers, "-fa", "on", "-ctk", types, "-ctv", types]
             rc, text_out = suite.run(f"order-{types}-{name.replace(' ', '-')}", argv, env)
             match = re.search(r"Final estimate: PPL = ([\d.]+)", text_out)
             if rc != 0 or match is None:
@@ -239,8 +243,7 @@ def _llama_bench(suite: Suite, types: str, arguments: Sequence[str], log: str) -
         "on",
         "-o",
         "jsonl",
-        "-ngl",
-        "0" if suite.device == "CPU" else "99",
+        *suite.gpu_layers,
     ]
     rc, _ = suite.run(log, [suite.tool("llama-bench"), *base, *arguments])
     if rc != 0:

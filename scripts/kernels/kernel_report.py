@@ -21,12 +21,13 @@ from pathlib import Path
 
 import kernel_toolchains as toolchains
 from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_names
-from kernel_toolchains import AMD_TARGETS, CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
+from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
 
 from turbo_gguf import patchset
 from turbo_gguf.errors import EnvironmentMissing, TurboError, report
 from turbo_gguf.files import lock
 from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make.toolkits import rocm
 from turbo_gguf.make.upstream import fetch, resolve
 
 RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "kernels.md"
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--targets", default=",".join((*AMD_TARGETS, *NVIDIA_TARGETS)), help="architectures, separated by commas")
+    parser.add_argument("--targets", default=",".join((*rocm.INSPECTED, *NVIDIA_TARGETS)), help="architectures, separated by commas")
     parser.add_argument("--files", default="turbo*.cu", help="pattern of the sources")
     parser.add_argument("--upstream", help="llama.cpp snapshot  [default: the newest supported one]")
     parser.add_argument("--all-pairs", action="store_true", help="compile kernels for all K/V pairs, not only those of the default build")

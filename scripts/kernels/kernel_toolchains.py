@@ -17,7 +17,6 @@ from turbo_gguf.errors import EnvironmentMissing, ToolFailed
 from turbo_gguf.make.toolkits import cuda, rocm
 from turbo_gguf.tools import capture
 
-AMD_TARGETS = ("gfx1030", "gfx1100", "gfx1201", "gfx90a", "gfx942")
 NVIDIA_TARGETS = ("sm_80", "sm_90")
 
 CUDA_SOURCES = "ggml/src/ggml-cuda"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -50,12 +51,22 @@ def call(program: Path, folder: Path, *args: str) -> subprocess.CompletedProcess
     return subprocess.run([program, *args], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def evaluation_files() -> set[str]:
+    """All sweeps and gates, and what explains them."""
+    return {"eval/README.md", *(f"eval/{path.name}" for path in (ROOT / "eval").glob("*.toml"))}
+
+
+def test_the_build_backend_is_told_of_all_files_of_an_evaluation() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {path: f"turbo_gguf/_assets/{path}" for path in evaluation_files()} == {k: v for k, v in told.items() if k.startswith("eval/")}
+
+
 def test_the_wheel_holds_all_that_a_run_needs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     patches = patchset.load()
     wanted = {f"ggml-patches/hooks/{hook.name}" for hook in patches.hooks} | {f"ggml-patches/overlay/{path}" for path in patches.overlay}
-    wanted |= {"ggml-patches/series", "ggml-patches/upstreams.toml", "eval/gates.toml"}
-    assert {f"turbo_gguf/_assets/{path}" for path in wanted} <= names
+    wanted |= {"ggml-patches/series", "ggml-patches/upstreams.toml"}
+    assert {f"turbo_gguf/_assets/{path}" for path in wanted | evaluation_files()} <= names
     assert "turbo_gguf/data/model/eval-model.gguf" in names
     assert not [name for name in names if name.startswith(("build/", "tests/", "scripts/"))]
 

@@ -107,6 +107,17 @@ def test_another_machine_setting_starts_anew(sweep: Bench) -> None:
     assert len(sweep.calls()) == 8
 
 
+def test_a_calibration_that_was_moved_is_not_measured_again(sweep: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_probe", lambda *_: None)
+    found = {}
+    for path in ("a.gguf#0123abcd", "moved/b.gguf#0123abcd", "a.gguf#0123abce"):
+        types = CacheSpec.parse(f"q8_0 cal={path}")
+        found[path] = sweep.run(types=(types,), rounds=1)
+        assert {row.types for row in found[path]} == {types}, "the types are those asked for"  # type: ignore[attr-defined]
+    assert sweep.calls() == ["q8_0/q8_0 0,512"] * 2
+    assert len(found["moved/b.gguf#0123abcd"]) == len(found["a.gguf#0123abcd"]) == 4
+
+
 def test_silent_fallback_is_found_before_anything_is_measured(sweep: Bench) -> None:
     sweep.go_wrong(swap="q8_0")
     with pytest.raises(SilentFallback, match="is q8_0; asked for was f16"):

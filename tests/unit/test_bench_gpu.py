@@ -43,7 +43,7 @@ def decode(types: str, keys: int = 65536) -> Case:
 def test_the_cases_are_those_of_the_targets() -> None:
     found = list(bench_gpu.cases())
     assert len(found) == len(set(found))
-    for types in bench_gpu.DECODE_TYPES:
+    for types in bench_gpu.TURBO:
         for keys in bench_gpu.DECODE_TARGETS:
             for head in (128, 256):
                 for gqa in (4, 8):

@@ -238,6 +238,31 @@ def test_other_files(tmp_path: Path, change: dict[str, object], message: str) ->
         calibration.read(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "damaged: no turbo.calibration.model"),
+        ({"model": "0123abcd", "tensor": "k_scale"}, "damaged: list index out of range"),
+        ({"model": "0123abcd", "tensor": "blk.first.k_scale"}, "damaged: .*'first'"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    path = tmp_path / "damaged.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(calibration.TYPE)
+    writer.add_uint32("turbo.calibration.version", calibration.VERSION)
+    if "model" in change:
+        writer.add_string("turbo.calibration.model", change["model"])
+    writer.add_tensor(change.get("tensor", "blk.0.k_scale"), np.ones((HEADS, HEAD), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UsageError, match=message) as error:
+        calibration.read(path)
+    assert error.value.hint == "write it again: turbo-gguf calibrate"
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         calibration.read(tmp_path / "missing.gguf")

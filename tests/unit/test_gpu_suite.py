@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,8 +106,20 @@ def test_another_perplexity_without_graphs_is_a_failure(suite: Suite, monkeypatc
     assert gpu_stages.order(suite)[0] == "error"
 
 
+@pytest.mark.parametrize(("device", "options"), [("CUDA0", ["-ngl 999"]), ("ROCm0", ["-ngl 999"]), ("CPU", [])])
+def test_all_layers_are_on_the_device(suite: Suite, monkeypatch: pytest.MonkeyPatch, device: str, options: list[str]) -> None:
+    suite.device = device
+    monkeypatch.setattr(gpu_stages, "_model", lambda suite: Path("x"))
+    tool(suite, "llama-perplexity", 'echo "$@" >&2; echo "Final estimate: PPL = 53.1"')
+    tool(suite, "llama-bench", 'echo "$@" >&2')
+    gpu_stages.order(suite)
+    gpu_stages._llama_bench(suite, "turbo3", [], "bench-turbo3")
+    for log in ("order-turbo3-serial", "bench-turbo3"):
+        assert re.findall(r"-ngl \S+", (suite.out / f"logs/{log}.err").read_text()) == options
+
+
 def test_memory_is_held_against_the_rivals(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    peaks = dict(zip(gpu_stages.CACHE_TYPES, (900, 500, 400, 350, 300, 250, 340, 290, 240), strict=True))
+    peaks = dict(zip(gpu_stages.CACHE_TYPES, (900, 500, 400, 350, 340, 300, 290, 250, 240), strict=True))
     now = {"used": 1000}
     suite.out.mkdir()
 

@@ -348,6 +348,9 @@ def test_sliding_window_does_not_decay() -> None:
 # --- calibration ----------------------------------------------------------------------------------------------------------
 
 
+_CALIBRATED = "calibrated K 4 4 V 4 4 of 4"
+
+
 @pytest.fixture
 def calibrated(tmp_path: Path) -> CacheSpec:
     ones = np.ones((2, 128), np.float32)
@@ -367,12 +370,36 @@ def test_calibration_is_part_of_the_types(calibrated: CacheSpec) -> None:
         parse_types("turbo3 cal=/no/such/file.gguf")
 
 
+def test_a_path_may_have_a_mark_of_its_own(calibrated: CacheSpec, tmp_path: Path) -> None:
+    assert calibrated.calibration is not None
+    digest = calibrated.calibration.digest
+    path = Path(calibrated.calibration.path).rename(tmp_path / "a#2.gguf")
+    for text in (f"turbo3 cal={path}", f"turbo3 cal={path}#{digest}"):
+        types = parse_types(text)
+        assert types.calibration is not None and (types.calibration.path, types.calibration.digest) == (str(path), digest)
+        assert list(options(types))[-1] == str(path)
+
+
+def test_parts_that_settings_need(calibrated: CacheSpec) -> None:
+    assert calibrated.calibration is not None
+    cal = f"cal={calibrated.calibration.digest}"
+    for spec, parts, types, words in (
+        ("turbo3 sink=4 tail=16", (), "turbo3 sink=4 tail=16", "no copies of exact tokens do not go with turbo3 sink=4 tail=16"),
+        ("turbo3", (_copies(),), "turbo3", "copies of exact tokens do not go with turbo3"),
+        (f"turbo3 {cal}", (), str(calibrated), "no calibrated layers do not go with turbo3 cal="),
+        ("turbo3", (_CALIBRATED,), "turbo3", "calibrated layers do not go with turbo3"),
+    ):
+        with pytest.raises(SilentFallback) as caught:
+            _check(_facts(_cache(spec, *parts, k=3.5, v=3.5)), types)
+        assert caught.value.message.startswith(f"KV cache 1 of 1: {words}")
+
+
 def test_the_log_tells_the_same_calibration(calibrated: CacheSpec) -> None:
     assert calibrated.calibration is not None
     digest = calibrated.calibration.digest
 
     def logged(digest: str) -> LogFacts:
-        return _facts(_cache(f"turbo3 cal={digest}" if digest else "turbo3", k=3.5, v=3.5))
+        return _facts(_cache(f"turbo3 cal={digest}" if digest else "turbo3", *([_CALIBRATED] if digest else []), k=3.5, v=3.5))
 
     _check(logged(digest), str(calibrated))
     _check(logged(""), "turbo3")

@@ -63,15 +63,20 @@ def test_a_build_for_such_a_gpu_warns(tmp_path: Path, monkeypatch: pytest.Monkey
     tree(world.source, cuda=INTEGRATED)
     ensure_build(upstream=str(world.source))
     assert "warning" not in capsys.readouterr().err
-    made = msgspec.structs.replace(
-        TOOLKITS["rocm"], options=lambda: {"GPU_TARGETS": "gfx1100;gfx1151"}, compiler_version=lambda: ["HIP 7"], environment=dict
-    )
+    asked = []
+
+    def options() -> dict[str, str]:
+        asked.append(1)
+        return {"GPU_TARGETS": "gfx1100;gfx1151"}
+
+    made = msgspec.structs.replace(TOOLKITS["rocm"], options=options, compiler_version=lambda: ["HIP 7"], environment=dict)
     monkeypatch.setitem(TOOLKITS, "rocm", made)
     ensure_build("rocm", upstream=str(world.source))
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warned) == 1
     assert "known to be wrong on gfx1151: " in warned[0]
     assert f"use --upstream {default_name()}" in warned[0]
+    assert asked == [1], "the GPUs are asked for once"
 
 
 def test_the_doctor_warns_when_the_gpu_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,5 +98,5 @@ def test_the_doctor_looks_at_snapshots_with_a_build_for_the_gpu(tmp_path: Path, 
     other = fetching.supported()["0.3.35"]
     tree(other.pristine, cuda=INTEGRATED)
     assert list(doctor._known_wrong()) == []
-    monkeypatch.setattr(doctor, "_has_rocm_build", lambda upstream: upstream.name == "0.3.35")
+    monkeypatch.setattr(doctor, "_has_build", lambda upstream, toolkit: (upstream.name, toolkit.name) == ("0.3.35", "rocm"))
     assert [finding.name for finding in doctor._known_wrong()] == ["llama.cpp 0.3.35"]

@@ -119,9 +119,10 @@ def test_releases_are_source_distributions_newest_first(server: Registry, as_htm
 
 
 def test_newer_leaves_out_previews_and_what_was_withdrawn(server: Registry) -> None:
-    using = Settings((server.url,))
-    assert versions(newer("a-package", ["1.0", "1.9"], using)) == ["1.10"]
-    assert newer("a-package", ["1.10"], using) == []
+    found = releases("a-package", Settings((server.url,)))
+    assert versions(newer(found, ["1.0", "1.9"])) == ["1.10"]
+    assert newer(found, ["1.10"]) == []
+    assert versions(newer(found, [])) == ["1.10", "1.9", "1.0"]
 
 
 def test_an_index_that_does_not_know_a_package_is_no_error(server: Registry, tmp_path: Path) -> None:

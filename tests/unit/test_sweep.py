@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
-from measuring import MODEL
+from measuring import MODEL, result
 from measuring import case as case_of
 
 from turbo_gguf import assets
@@ -15,12 +16,13 @@ from turbo_gguf.cache.decay import DecayShares
 from turbo_gguf.cache.fit import check_head_sizes
 from turbo_gguf.cache.layer_map import LayerMap
 from turbo_gguf.cache.spec import CacheSpec, parse_types
-from turbo_gguf.cache.types import CACHE_TYPES
+from turbo_gguf.cache.types import CACHE_TYPES, TURBO
 from turbo_gguf.cli.options import split
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs import models
 from turbo_gguf.judge import gate
 from turbo_gguf.measure import kld, sweep
+from turbo_gguf.measure.store import Store
 
 SETUP = sweep.Setup(build_id="b", model_sha256="m", text_sha256="t", backend="CPU")
 
@@ -38,7 +40,7 @@ def test_shipped_sweeps_load_and_gates_apply_to_them() -> None:
         cases = sweep.cases(plan, SETUP, gate.references(limits))
         for ctx in {case.ctx for case in cases}:
             here = {str(c.types) for c in cases if c.ctx == ctx and not c.is_noise_floor}
-            assert here >= {"q8_0", "q5_0", "q4_0", "turbo4", "turbo3"}
+            assert here >= {"q8_0", "q5_0", "q4_0", *TURBO}
             assert sum(c.is_noise_floor for c in cases if c.ctx == ctx) == 1
         assert {str(c.types) for c in cases if "turbo" in str(c.types)} <= set(limits.type)
 
@@ -96,6 +98,23 @@ def test_key_changes_with_everything_that_decides_the_numbers() -> None:
     keys = {msgspec.structs.replace(case, **{name: value}).key for name, value in changed.items()}
     assert len(keys | {case.key}) == len(changed) + 1
     assert case.key == sweep.cases(plan, SETUP)[-1].key
+
+
+def test_key_depends_on_what_is_in_a_calibration_not_on_where_it_is() -> None:
+    def key(calibration: str) -> str:
+        return case_of(f"turbo3 cal={calibration} tail=16").key
+
+    assert key("a.gguf#0123abcd") == key("/elsewhere/b.gguf#0123abcd") != key("a.gguf#0123abce")
+    assert key("a.gguf") != key("b.gguf"), "nothing is known about them"
+
+
+def test_results_of_a_calibration_that_was_moved_are_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append([result("q4_0 cal=a.gguf#0123abcd", 0.003)])
+    moved, again = case_of("q4_0 cal=/elsewhere/b.gguf#0123abcd"), case_of("q4_0 cal=a.gguf#0123abcd")
+    found = kld.measure([moved, again], SimpleNamespace(model=MODEL), store)  # type: ignore[arg-type]
+    assert [one.case for one in found] == [moved, again] and len({one.key for one in found}) == 1
+    assert [str(one.case.types) for one in found] == ["q4_0 cal=/elsewhere/b.gguf#0123abcd", "q4_0 cal=a.gguf#0123abcd"]
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,32 @@ def test_stand_ins_are_supported_architectures() -> None:
     for name, (target, version) in rocm.STAND_INS.items():
         assert name not in rocm.SUPPORTED
         assert target in rocm.SUPPORTED
+        assert target not in rocm.SAME_CODE or rocm.SAME_CODE[target] in rocm.INSPECTED
         assert target == "gfx" + version.replace(".", "")
+
+
+def test_architectures_are_inspected_or_say_that_they_are_not() -> None:
+    assert rocm.INSPECTED == ("gfx1030", "gfx1100", "gfx1201", "gfx90a", "gfx942")
+    assert set(rocm.INSPECTED) | set(rocm.SAME_CODE) == set(rocm.SUPPORTED)
+    assert set(rocm.SAME_CODE.values()) <= set(rocm.INSPECTED)
+    assert rocm.gpu_notes("gfx1151", None).endswith("; same code as gfx1100, not inspected")
+    assert "inspected" not in rocm.gpu_notes("gfx1100", None)
+    guide = (Path(__file__).parents[2] / "docs/guides/rocm.md").read_text("utf-8")
+    for name, other in rocm.SAME_CODE.items():
+        assert f"{name}: same code as {other}, not inspected" in guide
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "architectures"),
+    [
+        ("cpu", {"GPU_TARGETS": "gfx1100"}, []),
+        ("rocm", {"GPU_TARGETS": "gfx1100;gfx1151"}, ["gfx1100", "gfx1151"]),
+        ("cuda", {"CMAKE_CUDA_ARCHITECTURES": "90-real"}, ["90-real"]),
+        ("cuda", {}, []),
+    ],
+)
+def test_a_toolkit_knows_what_options_build_for(name: str, options: dict[str, str], architectures: list[str]) -> None:
+    assert toolkits.TOOLKITS[name].built_for(options) == architectures
 
 
 def test_what_keeps_a_user_from_the_gpu_is_told(monkeypatch: pytest.MonkeyPatch, world: World) -> None:

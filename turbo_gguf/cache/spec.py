@@ -135,6 +135,13 @@ def nothing_decays(types: CacheSpec) -> UsageError:
     return UsageError(f"cache type {str(types)!r}: nothing in it decays", f"types that decay: {able}; leave decay out for others")
 
 
+def measured(types: CacheSpec) -> CacheSpec:
+    """What decides the numbers: a calibration is known by its digest alone, wherever its file is."""
+    if types.calibration is None or not types.calibration.digest:
+        return types
+    return msgspec.structs.replace(types, calibration=CalibrationFile("", types.calibration.digest))
+
+
 def maps(types: CacheSpec) -> tuple[LayerMap, LayerMap]:
     """Layer maps of K and V: those that are set, or those of the layer-adaptive mode."""
     return MODES[types.adaptive] if types.adaptive else (types.layers_k or LayerMap(), types.layers_v or LayerMap())

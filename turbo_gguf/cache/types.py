@@ -62,6 +62,8 @@ TURBO = tuple(t.name for t in _OURS)
 RIVALS = ("f16", "q8_0", "q4_0")
 """Upstream's types that benchmarks of speed show beside ours."""
 
+QUANTIZED_RIVALS = tuple(name for name in RIVALS if CACHE_TYPES[name].is_quantized)
+
 
 def cache_type(name: str) -> CacheType:
     """Look a type up by the name that ``-ctk`` takes.

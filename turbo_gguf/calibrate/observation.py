@@ -61,7 +61,7 @@ class Observation:
 
     arch: str
     name: str
-    fingerprint: str  # of the weights of its norms, see overlay/src/llama-turbo-calibration.h
+    fingerprint: str  # of the weights of its norms, see overlay/src/turbo/calibration.h
     rope: str  # "none", "normal" (pairs 2i, 2i + 1) or "neox" (pairs i, i + n_rot/2)
     tokens: int  # 0: without a text
     layers: tuple[LayerShape, ...]

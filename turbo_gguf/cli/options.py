@@ -31,7 +31,7 @@ def preset(command: Command) -> Command:
 
 def upstream(command: Command) -> Command:
     """``--upstream``."""
-    text = "Name from `upstream list`, a folder, a tarball, or GIT-URL@COMMIT.  [default: the newest supported one]"
+    text = "Name from `upstream list`, PACKAGE==VERSION, a folder, a tarball, or GIT-URL@COMMIT.  [default: that of `upstream list`]"
     return click.option("--upstream", "--source", metavar="SOURCE", help=text)(command)
 
 

@@ -8,7 +8,7 @@ import click
 
 from turbo_gguf import patchset
 from turbo_gguf.cli import options
-from turbo_gguf.errors import EXIT_GATE_FAILED, TurboError, UsageError
+from turbo_gguf.errors import EXIT_GATE_FAILED, EnvironmentMissing, TurboError, UsageError
 from turbo_gguf.judge import trial
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import pip_settings, registry
@@ -50,21 +50,31 @@ def fetch_(source: str | None) -> None:
 
 @command.command()
 def news() -> None:
-    """Ask the package registry for versions that are newer than ours, and print each with llama.cpp's build number."""
+    """Ask the package registry for versions that are newer than ours, and print each with llama.cpp's build number.
+
+    Ends with 3 when the registry knows none of our packages.
+    """
     using = pip_settings.settings()
     pinned = list(supported().values())
     newest_build = max(upstream.build for upstream in pinned)
+    unknown = []
     for package in packages().values():
         ours = [upstream.version for upstream in pinned if upstream.package == package.name]
-        found = registry.newer(package.name, ours, using)
-        if not found:
-            click.echo(f"{package.name}: nothing newer than {max(ours, key=registry.order) if ours else 'nothing'}")
+        known = registry.releases(package.name, using)
+        found = registry.newer(known, ours)
+        if not known:
+            unknown.append(package.name)
+            click.echo(f"{package.name}: not known to the registry that pip is set up for")
+        elif not found:
+            click.echo(f"{package.name}: nothing newer than {registry.newest(ours) or 'nothing'}")
         for release in found[:NEWS_SHOWN]:
             build = package.build_of(release.version)
             note = "" if not build else f"  b{build}" + (", newer than all of ours" if build > newest_build else "")
             click.echo(f"{package.name} {release.version}{note}  turbo-gguf upstream try {package.name}=={release.version}")
         if len(found) > NEWS_SHOWN:
             click.echo(f"{package.name}: and {len(found) - NEWS_SHOWN} more")
+    if len(unknown) == len(packages()):
+        raise EnvironmentMissing(f"the registry knows nothing of {', '.join(unknown)}", registry.HINT)
 
 
 @command.command(name="try")
@@ -73,7 +83,7 @@ def news() -> None:
 @click.option("--again", is_flag=True, help="With --all: run those with a stored pass, too.")
 @click.option("--keep", is_flag=True, help="With --all: keep the builds. Without it, what was built here is removed after a pass.")
 @options.jobs
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the table of verdicts to this file, too.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the table of verdicts to this file.")
 def try_(source: str | None, *, every: bool, again: bool, keep: bool, jobs: int | None, report: Path | None) -> None:
     """Try the patch set on SOURCE: hooks, compiling for the CPU, upstream's tests of our types, a gate run, the life of caches.
 

@@ -20,19 +20,16 @@ from typing import Literal
 import msgspec
 
 from turbo_gguf import assets, patchset
-from turbo_gguf.cache.types import CACHE_TYPES
+from turbo_gguf.cache.types import TURBO
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, TurboError
 from turbo_gguf.inputs import models
 from turbo_gguf.judge import gate
 from turbo_gguf.make.build import Build, build_folder, ensure_build, read_manifest
 from turbo_gguf.make.upstream import Upstream, fetch
-from turbo_gguf.measure import kld, sweep
+from turbo_gguf.measure import environment, kld, sweep
 from turbo_gguf.measure.store import Store
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import describe_rc, run, tail
-
-TYPES = tuple(kind.name for kind in CACHE_TYPES.values() if kind.turbo)
-"""The cache types that a trial runs: all of ours."""
 
 OPS = "SET_ROWS,GET_ROWS,CPY,MUL_MAT,FLASH_ATTN_EXT"
 CTX, CHUNKS = 512, 8
@@ -86,6 +83,7 @@ class Trial(msgspec.Struct, frozen=True):
     seconds: float
     steps: tuple[Step, ...]
     mean_kld: dict[str, float] = {}  # by cache type, f16 is the base
+    env: tuple[str, ...] = ()  # GGML_*, TURBO_* variables in force, as NAME=value
 
     @property
     def passed(self) -> bool:
@@ -112,7 +110,9 @@ def try_upstream(
 
     Raises:
         EnvironmentMissing: network, a compiler or disk space is missing: no verdict.
+        UsageError: a variable is set that would change what is measured.
     """
+    env = environment.settings_in_environment()
     started = time.monotonic()
     steps: list[Step] = []
     klds: dict[str, float] = {}
@@ -125,7 +125,7 @@ def try_upstream(
 
     def trial(compiler: str) -> Trial:
         seconds, now = time.monotonic() - started, datetime.now(UTC).isoformat(timespec="seconds")
-        return Trial(source.name, source.build, source.commit, patches.digest, compiler, now, seconds, tuple(steps), klds)
+        return Trial(source.name, source.build, source.commit, patches.digest, compiler, now, seconds, tuple(steps), klds, env)
 
     if not done(_hooks(patches, fetch(source))):
         return trial("")
@@ -138,7 +138,7 @@ def try_upstream(
     logs = assets.home() / "logs" / "try" / source.name
     done(_quantize_fns(built, logs))
     done(_backend_ops(built, logs))
-    done(_gate(built, threads, klds))
+    done(_gate(built, threads, klds, env))
     done(_life(built, logs))
     return trial(built.compiler)
 
@@ -152,12 +152,14 @@ def keep(trial: Trial) -> Path:
 
 
 def kept(source: Upstream, digest: str) -> Trial | None:
-    """The stored verdict on this upstream with this patch set, if it passed; what failed is tried again."""
+    """The stored verdict on this upstream with this patch set, if it is a whole pass; what failed or was skipped is tried again."""
     try:
         found = msgspec.json.decode(_path(source.name, digest).read_bytes(), type=Trial)
     except (OSError, msgspec.MsgspecError):
         return None
-    return found if found.passed and (found.commit, found.digest) == (source.commit, digest) else None
+    whole = all(step.status == OK for step in found.steps)
+    same = (found.commit, found.digest, found.env) == (source.commit, digest, environment.settings_in_environment())
+    return found if whole and same else None
 
 
 def had_build(source: Upstream) -> bool:
@@ -183,7 +185,10 @@ def _hooks(patches: patchset.PatchSet, tree: Tree) -> Step:
 
 
 def _quantize_fns(build: Build, logs: Path) -> Step:
-    done = run([build.tool("test-quantize-fns"), "-v"], log=logs / "quantize-fns", check=False, timeout=_TIMEOUT)
+    try:
+        done = run([build.tool("test-quantize-fns"), "-v"], log=logs / "quantize-fns", check=False, timeout=_TIMEOUT)
+    except ToolFailed as error:  # no end in time
+        return Step("test-quantize-fns", FAILED, error.message)
     if done.rc != 0:
         return Step("test-quantize-fns", FAILED, f"{describe_rc(done.rc)}; log: {done.stdout}\n{tail(done.stdout)}")
     missing = _unnamed(done.stdout.read_text("utf-8", errors="replace"))
@@ -194,7 +199,10 @@ def _backend_ops(build: Build, logs: Path) -> Step:
     """Turbo cases of test-backend-ops on the CPU: "passed/all"."""
     name = "test-backend-ops"
     argv: list[str | Path] = [build.tool(name), "test", "-b", "CPU", "-o", OPS, "-p", "turbo"]
-    done = run(argv, log=logs / name, check=False, timeout=_TIMEOUT)
+    try:
+        done = run(argv, log=logs / name, check=False, timeout=_TIMEOUT)
+    except ToolFailed as error:  # no end in time
+        return Step(name, FAILED, error.message)
     text = _ANSI.sub("", done.stdout.read_text("utf-8", errors="replace"))
     counts = re.findall(r"(\d+)/(\d+) tests passed", text)
     passed, total = (sum(int(pair[side]) for pair in counts) for side in (0, 1))
@@ -208,15 +216,15 @@ def _backend_ops(build: Build, logs: Path) -> Step:
 
 def _unnamed(text: str) -> list[str]:
     """Our types that a log does not name: a program that checks nothing passes nothing."""
-    return [kind for kind in TYPES if not re.search(rf"\b{kind}\b", text)]
+    return [kind for kind in TURBO if not re.search(rf"\b{kind}\b", text)]
 
 
-def _gate(build: Build, threads: int, klds: dict[str, float]) -> Step:
+def _gate(build: Build, threads: int, klds: dict[str, float], env: tuple[str, ...]) -> Step:
     """Mean KL divergence of each type on the embedded model, judged as ``ppl-gate`` does."""
     model, text = models.embedded(), models.held_out_text()
     limits = gate.load(assets.eval_dir() / "gates.toml")
-    plan = sweep.Sweep(run=(sweep.SweepRun(ctx=CTX, chunks=CHUNKS, types=TYPES),))
-    setup = sweep.Setup(build_id=build.id, model_sha256=model.sha256, text_sha256=text.sha256, backend="CPU")
+    plan = sweep.Sweep(run=(sweep.SweepRun(ctx=CTX, chunks=CHUNKS, types=TURBO),))
+    setup = sweep.Setup(build_id=build.id, model_sha256=model.sha256, text_sha256=text.sha256, backend="CPU", env=env)
     cases = sweep.cases(plan, setup, gate.references(limits))
     try:
         results = kld.measure(cases, kld.Job(build=build, model=model, text=text, threads=threads), Store())
@@ -244,15 +252,23 @@ def _life(build: Build, logs: Path) -> Step:
             for model, scenario, *types in runs:
                 log = logs / f"{program}-{model}-{scenario}-{'-'.join(types)}"
                 argv: list[str | Path] = [build.tool(program), folder / TINY.format(model), scenario, *types]
-                done = run(argv, log=log, check=False, cwd=Path(scratch), env={"GGML_NO_BACKTRACE": "1"}, timeout=_TIMEOUT)
-                text = done.stdout.read_text("utf-8", errors="replace")
                 count += 1
-                if done.rc != 0 or "FAIL" in text or not text.endswith("all checks passed\n"):
-                    wrong = [line for line in text.splitlines() if line.startswith("FAIL")][:3]
-                    failed.append(
-                        "\n  ".join([f"{program} {model} {scenario} {' '.join(types)}: {describe_rc(done.rc)}; log: {done.stdout}", *wrong])
-                    )
+                if wrong := _wrong_in_life(argv, log, Path(scratch)):
+                    failed.append(f"{program} {model} {scenario} {' '.join(types)}: {wrong}")
     return Step(name, FAILED, "\n".join(failed)) if failed else Step(name, OK, f"{count} runs")
+
+
+def _wrong_in_life(argv: list[str | Path], log: Path, scratch: Path) -> str:
+    """What is wrong with a run of a native test program, "" when nothing is."""
+    try:
+        done = run(argv, log=log, check=False, cwd=scratch, env={"GGML_NO_BACKTRACE": "1"}, timeout=_TIMEOUT)
+    except ToolFailed as error:  # no end in time
+        return error.message
+    text = done.stdout.read_text("utf-8", errors="replace")
+    if done.rc == 0 and "FAIL" not in text and text.endswith("all checks passed\n"):
+        return ""
+    wrong = [line for line in text.splitlines() if line.startswith("FAIL")][:3]
+    return "\n  ".join([f"{describe_rc(done.rc)}; log: {done.stdout}", *wrong])
 
 
 def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
@@ -261,7 +277,7 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
     compilers = ", ".join(dict.fromkeys(trial.compiler for trial in trials if trial.compiler)) or "no compiler"
     date = max((trial.time for trial in trials), default="")[:10]
     steps = ("hooks", "compiled", "test-quantize-fns", "test-backend-ops", "cache life", "gate")
-    columns = ["upstream", "build", "commit", *steps, "q4_0", *TYPES]
+    columns = ["upstream", "build", "commit", *steps, "q4_0", *TURBO]
     lines = [
         "# The patch set on every supported upstream",
         "",
@@ -275,7 +291,7 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
     for trial in trials:
         by_name = {step.name: step for step in trial.steps}
         cells = [_cell(by_name.get(name)) for name in steps]
-        values = [f"{trial.mean_kld[kind]:.5f}" if kind in trial.mean_kld else "" for kind in ("q4_0", *TYPES)]
+        values = [f"{trial.mean_kld[kind]:.5f}" if kind in trial.mean_kld else "" for kind in ("q4_0", *TURBO)]
         lines.append(f"| {' | '.join([trial.upstream, f'b{trial.build}' if trial.build else '', f'`{trial.commit}`', *cells, *values])} |")
     failures = [f"- {trial.upstream}, {text}" for trial in trials for text in trial.failures]
     failures += [f"- not tried: {text}" for text in not_tried]

@@ -23,7 +23,7 @@ from turbo_gguf.errors import EnvironmentMissing, ToolFailed
 from turbo_gguf.files import MORE_SPACE, lock
 from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.presets import Preset, gpu_compiler, preset
-from turbo_gguf.make.toolkits import TOOLKITS
+from turbo_gguf.make.toolkits import TOOLKITS, of_preset
 from turbo_gguf.make.upstream import fetch, resolve
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import APT_PACKAGES, Run, capture, failure, find, run
@@ -99,22 +99,19 @@ def ensure_build(
         ToolFailed: configuring or compiling failed; the message has the log and its errors.
     """
     chosen = preset(preset_name)
-    toolchain(chosen)  # what is missing is said before anything is fetched
-    presets.options(chosen)
+    tools, options = toolchain(chosen), presets.options(chosen)  # what is missing is said before anything is fetched
     source = resolve(upstream)
     with lock(f"tree-{source.name}"):
         tree = fetch(source)
-        for text in known_wrong.warnings(tree.path, presets.options(chosen).get("GPU_TARGETS", "").split(";")):
+        for text in known_wrong.warnings(tree.path, of_preset(chosen.name).built_for(options)):
             print(f"warning: llama.cpp {source.name} is {text}; {known_wrong.advice(source.name)}", file=sys.stderr)
         if not pristine:
             tree = patchset.apply(tree)
-        return build(tree, chosen, targets=targets, jobs=jobs or os.cpu_count() or 1)
+        return build(tree, chosen, tools, options, targets=targets, jobs=jobs or os.cpu_count() or 1)
 
 
-def build(tree: Tree, chosen: Preset, *, targets: Sequence[str], jobs: int) -> Build:
+def build(tree: Tree, chosen: Preset, tools: Toolchain, options: Mapping[str, str], *, targets: Sequence[str], jobs: int) -> Build:
     """Configure and compile a tree; see :func:`ensure_build`. The caller holds the lock of the tree."""
-    tools = toolchain(chosen)
-    options = presets.options(chosen)
     folder = build_folder(tree, chosen.name)
     found = Build(id=build_id(tree, chosen.name, tools, options), path=folder, preset=chosen.name, tree=tree, compiler=tools.compiler)
     old = read_manifest(folder)
@@ -145,9 +142,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _write_manifest(found: Build, options: dict[str, str], targets: set[str]) -> None:
+def _write_manifest(found: Build, options: Mapping[str, str], targets: set[str]) -> None:
     tree = found.tree
-    manifest = Manifest(found.id, str(found.path), tree.commit, tree.digest, found.compiler, options, tuple(sorted(targets)))
+    manifest = Manifest(found.id, str(found.path), tree.commit, tree.digest, found.compiler, dict(options), tuple(sorted(targets)))
     (found.path / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
 
 

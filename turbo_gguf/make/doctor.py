@@ -15,7 +15,7 @@ from turbo_gguf.files import MORE_SPACE
 from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.build import build_folder, build_id, cmake_version, compiler, find_cmake, find_tool, read_manifest, toolchain
 from turbo_gguf.make.presets import PRESETS, Preset
-from turbo_gguf.make.toolkits import TOOLKITS, Finding, Toolkit, rocm
+from turbo_gguf.make.toolkits import TOOLKITS, Finding, Toolkit, of_preset
 from turbo_gguf.make.upstream import UNPACKED_BYTES, Upstream, is_fetched, resolve, supported
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import capture, find, install_hint
@@ -78,7 +78,7 @@ def _toolkit(toolkit: Toolkit) -> Finding:
         version = " ".join(toolkit.compiler_version())
     except TurboError as error:
         return Finding(toolkit.title, "none", error.message, error.hint)
-    made_for = found.get(toolkit.targets, "").replace(";", ", ")
+    made_for = ", ".join(toolkit.built_for(found))
     return Finding(toolkit.title, "ok", f"{version} {toolkit.where()}, builds for {made_for}".strip())
 
 
@@ -126,19 +126,21 @@ def _sources() -> Iterator[Finding]:
 
 
 def _known_wrong() -> Iterator[Finding]:
-    """What is known to be wrong on the AMD GPUs here, of the default snapshot and of those with a build for them."""
-    gpus = rocm.gpus()
-    if not gpus:
-        return
+    """What is known to be wrong on the GPUs here, of the default snapshot and of those with a build for them."""
     default = resolve()
-    for upstream in (default, *(item for item in supported().values() if item.name != default.name and _has_rocm_build(item))):
-        for text in known_wrong.warnings(upstream.pristine, gpus):
-            yield Finding(f"llama.cpp {upstream.name}", "none", text, known_wrong.advice(upstream.name))
+    for toolkit in TOOLKITS.values():
+        gpus = toolkit.architectures()
+        others = (item for item in supported().values() if item.name != default.name and _has_build(item, toolkit)) if gpus else ()
+        for upstream in (default, *others):
+            for text in known_wrong.warnings(upstream.pristine, gpus):
+                yield Finding(f"llama.cpp {upstream.name}", "none", text, known_wrong.advice(upstream.name))
 
 
-def _has_rocm_build(upstream: Upstream) -> bool:
+def _has_build(upstream: Upstream, toolkit: Toolkit) -> bool:
+    """Whether a snapshot was built with a toolkit."""
     tree = Tree(upstream.pristine, upstream.name, upstream.commit, "x")
-    return any(read_manifest(build_folder(tree, name)) is not None for name in PRESETS if name.startswith("rocm"))
+    names = (name for name in PRESETS if of_preset(name).name == toolkit.name)
+    return any(read_manifest(build_folder(tree, name)) is not None for name in names)
 
 
 def _pristine_tree() -> Tree:

@@ -1,7 +1,7 @@
 """Source distributions in the package registry that pip is set up for: which there are, and one of them as a file.
 
 Nothing of a package is run: ``pip download`` would execute the metadata step of a source distribution, and install what that
-asks for. So pip is only asked for its settings (:mod:`turbo_gguf.pip_settings`), and the registry for the files that it has (the
+asks for. So pip is only asked for its settings (:mod:`turbo_gguf.make.pip_settings`), and the registry for the files that it has (the
 simple repository API, as JSON or HTML; or folders and pages of ``find-links``).
 """
 
@@ -38,7 +38,8 @@ RETRY_SECONDS = 1.0
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 T = TypeVar("T")
 
-_HINT = "check the network and pip's settings (pip config list)"
+HINT = "check the network and pip's settings (pip config list)"
+"""What to look at when the registry does not answer, or knows nothing."""
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -78,19 +79,19 @@ def releases(package: str, using: Settings | None = None) -> list[Release]:
         except _Unreachable as error:
             failures.append(str(error))
     if failures and not found:
-        raise EnvironmentMissing("\n  ".join([f"cannot ask for the versions of {package}:", *failures]), _HINT)
+        raise EnvironmentMissing("\n  ".join([f"cannot ask for the versions of {package}:", *failures]), HINT)
     return sorted(found.values(), key=lambda release: release.order, reverse=True)
 
 
-def order(version: str) -> Version:
-    """What version numbers are sorted by."""
-    return Version(version)
+def newest(versions: Iterable[str]) -> str:
+    """The newest of some versions, "" when there is none."""
+    return max(versions, key=Version, default="")
 
 
-def newer(package: str, known: Iterable[str], using: Settings | None = None) -> list[Release]:
-    """The releases of a package that are newer than all known versions, newest first; without withdrawn ones and previews."""
-    latest = max(map(order, known), default=Version("0"))
-    return [item for item in releases(package, using) if item.order > latest and not item.yanked and not item.order.is_prerelease]
+def newer(found: Iterable[Release], known: Iterable[str]) -> list[Release]:
+    """Of a package's releases those that are newer than all known versions, in their order; without withdrawn ones and previews."""
+    latest = Version(newest(known) or "0")
+    return [item for item in found if item.order > latest and not item.yanked and not item.order.is_prerelease]
 
 
 def download(release: Release, target: Path, using: Settings | None = None) -> str:
@@ -117,7 +118,7 @@ def download(release: Release, target: Path, using: Settings | None = None) -> s
     try:
         return _patiently(release.url, transfer)
     except _Unreachable as error:
-        raise EnvironmentMissing(f"cannot fetch {release.package} {release.version}: {error}", _HINT) from error
+        raise EnvironmentMissing(f"cannot fetch {release.package} {release.version}: {error}", HINT) from error
 
 
 def _index_page(address: str, package: str, using: Settings) -> Iterator[Release]:

@@ -1,8 +1,9 @@
 """Pinned llama.cpp sources: fetch, verify, unpack, once per machine.
 
 An upstream is named in ``ggml-patches/upstreams.toml``, or given as a package and version, a folder, a tarball, or a git URL
-with a commit. Every kind ends as a pristine tree in ``home()/upstream/NAME-COMMIT``, reduced to what a build needs, that nothing
-writes to. Of a source distribution, its hash is checked before anything of it is used, and only the files of llama.cpp are used.
+with a commit. Every kind ends as a pristine tree in ``home()/upstream/NAME-COMMIT`` (``NAME`` alone where the tag is the name),
+reduced to what a build needs, that nothing writes to. Of a source distribution, its hash is checked before anything of it is used,
+and only the files of llama.cpp are used.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import zlib
 from pathlib import Path
 
 import msgspec
+from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from turbo_gguf.assets import home
@@ -67,7 +69,7 @@ def resolve(spec: str | None = None) -> Upstream:
         return _tarball(path.resolve(), sha256)
     match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)==(\d[\w.+!-]*)", spec)
     if match:
-        return _version(known, match[1].lower().replace("_", "-"), match[2])
+        return _version(known, canonicalize_name(match[1]), match[2])
     match = re.fullmatch(r"(.+(?:://|:|/).+)@([0-9a-f]{7,40})", spec)
     if match:
         return Upstream(name=f"git-{match[2][:9]}", commit=match[2], kind="git", location=match[1])

@@ -53,7 +53,7 @@ class BenchPlan(msgspec.Struct, frozen=True):
 
 
 def run(plan: BenchPlan, build: Build, model: ModelFile, store: Store, say: Callable[[str], None]) -> list[BenchRow]:
-    """Measure and store; returns the rows of the plan, stored ones of earlier rounds included.
+    """Measure and store; returns the rows of the plan with the types as asked for, stored ones of earlier rounds included.
 
     Interrupting loses the process in hand; the same plan again continues with the rounds that are missing.
 
@@ -72,7 +72,9 @@ def run(plan: BenchPlan, build: Build, model: ModelFile, store: Store, say: Call
             if missing:
                 say(f"[{number * len(plan.types) + i + 1}/{total}] round {number + 1}, {types}, depths {', '.join(map(str, missing))}")
                 store.append(_measure(types, missing, number, plan=plan, build=build, model=model))
-    return [row for row in store.bench_rows() if row.key == key and _in_plan(row, plan)]
+    asked = {spec.measured(types): types for types in reversed(plan.types)}
+    rows = (row for row in store.bench_rows() if row.key == key and _in_plan(row, plan))
+    return [msgspec.structs.replace(row, types=asked[spec.measured(row.types)]) for row in rows]
 
 
 def check_fit(plan: BenchPlan, model: ModelFile) -> None:
@@ -90,12 +92,14 @@ def check_fit(plan: BenchPlan, model: ModelFile) -> None:
 
 def _in_plan(row: BenchRow, plan: BenchPlan) -> bool:
     test = (row.n_prompt, row.n_gen) in ((plan.n_prompt, 0), (0, plan.n_gen))
-    return row.types in plan.types and row.depth in plan.depths and row.round < plan.rounds and test
+    types = spec.measured(row.types) in map(spec.measured, plan.types)
+    return types and row.depth in plan.depths and row.round < plan.rounds and test
 
 
 def _missing(plan: BenchPlan, store: Store, key: str, types: CacheSpec, number: int) -> list[int]:
     """Depths of a type that this round has no rows of yet."""
-    rows = [r for r in store.bench_rows() if r.key == key and r.types == types and r.round == number and _in_plan(r, plan)]
+    rows = [r for r in store.bench_rows() if r.key == key and r.round == number and _in_plan(r, plan)]
+    rows = [r for r in rows if spec.measured(r.types) == spec.measured(types)]
     wanted = (plan.n_prompt > 0) + (plan.n_gen > 0)
     return [depth for depth in plan.depths if sum(row.depth == depth for row in rows) < wanted]
 

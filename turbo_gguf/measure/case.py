@@ -6,7 +6,7 @@ import hashlib
 
 import msgspec
 
-from turbo_gguf.cache import written
+from turbo_gguf.cache import spec, written
 from turbo_gguf.cache.spec import CacheSpec
 
 METRICS_VERSION = 1
@@ -31,7 +31,8 @@ class Case(msgspec.Struct, frozen=True):
     @property
     def key(self) -> str:
         """Name of this case in the store: the same key means the same measurement."""
-        return hashlib.sha256(msgspec.json.encode(self, enc_hook=written.encode, order="sorted")).hexdigest()[:20]
+        measured = msgspec.structs.replace(self, types=spec.measured(self.types))
+        return hashlib.sha256(msgspec.json.encode(measured, enc_hook=written.encode, order="sorted")).hexdigest()[:20]
 
     @property
     def is_noise_floor(self) -> bool:

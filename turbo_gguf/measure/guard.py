@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from turbo_gguf.cache.layer_map import LayerMap
-from turbo_gguf.cache.spec import CacheSpec, is_turbo, layer_types
+from turbo_gguf.cache.spec import CacheSpec, is_turbo, layer_types, measured
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import SilentFallback, UsageError
 from turbo_gguf.inputs.models import ModelFile
@@ -66,8 +66,6 @@ def resolved(types: CacheSpec, layers: Sequence[Sequence[tuple[int, str]]], n_la
         layers: those of the cache, of K and of V; their types in it do not matter.
         n_layers: layers of the model that have a KV cache.
     """
-    digest = types.calibration.digest if types.calibration else ""
-    calibration = type(types.calibration)("", digest) if types.calibration and digest else None
     maps: dict[str, LayerMap | None] = {"layers_k": None, "layers_v": None}
     if types.by_layer:
         asked = layer_types(types, n_layers)
@@ -75,7 +73,7 @@ def resolved(types: CacheSpec, layers: Sequence[Sequence[tuple[int, str]]], n_la
             name: LayerMap.of([(layer, side[layer]) for layer, _ in found]) or None
             for name, side, found in zip(maps, asked, layers, strict=True)
         }
-    return msgspec.structs.replace(types, **maps, adaptive=0, calibration=calibration)
+    return msgspec.structs.replace(types, **maps, adaptive=0, calibration=measured(types).calibration)
 
 
 def _check_spec(where: str, cache: KvCache, types: CacheSpec, n_layers: int) -> None:
@@ -92,6 +90,17 @@ def _check_spec(where: str, cache: KvCache, types: CacheSpec, n_layers: int) -> 
     )
     if str(found) != str(expected):
         raise SilentFallback(f"{where} is {found}; asked for was {expected}")
+    _check_parts(where, cache, types)
+
+
+def _check_parts(where: str, cache: KvCache, types: CacheSpec) -> None:
+    """What the settings need is at work: layers that are calibrated, copies of exact tokens."""
+    for what, has, wanted in (
+        ("calibrated layers", cache.calibrated, types.calibration is not None),
+        ("copies of exact tokens", cache.copies, types.exact),
+    ):
+        if (has is not None) != wanted:
+            raise SilentFallback(f"{where}: {what if has else 'no ' + what} do not go with {types}")
 
 
 def _check_device(where: str, cache: KvCache, backend: str) -> None:

@@ -59,7 +59,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None = None) -> list[Result]:
-    """Measure what is not in the store yet, and return the results of all cases in their order.
+    """Measure what is not in the store yet, and return the results of all cases in their order, each with the case asked for.
 
     Args:
         cases: grouped by context, as :func:`turbo_gguf.measure.sweep.cases` returns them.
@@ -74,10 +74,11 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
     """
     check_fit(cases, job.model)
     done = {result.key: result for result in store.results()}
-    todo = [case for case in cases if case.key not in done]
+    todo = list({case.key: case for case in cases if case.key not in done}.values())
+    stored = sum(case.key in done for case in cases)
     progress = Progress(todo, Estimate(r for r in done.values() if r.case.model_sha256 == job.model.sha256), stream)
-    if len(todo) < len(cases):
-        progress.say(f"{len(cases) - len(todo)} of {len(cases)} cases are in the store already")
+    if stored:
+        progress.say(f"{stored} of {len(cases)} cases are in the store already")
     for _, group in groupby(todo, base_logits.key_of):
         members = list(group)
         path, base = _base(members[0], job, progress)
@@ -86,7 +87,7 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
             store.append([result])
             done[case.key] = result
             progress.finish(case, result)
-    return [done[case.key] for case in cases]
+    return [msgspec.structs.replace(done[case.key], case=case) for case in cases]
 
 
 def check_fit(cases: Sequence[Case], model: ModelFile) -> None:

@@ -206,6 +206,7 @@ TOOLKIT = Toolkit(
     compiler_version=compiler_version,
     where=lambda: f"({compiler()})",
     gpus=lambda: [name for name, _ in gpus()],
+    architectures=lambda: [capability.replace(".", "") for _, capability in gpus()],
     devices=devices,
     about_machine=about_machine,
 )

@@ -26,7 +26,13 @@ SUPPORTED = {
     "gfx90a": "Instinct MI210, MI250 (CDNA2)",
     "gfx942": "Instinct MI300, MI325X (CDNA3)",
 }
-"""Architectures that the kernels are compiled and inspected for, and GPUs that have them."""
+"""Architectures that the kernels are written for, and GPUs that have them."""
+
+SAME_CODE = {"gfx1101": "gfx1100", "gfx1151": "gfx1100", "gfx1200": "gfx1201"}
+"""Architecture -> the one of the same family that is compiled and inspected in its place."""
+
+INSPECTED = tuple(name for name in SUPPORTED if name not in SAME_CODE)
+"""Architectures that the kernels are compiled and inspected for (``make kernel-report``)."""
 
 STAND_INS = {
     **dict.fromkeys(("gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"), ("gfx1030", "10.3.0")),
@@ -150,7 +156,7 @@ def access_problem() -> tuple[str, str] | None:
 def gpu_notes(name: str, root: Path | None) -> str:
     """What to know about an architecture: whether it is one of ours, and what stands in for it where rocBLAS has no kernels."""
     if name in SUPPORTED:
-        return SUPPORTED[name]
+        return SUPPORTED[name] + (f"; same code as {SAME_CODE[name]}, not inspected" if name in SAME_CODE else "")
     text = "may work: our kernels were not compiled and inspected for it"
     if root is not None and name in STAND_INS and not _has_rocblas_kernels(root, name):
         target, version = STAND_INS[name]
@@ -276,6 +282,7 @@ TOOLKIT = Toolkit(
     compiler_version=compiler_version,
     where=lambda: f"in {path()}",
     gpus=lambda: list(gpus()),
+    architectures=lambda: list(gpus()),
     devices=devices,
     about_machine=lambda: f"{', '.join(gpus())}, {' '.join(compiler_version())}",
 )

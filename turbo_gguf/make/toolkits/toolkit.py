@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -49,8 +49,13 @@ class Toolkit(msgspec.Struct, frozen=True):
     compiler_version: Callable[[], list[str]] = list
     where: Callable[[], str] = str  # it was found, for doctor
     gpus: Callable[[], list[str]] = list  # the GPUs that it could run on, for people
+    architectures: Callable[[], list[str]] = list  # of those GPUs, as the compiler names them
     devices: Callable[[], Iterable[Finding]] = tuple  # the same for doctor, with what keeps this user from them
     about_machine: Callable[[], str] = str  # GPUs, driver and compiler, for results
+
+    def built_for(self, options: Mapping[str, str]) -> list[str]:
+        """Architectures that CMake options name; none: it is built for this machine."""
+        return [name for name in options.get(self.targets, "").split(";") if name]
 
     @property
     def offloads(self) -> bool:

@@ -99,9 +99,13 @@ SAVED_TRELLIS = [("turbo2t", "turbo4t"), ("turbo3t", "turbo3t"), ("f16", "turbo4
 
 @pytest.mark.parametrize(("model", "types"), [*product(("head96", "head128"), SAVED), *product(("head128",), SAVED_TRELLIS)])
 def test_save_load_state_turbo(tool: Tool, tiny: Callable[[str], Path], model: str, types: tuple[str, str]) -> None:
-    done = tool("test-save-load-state", "-m", tiny(model), "-p", QUOTE, "-ctk", types[0], "-ctv", types[1])
     # Tests 5 and 7 copy a sequence on the device: upstream counts the blocks of a quantized cache as values there (q8_0 and q4_0
-    # fail alike, no tool uses it), and the program ends at 7.
-    parts = dict(re.findall(r"=== Test (\d): [^\n]*===(.*?)(?==== Test|\Z)", done.text, re.DOTALL))
-    passed = {number for number, text in parts.items() if "PASS" in text}
-    assert {"2", "3", "4", "6"} <= passed, done.text[-3000:]
+    # fail alike, no tool uses it), and the program aborts at 7. What its log still has queued is lost then, in a twentieth of all
+    # runs a verdict of test 6 or of an earlier one, too: such a run is repeated.
+    for _ in range(8):
+        done = tool("test-save-load-state", "-m", tiny(model), "-p", QUOTE, "-ctk", types[0], "-ctv", types[1])
+        parts = dict(re.findall(r"=== Test (\d): [^\n]*===(.*?)(?==== Test|\Z)", done.text, re.DOTALL))
+        assert not any("FAIL" in text for number, text in parts.items() if number in "2346"), done.text[-3000:]
+        if all("PASS" in parts.get(number, "") for number in "2346"):
+            return
+    raise AssertionError(done.text[-3000:])

@@ -16,6 +16,7 @@ A crash is never a verdict on quality, so codes 1 and 4 are never mixed.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -74,6 +75,15 @@ def report(message: str, hint: str = "") -> None:
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
+
+
+def exit_code(act: Callable[[], int]) -> int:
+    """Do what a program does, and return its exit code: what ``act`` returns, or that of the error it ends with, which is reported."""
+    try:
+        return act()
+    except TurboError as error:
+        report(error.message, error.hint)
+        return error.exit_code
 
 
 def with_log(error: ToolFailed, log: Path) -> ToolFailed:

@@ -28,7 +28,7 @@ from bench_ops import KV_HEADS, PROGRAM, TYPES, Case, Check, Row, build_of, fits
 from turbo_gguf.assets import home
 from turbo_gguf.cache.spec import BASE, CacheSpec
 from turbo_gguf.cache.types import QUANTIZED_RIVALS, RIVALS, SCALAR, TURBO
-from turbo_gguf.errors import TurboError, report
+from turbo_gguf.errors import exit_code
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.judge import plot
@@ -339,11 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/report/bench-cpu"))
     parser.add_argument("--check", action="store_true", help="end with 1 when a target is missed")
     options = parser.parse_args(argv)
-    try:
-        return _run(options)
-    except TurboError as error:
-        report(error.message, error.hint)
-        return error.exit_code
+    return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -30,8 +30,7 @@ from turbo_gguf import assets
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.calibrate import observation, scales, weight_moments
-from turbo_gguf.errors import TurboError
-from turbo_gguf.errors import report as report_error
+from turbo_gguf.errors import exit_code
 from turbo_gguf.files import write_text
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
@@ -280,11 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="a chunk of each context only")
     parser.add_argument("--out", type=Path, default=assets.home() / "report" / "matrix", help="[default: build/report/matrix]")
     args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except TurboError as error:
-        report_error(error.message, error.hint)
-        return error.exit_code
+    return exit_code(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

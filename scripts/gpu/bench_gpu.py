@@ -37,7 +37,7 @@ from bench_ops import (
 )
 
 from turbo_gguf.cache.types import QUANTIZED_RIVALS, TURBO
-from turbo_gguf.errors import TurboError, report
+from turbo_gguf.errors import exit_code
 from turbo_gguf.make.build import ensure_build
 
 DECODE_KEYS = (4096, 16384, 65536, 262144)
@@ -130,11 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/report/ops"))
     parser.add_argument("--check", action="store_true", help="end with 1 when a target is missed")
     options = parser.parse_args(argv)
-    try:
-        return _run(options)
-    except TurboError as error:
-        report(error.message, error.hint)
-        return error.exit_code
+    return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

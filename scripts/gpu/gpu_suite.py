@@ -20,7 +20,7 @@ import msgspec
 from gpu_stages import STAGES, Status, Suite
 
 from turbo_gguf.assets import home
-from turbo_gguf.errors import EnvironmentMissing, TurboError, report
+from turbo_gguf.errors import EnvironmentMissing, TurboError, exit_code
 from turbo_gguf.make import presets, toolkits
 from turbo_gguf.measure import environment
 
@@ -158,11 +158,7 @@ def _run(options: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     options = _parse(argv)
-    try:
-        return _run(options)
-    except TurboError as error:
-        report(error.message, error.hint)
-        return error.exit_code
+    return exit_code(lambda: _run(options))
 
 
 if __name__ == "__main__":

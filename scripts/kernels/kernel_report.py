@@ -24,7 +24,7 @@ from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_nam
 from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
 
 from turbo_gguf import patchset
-from turbo_gguf.errors import EnvironmentMissing, TurboError, report
+from turbo_gguf.errors import EnvironmentMissing, exit_code
 from turbo_gguf.files import lock
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.toolkits import rocm
@@ -40,11 +40,7 @@ Results = dict[tuple[str, str], Compiled]  # (source, target)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     options = _parse(argv)
-    try:
-        return _report(options)
-    except TurboError as error:
-        report(error.message, error.hint)
-        return error.exit_code
+    return exit_code(lambda: _report(options))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

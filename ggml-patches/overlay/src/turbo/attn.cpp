@@ -129,7 +129,8 @@ template <typename input> bool llama_turbo_attends(input * inp, int il) {
     }
     const layer_inputs in = inputs_of(inp, il);
 
-    return llama_turbo_calibrated_layer_of(in.mctx, il) || llama_turbo_exact_layer_of(in.mctx, il);
+    return llama_turbo_calibrated_layer_of(in.mctx, il) || llama_turbo_exact_layer_of(in.mctx, il) ||
+           llama_turbo_observed_layer_of(in.mctx, il).first;
 }
 
 // build_attn() without the output projection, and with K and V that have copies.
@@ -209,6 +210,10 @@ ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
     cur               = layer.restore_out(ctx, cur);
     if (found) {
         found->is_built = true;
+    }
+    const auto [observed, number] = llama_turbo_observed_layer_of(inputs_of(inp, il).mctx, il);
+    if (observed && k && v) {
+        observed->build(graph, number, q, k, v, cur, wo);
     }
 
     return project_output(graph, wo, wo_b, wo_s, cur);

@@ -13,7 +13,7 @@
 llama_turbo_calibrated::llama_turbo_calibrated(const llama_turbo_calibration & calibration,
                                                const llama_model &             model,
                                                const std::vector<uint32_t> &   layers) :
-    digest(calibration.digest) {
+    digest(calibration.digest()) {
     std::set<ggml_backend_buffer_type_t> bufts;
     for (uint32_t il : layers) {
         if (calibration.layers.count(il) > 0) {

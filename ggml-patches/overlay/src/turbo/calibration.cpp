@@ -8,6 +8,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -42,14 +43,15 @@ class calibration_reader {
             fail("it has no layer");
         }
 
-        for (const auto & [il, layer] : res->layers) {
-            res->digest = llama_turbo_crc32(res->digest, &il, sizeof(il));
-            for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_mean, &layer.v_scale }) {
-                const uint64_t n = values->size();
-                res->digest      = llama_turbo_crc32(res->digest, &n, sizeof(n));
-                res->digest      = llama_turbo_crc32(res->digest, values->data(), n * sizeof(float));
-            }
+        try {
+            llama_turbo_check_calibration(*res);
+        } catch (const std::runtime_error & error) {
+            fail(error.what());
         }
+        res->n_tokens      = number("turbo.calibration.tokens");
+        res->sink          = number("turbo.calibration.sink");
+        const int64_t id   = gguf_find_key(meta.get(), "turbo.calibration.sink_distance");
+        res->sink_distance = id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_FLOAT32 ? gguf_get_val_f32(meta.get(), id) : 0.0f;
 
         return res;
     }
@@ -97,14 +99,18 @@ class calibration_reader {
         return id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_STRING ? gguf_get_val_str(meta.get(), id) : "";
     }
 
+    // 0: there is none
+    uint32_t number(const char * key) const {
+        const int64_t id = gguf_find_key(meta.get(), key);
+        return id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_UINT32 ? gguf_get_val_u32(meta.get(), id) : 0;
+    }
+
     void check_metadata() const {
         if (text("general.type") != "turbo-calibration") {
             fail("no calibration: write one with turbo-gguf calibrate");
         }
 
-        const int64_t  id      = gguf_find_key(meta.get(), "turbo.calibration.version");
-        const bool     is_u32  = id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_UINT32;
-        const uint32_t version = is_u32 ? gguf_get_val_u32(meta.get(), id) : 0;
+        const uint32_t version = number("turbo.calibration.version");
         if (version != llama_turbo_calibration::VERSION) {
             fail("it has version " + std::to_string(version) + ", this build reads version " +
                  std::to_string(llama_turbo_calibration::VERSION) + ": write it again with turbo-gguf calibrate");
@@ -162,18 +168,6 @@ class calibration_reader {
         } else {
             fail(std::string("unknown tensor ") + tensor.name);
         }
-
-        for (const auto * scale : { &layer.k_scale, &layer.v_scale }) {
-            if (std::any_of(scale->begin(), scale->end(),
-                            [](float s) { return !(s >= SCALE_MIN && s <= SCALE_MAX); })) {
-                fail(std::string(tensor.name) + ": a scale is not within 2^-20 and 2^20");
-            }
-        }
-        for (const auto * mean : { &layer.k_mean, &layer.v_mean }) {
-            if (std::any_of(mean->begin(), mean->end(), [](float m) { return !std::isfinite(m); })) {
-                fail(std::string(tensor.name) + ": a value is not finite");
-            }
-        }
     }
 
     std::vector<float> values(const ggml_tensor & tensor, int64_t n_embd_head, int64_t n_head) const {
@@ -194,4 +188,122 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_load_calibration(cons
                                                                             const llama_model &           model,
                                                                             const std::vector<uint32_t> & layers) {
     return calibration_reader(path, model).read(layers);
+}
+
+//
+// values
+//
+
+uint32_t llama_turbo_calibration::digest() const {
+    uint32_t res = 0;
+    for (const auto & [il, layer] : layers) {
+        res = llama_turbo_crc32(res, &il, sizeof(il));
+        for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_mean, &layer.v_scale }) {
+            const uint64_t n = values->size();
+            res              = llama_turbo_crc32(res, &n, sizeof(n));
+            res              = llama_turbo_crc32(res, values->data(), n * sizeof(float));
+        }
+    }
+
+    return res;
+}
+
+void llama_turbo_check_calibration(const llama_turbo_calibration & calibration) {
+    const auto all_of = [](const std::vector<float> & values, auto is_right) {
+        return std::all_of(values.begin(), values.end(), is_right);
+    };
+    const auto is_scale = [](float s) {
+        return s >= SCALE_MIN && s <= SCALE_MAX;
+    };
+    const auto is_finite = [](float m) {
+        return std::isfinite(m);
+    };
+    for (const auto & [il, layer] : calibration.layers) {
+        if (!all_of(layer.k_scale, is_scale) || !all_of(layer.v_scale, is_scale)) {
+            throw std::runtime_error("layer " + std::to_string(il) + ": a scale is not within 2^-20 and 2^20");
+        }
+        if (!all_of(layer.k_mean, is_finite) || !all_of(layer.v_mean, is_finite)) {
+            throw std::runtime_error("layer " + std::to_string(il) + ": a value is not finite");
+        }
+    }
+}
+
+std::shared_ptr<const llama_turbo_calibration> llama_turbo_planned_calibration(const llama_model &           model,
+                                                                               const std::vector<uint32_t> & layers) {
+    auto res = std::make_shared<llama_turbo_calibration>();
+    for (uint32_t il : layers) {
+        const size_t n_k = (size_t) model.hparams.n_embd_head_k(il) * model.hparams.n_head_kv(il);
+        const size_t n_v = (size_t) model.hparams.n_embd_head_v(il) * model.hparams.n_head_kv(il);
+
+        llama_turbo_calibration_layer & layer = res->layers[il];
+        layer.k_scale.resize(n_k, 1.0f);
+        layer.v_scale.resize(n_v, 1.0f);
+        layer.k_mean.resize(llama_turbo_cant_center_k(model, il) ? 0 : n_k, 0.0f);
+        layer.v_mean.resize(llama_turbo_cant_center_v(model, il) ? 0 : n_v, 0.0f);
+    }
+
+    return res;
+}
+
+//
+// writing
+//
+
+void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
+                                  const llama_model &             model,
+                                  const std::string &             path) {
+    size_t n_values   = 0;  // bytes
+    size_t n_overhead = 0;
+    for (const auto & [il, layer] : calibration.layers) {
+        for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_mean, &layer.v_scale }) {
+            n_values += values->size() * sizeof(float);
+            n_overhead += GGML_MEM_ALIGN + ggml_tensor_overhead();
+        }
+    }
+    ggml_context_ptr data{ ggml_init({ n_values + n_overhead, /*mem_buffer =*/nullptr, /*no_alloc =*/false }) };
+    gguf_context_ptr meta{ gguf_init_empty() };
+
+    gguf_set_val_str(meta.get(), "general.type", "turbo-calibration");
+    gguf_set_val_str(meta.get(), "general.architecture", llm_arch_name(model.arch));
+    gguf_set_val_str(meta.get(), "general.name", (model.name + " calibration").c_str());
+    gguf_set_val_u32(meta.get(), "turbo.calibration.version", llama_turbo_calibration::VERSION);
+    gguf_set_val_str(meta.get(), "turbo.calibration.model", llama_turbo_model_fingerprint(model).c_str());
+    gguf_set_val_u32(meta.get(), "turbo.calibration.tokens", calibration.n_tokens);
+    gguf_set_val_u32(meta.get(), "turbo.calibration.sink", calibration.sink);
+    gguf_set_val_f32(meta.get(), "turbo.calibration.sink_distance", calibration.sink_distance);
+
+    for (const auto & [il, layer] : calibration.layers) {
+        const int64_t n_head_kv = model.hparams.n_head_kv(il);
+        const auto    add       = [&, il = il](const char * name, const std::vector<float> & values) {
+            if (!values.empty()) {
+                ggml_tensor * tensor = ggml_new_tensor_2d(data.get(), GGML_TYPE_F32, values.size() / n_head_kv, n_head_kv);
+                ggml_format_name(tensor, "blk.%u.%s", il, name);
+                std::copy(values.begin(), values.end(), (float *) tensor->data);
+                gguf_add_tensor(meta.get(), tensor);
+            }
+        };
+        add("k_mean", layer.k_mean);
+        add("k_scale", layer.k_scale);
+        add("v_mean", layer.v_mean);
+        add("v_scale", layer.v_scale);
+    }
+
+    // under another name first, so that nobody reads half of it
+    char unique[32];
+    snprintf(unique, sizeof(unique), ".%llx.part", (unsigned long long) std::chrono::steady_clock::now().time_since_epoch().count());
+    const std::string part = path + unique;
+
+    std::error_code error;
+    std::string     why = "no folder, or no right to write to it";
+    if (gguf_write_to_file(meta.get(), part.c_str(), /*only_meta =*/false)) {
+        const bool is_whole = std::filesystem::file_size(part, error) >= gguf_get_meta_size(meta.get()) + n_values;
+        if (is_whole) {
+            std::filesystem::rename(part, path, error);
+        }
+        why = error ? error.message() : is_whole ? "" : "no space left";
+    }
+    if (!why.empty()) {
+        std::filesystem::remove(part, error);
+        throw std::runtime_error(path + ": can't be written: " + why);
+    }
 }

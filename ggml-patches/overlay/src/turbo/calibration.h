@@ -16,13 +16,16 @@ struct llama_model;
 //   stored V = s_v * (V - n)   and the attention output is divided by s_v, then n is added: the weights of a query sum to one
 //
 // m, n, s_k and s_v are vectors per layer and KV head, in the channels of the model: K after RoPE, before the rotation of the cache. All query
-// heads of a KV head share them. Any numbers are right, as far as floats go; good ones come from turbo-gguf calibrate.
+// heads of a KV head share them. Any numbers are right, as far as floats go; good ones are computed by calibrate.h.
 //
 // The file is a GGUF:
 //   general.type               "turbo-calibration"
 //   general.architecture       of the model
 //   turbo.calibration.version  u32, 1
-//   turbo.calibration.model    fingerprint of the model, see below
+//   turbo.calibration.model    fingerprint of the model (model.h)
+//   turbo.calibration.tokens   u32, of the text that it comes from; optional, like the next two
+//   turbo.calibration.sink     u32, the one of the first tokens whose K lies farthest from the mean
+//   turbo.calibration.sink_distance f32, how far, over how far other tokens lie from it
 //   blk.N.k_mean, blk.N.k_scale [n_embd_head_k, n_head_kv], blk.N.v_mean, blk.N.v_scale [n_embd_head_v, n_head_kv]: f32, each optional
 // N is the number of a layer in the model. Scales are within 2^-20 .. 2^20.
 
@@ -39,7 +42,11 @@ struct llama_turbo_calibration {
 
     std::map<uint32_t, llama_turbo_calibration_layer> layers;  // by number in the model
 
-    uint32_t digest = 0;                                       // of all values
+    uint32_t n_tokens      = 0;                                // of the text that it comes from; 0: not known
+    uint32_t sink          = 0;                                // a token that stands out, and how far
+    float    sink_distance = 0.0f;                             // 0: not known
+
+    uint32_t digest() const;                                   // CRC-32 of all values
 };
 
 // Reads a calibration and checks that it fits.
@@ -48,3 +55,15 @@ struct llama_turbo_calibration {
 std::shared_ptr<const llama_turbo_calibration> llama_turbo_load_calibration(const std::string &           path,
                                                                             const llama_model &           model,
                                                                             const std::vector<uint32_t> & layers);
+
+// Writes a calibration of the model; the file is there whole or not at all. Throws std::runtime_error.
+void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
+                                  const llama_model &             model,
+                                  const std::string &             path);
+
+// Throws std::runtime_error: a value is not finite, or a scale is out of bounds.
+void llama_turbo_check_calibration(const llama_turbo_calibration & calibration);
+
+// One of the right shape that changes nothing, for a model without weights, of which only the memory is planned.
+std::shared_ptr<const llama_turbo_calibration> llama_turbo_planned_calibration(const llama_model &           model,
+                                                                               const std::vector<uint32_t> & layers);

@@ -1,5 +1,7 @@
 #include "check.h"
 
+#include "auto-calibration.h"
+#include "calibrate.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "llama-arch.h"
@@ -102,7 +104,6 @@ struct layer_needs {
     ggml_type type_v;
     bool      flash_attn;
     bool      decays;
-    bool      exact;
 };
 
 // Whether the device can keep K, or V.
@@ -130,20 +131,10 @@ static bool check_storage(ggml_backend_dev_t dev, const layer_needs & layer, ggm
 static bool check_attention(ggml_backend_dev_t dev, const llama_hparams & hparams, const layer_needs & layer) {
     const uint32_t n_embd_head_k = hparams.n_embd_head_k(layer.il);
     const uint32_t n_embd_head_v = hparams.n_embd_head_v(layer.il);
-    const auto     can           = [&](bool exact) {
-        const layer_ops ops;
-        return ggml_backend_dev_supports_op(dev, ops.attend(hparams, layer.il, layer.type_k, layer.type_v, exact));
-    };
 
-    if (layer.exact && !(knows_our_ops(dev) && can(/*exact =*/true))) {
-        LLAMA_LOG_ERROR(
-            "%s: device %s can't attend an exact sink and tail beside K in %s, V in %s and the head sizes %u/%u of "
-            "layer %u: leave out --cache-sink and --cache-tail, or keep the cache in host memory with -nkvo\n",
-            __func__, ggml_backend_dev_name(dev), ggml_type_name(layer.type_k), ggml_type_name(layer.type_v),
-            n_embd_head_k, n_embd_head_v, layer.il);
-        return false;
-    }
-    if (layer.flash_attn && !can(/*exact =*/false)) {
+    const layer_ops ops;
+    if (layer.flash_attn &&
+        !ggml_backend_dev_supports_op(dev, ops.attend(hparams, layer.il, layer.type_k, layer.type_v, /*exact =*/false))) {
         LLAMA_LOG_ERROR(
             "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep the "
             "cache in host memory with -nkvo, use -ngl 0, or other cache types\n",
@@ -166,7 +157,6 @@ static bool check_devices(const llama_model & model, const llama_turbo_settings 
         layer.type_v     = settings.types_v[i];
         layer.flash_attn = flash_attn;
         layer.decays     = settings.decay.cold > 0 && !hparams.is_swa(il);
-        layer.exact      = (bool) settings.exact;
 
         ggml_backend_dev_t dev = model.dev_layer(il);
         if (!check_storage(dev, layer, layer.type_k, hparams.n_embd_k_gqa(il)) ||
@@ -179,25 +169,52 @@ static bool check_devices(const llama_model & model, const llama_turbo_settings 
     return true;
 }
 
-// The scheduler may give attention to any device of the model, wherever the cache is.
-static bool check_exact(const llama_model & model) {
+// Why there can't be an exact sink and tail; "": there can.
+static std::string why_not_exact(const llama_model &          model,
+                                 const llama_turbo_settings & settings,
+                                 const llama_context_params & params) {
     if (const char * why = llama_turbo_cant_attend(model)) {
-        LLAMA_LOG_ERROR(
-            "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail\n", __func__,
-            why);
-        return false;
+        return why;
     }
     for (const auto & device : model.devices) {
-        if (!knows_our_ops(device.dev)) {
-            LLAMA_LOG_ERROR(
-                "%s: device %s can't attend an exact sink and tail: leave out --cache-sink and --cache-tail, or use "
-                "--device none\n",
-                __func__, ggml_backend_dev_name(device.dev));
-            return false;
+        if (!knows_our_ops(device.dev)) {  // the scheduler may give it attention, wherever the cache is
+            return std::string("device ") + ggml_backend_dev_name(device.dev) + " can't attend them";
+        }
+    }
+    for (size_t i = 0; i < settings.layers.size() && params.offload_kqv; ++i) {
+        const uint32_t  il     = settings.layers[i];
+        const ggml_type type_k = settings.types_k[i];
+        const ggml_type type_v = settings.types_v[i];
+
+        ggml_backend_dev_t dev = model.dev_layer(il);
+        const layer_ops    ops;
+        if (!knows_our_ops(dev) ||
+            !ggml_backend_dev_supports_op(dev, ops.attend(model.hparams, il, type_k, type_v, /*exact =*/true))) {
+            return format("device %s can't attend them beside K in %s, V in %s and the head sizes %u/%u of layer %u",
+                          ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v),
+                          model.hparams.n_embd_head_k(il), model.hparams.n_embd_head_v(il), il);
         }
     }
 
-    return true;
+    return "";
+}
+
+static bool check_exact(const llama_model & model, llama_turbo_settings & settings, const llama_context_params & params) {
+    const std::string why = why_not_exact(model, settings, params);
+    if (why.empty()) {
+        return true;
+    }
+    if (settings.exact_by_default) {
+        settings.exact         = {};
+        settings.why_not_exact = why;
+        return true;
+    }
+    LLAMA_LOG_ERROR(
+        "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail, or keep the cache in "
+        "host memory with -nkvo\n",
+        __func__, why.c_str());
+
+    return false;
 }
 
 // What needs flash attention: turbo types, V in any quantized type, an exact sink and tail. "": nothing.
@@ -245,15 +262,13 @@ static bool check_flash_attn(const llama_model & model, const std::string & what
     return true;
 }
 
-static bool check_settings(const llama_model &          model,
-                           const llama_turbo_settings & settings,
-                           llama_context_params &       params) {
+static bool check_settings(const llama_model & model, llama_turbo_settings & settings, llama_context_params & params) {
     const bool turbo = ggml_is_turbo(params.type_k) || ggml_is_turbo(params.type_v);
     if (!turbo && !settings.by_layer && !settings.exact) {
         return true;  // upstream's own checks
     }
 
-    if (settings.exact && !check_exact(model)) {
+    if (settings.exact && !check_exact(model, settings, params)) {
         return false;
     }
     if (llama_turbo_has_latent_attention(model)) {
@@ -271,17 +286,34 @@ static bool check_settings(const llama_model &          model,
            (!params.offload_kqv || check_devices(model, settings, flash_attn));
 }
 
-bool llama_turbo_check_context(const llama_model & model, llama_context_params & params) {
+static void calibrate(llama_model & model, const llama_context_params & params, llama_turbo_settings & settings) {
+    std::string & why    = settings.why_not_calibrated;
+    settings.calibration = llama_turbo_auto_calibration(model, params, settings.layers, why);
+    if (!why.empty()) {
+        LLAMA_LOG_WARN("%s: the KV cache is not calibrated, and loses more: %s\n", __func__, why.c_str());
+    }
+}
+
+bool llama_turbo_check_context(llama_model & model, llama_context_params & params) {
+    llama_turbo_settings settings;
+    if (llama_turbo_is_observing()) {
+        settings.observes = true;
+        llama_turbo_use_settings(std::move(settings));
+        return true;
+    }
     try {
-        llama_turbo_settings settings = llama_turbo_read_settings(model, params);
+        settings = llama_turbo_read_settings(model, params);
         if (!check_settings(model, settings, params)) {
             return false;
         }
-        llama_turbo_use_settings(std::move(settings));
     } catch (const std::invalid_argument & error) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, error.what());
         return false;
     }
+    if (settings.calibrates) {
+        calibrate(model, params, settings);
+    }
+    llama_turbo_use_settings(std::move(settings));
 
     return true;
 }

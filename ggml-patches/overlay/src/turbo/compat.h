@@ -88,6 +88,14 @@ template <typename T> void llama_turbo_add_up_in_f32(T * cur, long) {
     ggml_mul_mat_set_prec(cur, GGML_PREC_F32);
 }
 
+// Outputs of a ubatch, which memory is reserved for. Older upstreams reserve it for all tokens.
+template <typename T> auto llama_turbo_limit_outputs(T & params, int) -> decltype((void) params.n_outputs_max) {
+    params.n_outputs_max         = 1;
+    params.n_outputs_max_per_seq = 1;
+}
+
+template <typename T> void llama_turbo_limit_outputs(T &, long) {}
+
 // Architectures that not all upstreams have an enumerator for; nullptr ends the list.
 constexpr const char * LLAMA_TURBO_LATENT_ARCHS[]        = { "deepseek4", nullptr };
 constexpr const char * LLAMA_TURBO_OWN_ATTENTION_ARCHS[] = { "dflash", "minimax-m3", "qwen4exp", nullptr };

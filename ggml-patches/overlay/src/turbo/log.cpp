@@ -112,6 +112,9 @@ void llama_turbo_log_cache(const llama_kv_cache & kv, ggml_type type_k, ggml_typ
     text += parts.decay ? decaying_layers(*parts.decay, has_window) : "";
     text += parts.exact ? exact_copies(*parts.exact, llama_turbo_access::n_stream(kv)) : "";
 
+    text += parts.settings.why_not_calibrated.empty() ? "" : " | no calibration: " + parts.settings.why_not_calibrated;
+    text += parts.settings.why_not_exact.empty() ? "" : " | no exact tokens: " + parts.settings.why_not_exact;
+
     if (parts.decay && !parts.decay->any() && !has_window) {
         LLAMA_LOG_WARN("llama_turbo_cache: %s\n", text.c_str());  // decay was asked for, and there is none
     } else {

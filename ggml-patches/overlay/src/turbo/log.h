@@ -11,6 +11,7 @@ class llama_kv_cache;
 //
 // Only what is in force is named; decay= is named wherever it was asked for. With types by layer, k= and v= name each layer once. What follows
 // counts for K/V: rotated or not, bits per value of the tensors, layers that are centered and scaled of all, layers that decay (or
-// `no decay: REASON`), and f16 copies. Upstream's line about rotations comes before, and knows of its own only.
+// `no decay: REASON`), and f16 copies. What would be there by default and can't be ends the line, as `no calibration: REASON` and `no exact
+// tokens: REASON`. Upstream's line about rotations comes before, and knows of its own only.
 //   type_k, type_v: as asked for
 void llama_turbo_log_cache(const llama_kv_cache & kv, ggml_type type_k, ggml_type type_v);

@@ -13,6 +13,9 @@ void llama_turbo_parts::init(llama_kv_cache & kv) {
     std::shared_ptr<llama_turbo_parts> & parts = llama_turbo_access::parts(kv);
     const llama_kv_cache *               other = llama_turbo_access::other(kv);
 
+    if (parts && parts->settings.observes) {
+        parts->init_observed(kv);
+    }
     if (parts && parts->settings.calibration) {
         parts->init_calibration(kv);
     }
@@ -28,13 +31,22 @@ void llama_turbo_parts::init(llama_kv_cache & kv) {
     }
 }
 
-void llama_turbo_parts::init_calibration(const llama_kv_cache & kv) {
-    std::vector<uint32_t> numbers;
+static std::vector<uint32_t> numbers_of_layers(const llama_kv_cache & kv) {
+    std::vector<uint32_t> res;
     for (const auto & layer : llama_turbo_access::layers(kv)) {
-        numbers.push_back(layer.il);
+        res.push_back(layer.il);
     }
-    calibrated =
-        std::make_shared<const llama_turbo_calibrated>(*settings.calibration, llama_turbo_access::model(kv), numbers);
+
+    return res;
+}
+
+void llama_turbo_parts::init_observed(const llama_kv_cache & kv) {
+    observed = std::make_unique<llama_turbo_observed>(llama_turbo_access::model(kv), numbers_of_layers(kv));
+}
+
+void llama_turbo_parts::init_calibration(const llama_kv_cache & kv) {
+    calibrated = std::make_shared<const llama_turbo_calibrated>(*settings.calibration, llama_turbo_access::model(kv),
+                                                                numbers_of_layers(kv));
     for (const auto & [il, layer] : calibrated->layers()) {
         calibrated_layers[il] = &layer;
     }
@@ -119,9 +131,10 @@ uint32_t llama_turbo_graph_nodes(const llama_kv_cache & kv) {
     if (!parts) {
         return 0;
     }
-    const uint32_t n_layers = llama_turbo_access::n_attending(kv);
+    const uint32_t n_layers   = llama_turbo_access::n_attending(kv);
+    const uint32_t n_observed = parts->observed ? parts->observed->n_nodes() : 0;
 
-    return (parts->calibrated_layers.empty() ? 0 : n_layers * CALIBRATED) +
+    return n_observed + (parts->calibrated_layers.empty() ? 0 : n_layers * CALIBRATED) +
            (parts->exact ? n_layers * EXACT + INPUTS : 0);
 }
 
@@ -144,6 +157,16 @@ const llama_turbo_exact::layer * llama_turbo_exact_layer_of(const llama_kv_cache
     }
 
     return &parts->exact->layers.at(llama_turbo_access::attended(kv, il).il);
+}
+
+std::pair<const llama_turbo_observed *, uint32_t> llama_turbo_observed_layer_of(const llama_kv_cache_context & mctx, int32_t il) {
+    const llama_kv_cache &    kv    = llama_turbo_access::cache(mctx);
+    const llama_turbo_parts * parts = llama_turbo_access::parts(kv);
+    if (!parts || !parts->observed) {
+        return { nullptr, 0 };
+    }
+
+    return { parts->observed.get(), llama_turbo_access::attended(kv, il).il };
 }
 
 llama_turbo_exact & llama_turbo_exact_of(const llama_kv_cache_context & mctx) {

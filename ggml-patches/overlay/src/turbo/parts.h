@@ -3,6 +3,7 @@
 #include "calibrated.h"
 #include "decay.h"
 #include "exact.h"
+#include "observed.h"
 #include "settings.h"
 
 #include <map>
@@ -24,6 +25,8 @@ struct llama_turbo_parts {
     std::unique_ptr<llama_turbo_exact> exact;                                    // nullptr: none
     std::unique_ptr<llama_turbo_decay> decay;                                    // nullptr: none
 
+    std::unique_ptr<llama_turbo_observed> observed;                              // nullptr: this context is not there to observe
+
     llama_context * lctx = nullptr;                                              // of the last update
 
     // Once the tensors of the cache are there. Throws std::runtime_error: out of memory, or a cache that can't have them.
@@ -33,6 +36,7 @@ struct llama_turbo_parts {
     bool check_graph() const;
 
   private:
+    void init_observed(const llama_kv_cache & kv);
     void init_calibration(const llama_kv_cache & kv);
     void share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other);
     void init_exact(llama_kv_cache & kv);
@@ -44,6 +48,9 @@ uint32_t llama_turbo_graph_nodes(const llama_kv_cache & kv);
 // Calibration, and copies, of what a layer of the model attends; nullptr: it has none.
 const llama_turbo_calibrated_layer * llama_turbo_calibrated_layer_of(const llama_kv_cache_context & mctx, int32_t il);
 const llama_turbo_exact::layer *     llama_turbo_exact_layer_of(const llama_kv_cache_context & mctx, int32_t il);
+
+// Where a layer of the model is observed, and the number of the layer that it attends; nullptr: it is not.
+std::pair<const llama_turbo_observed *, uint32_t> llama_turbo_observed_layer_of(const llama_kv_cache_context & mctx, int32_t il);
 
 // Of a cache that has copies.
 llama_turbo_exact & llama_turbo_exact_of(const llama_kv_cache_context & mctx);

@@ -1,6 +1,7 @@
 #include "settings.h"
 
 #include "llama-impl.h"
+#include "llama-model.h"
 #include "model.h"
 
 #include <algorithm>
@@ -25,7 +26,8 @@ static std::string env_text(const char * name, const char * old_name) {
     return old_text;
 }
 
-static uint32_t env_tokens(const char * name, const char * option) {
+// rest: where it is not set
+static uint32_t env_tokens(const char * name, const char * option, uint32_t rest) {
     static constexpr uint32_t MAX_TOKENS = 1 << 24;
 
     const std::string text = env_text(name);
@@ -35,7 +37,7 @@ static uint32_t env_tokens(const char * name, const char * option) {
                                     std::to_string(MAX_TOKENS));
     }
 
-    return text.empty() ? 0 : std::stoul(text);
+    return text.empty() ? rest : std::stoul(text);
 }
 
 static std::vector<ggml_type> parse_side(const std::string & map,
@@ -71,21 +73,63 @@ static void read_types(llama_turbo_settings & settings, const llama_context_para
     settings.types_v  = parse_side(map_v, "V cache types by layer", n_layer, params.type_v, mode != nullptr);
 }
 
+//
+// defaults
+//
+
+static bool has_turbo_type(const llama_turbo_settings & settings) {
+    const auto any_of = [](const std::vector<ggml_type> & types) {
+        return std::any_of(types.begin(), types.end(), ggml_is_turbo);
+    };
+
+    return any_of(settings.types_k) || any_of(settings.types_v);
+}
+
+// Most of what a tail gains comes from few tokens. Of short sequences it is a small part, too, so that copies never outweigh the cache.
+static llama_turbo_exact_sizes default_exact_sizes(const llama_model & model, const llama_context_params & params) {
+    static constexpr uint32_t SINK = 4;
+    static constexpr uint32_t TAIL = 64;
+    static constexpr uint32_t PART = 16;  // of a sequence
+    static constexpr uint32_t STEP = 4;
+
+    const uint32_t n_ctx = params.n_ctx > 0 ? params.n_ctx : model.hparams.n_ctx_train;
+    const uint32_t n_seq = n_ctx / std::max(1u, params.n_seq_max);
+
+    return { SINK, std::min(TAIL, n_seq / PART / STEP * STEP) };
+}
+
+static void read_exact_sizes(llama_turbo_settings &       settings,
+                             const llama_model &          model,
+                             const llama_context_params & params,
+                             bool                         by_default) {
+    const llama_turbo_exact_sizes rest = by_default ? default_exact_sizes(model, params) : llama_turbo_exact_sizes{};
+
+    settings.exact.sink       = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
+    settings.exact.tail       = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
+    settings.exact_by_default = env_text("TURBO_CACHE_SINK").empty() && env_text("TURBO_CACHE_TAIL").empty();
+}
+
+static void read_calibration(llama_turbo_settings & settings, const llama_model & model, bool by_default) {
+    const std::string text = env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION");
+
+    settings.calibrates = text == "auto" || (text.empty() && by_default);
+    if (!settings.calibrates && !text.empty() && text != "none") {
+        settings.calibration = llama_turbo_load_calibration(text, model, settings.layers);
+    }
+}
+
 llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const llama_context_params & params) {
     const bool is_alone = !params.ctx_other;
 
     llama_turbo_settings res;
     res.layers = llama_turbo_layers_with_kv(model);
-    if (is_alone) {
-        res.decay      = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
-        res.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink");
-        res.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail");
-    }
     read_types(res, params, is_alone);
+    if (is_alone) {
+        const bool by_default = has_turbo_type(res);
 
-    const std::string file = is_alone ? env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION") : "";
-    if (!file.empty()) {
-        res.calibration = llama_turbo_load_calibration(file, model, res.layers);
+        res.decay = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
+        read_exact_sizes(res, model, params, by_default);
+        read_calibration(res, model, by_default);
     }
 
     return res;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -16,10 +17,13 @@ struct llama_model;
 //   TURBO_CACHE_TYPE_K_LAYERS, TURBO_CACHE_TYPE_V_LAYERS   maps, see layers.h
 //   TURBO_CACHE_LAYER_ADAPTIVE                             a mode instead of maps
 //   TURBO_CACHE_DECAY                                      shares of temporal decay, see decay.h
-//   TURBO_CACHE_CALIBRATION                                file, see calibration.h
+//   TURBO_CACHE_CALIBRATION                                auto, none or a file, see calibration.h and auto-calibration.h
 //   TURBO_CACHE_SINK, TURBO_CACHE_TAIL                     numbers of tokens, see exact.h
 // The variables are read once, when the context is made. TURBO_LAYER_ADAPTIVE, TURBO_DECAY and TURBO_CALIBRATION are older names; they work for
 // one more release, with a warning.
+//
+// Where K or V has a turbo type, in any layer, the last three are "auto", 4 and 64 unless they are set. What is not set is left out where a
+// model or a device can't have it, with the reason in the log; what is set is refused there.
 //
 // A context that belongs to another one (draft, MTP) has no settings. Where it attends layers of the other's cache, it does so as the other.
 struct llama_turbo_settings {
@@ -34,7 +38,19 @@ struct llama_turbo_settings {
 
     llama_turbo_exact_sizes exact;
 
-    bool any() const { return by_layer || decay.cold > 0 || calibration || exact; }
+    // Of what nobody has set.
+    bool calibrates       = false;  // automatically
+    bool exact_by_default = false;
+
+    // Why what is there by default is not; "": it is, or is not to be.
+    std::string why_not_calibrated;
+    std::string why_not_exact;
+
+    bool observes = false;  // the context of an observation (calibrate.h), which has nothing else
+
+    bool any() const {
+        return by_layer || decay.cold > 0 || calibration || exact || observes || !why_not_calibrated.empty() || !why_not_exact.empty();
+    }
 
     // Index of a layer of the model in layers; layers.size(): it has no KV cache.
     size_t index_of(uint32_t il) const;

@@ -2,7 +2,9 @@
 
 list(APPEND LLAMA_MODELS_SOURCES
     turbo/attn.cpp
+    turbo/auto-calibration.cpp
     turbo/cache.cpp
+    turbo/calibrate.cpp
     turbo/calibrated.cpp
     turbo/calibration.cpp
     turbo/check.cpp
@@ -13,7 +15,10 @@ list(APPEND LLAMA_MODELS_SOURCES
     turbo/log.cpp
     turbo/memory.cpp
     turbo/model.cpp
+    turbo/moments.cpp
+    turbo/observed.cpp
     turbo/parts.cpp
+    turbo/rope-mean.cpp
     turbo/rotation.cpp
     turbo/settings.cpp
     turbo/state.cpp

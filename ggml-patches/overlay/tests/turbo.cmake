@@ -14,7 +14,7 @@ endforeach()
 # Times of single ops, run by scripts/gpu/bench_gpu.py and scripts/bench/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)
 
-# What Q, K and V look like, for turbo-gguf calibrate. Here and not among the tools, where it would need a hook.
-set(LLAMA_TEST_NAME llama-turbo-observe)
-llama_build(../tools/turbo-observe/turbo-observe.cpp)
+# For turbo-gguf calibrate. Here and not among the tools, where it would need a hook.
+set(LLAMA_TEST_NAME llama-turbo-calibrate)
+llama_build(../tools/turbo-calibrate/turbo-calibrate.cpp)
 unset(LLAMA_TEST_NAME)

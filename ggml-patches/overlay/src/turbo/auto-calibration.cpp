@@ -17,7 +17,7 @@ static constexpr uint32_t METHOD = 1;
 // A big model on few cores must not keep anyone waiting for minutes.
 static constexpr double SECONDS = 60.0;
 
-static std::vector<std::string> built_in_text() {
+std::vector<std::string> llama_turbo_calibration_text() {
     return { std::begin(LLAMA_TURBO_CALIBRATION_TEXT), std::end(LLAMA_TURBO_CALIBRATION_TEXT) };
 }
 
@@ -55,7 +55,7 @@ static uint32_t method_of(const llama_context_params & params, const llama_turbo
     const auto add = [&](const auto & value) {
         res = llama_turbo_crc32(res, &value, sizeof(value));
     };
-    for (const std::string & piece : built_in_text()) {
+    for (const std::string & piece : llama_turbo_calibration_text()) {
         res = llama_turbo_crc32(res, piece.data(), piece.size());
     }
     add(options.n_tokens);
@@ -79,12 +79,13 @@ static uint32_t method_of(const llama_context_params & params, const llama_turbo
 //
 
 static std::shared_ptr<const llama_turbo_calibration> read_built_in_text(llama_model &                 model,
-                                                           const llama_context_params &  params,
-                                                           llama_turbo_calibrate_options options) {
+                                                                         const llama_context_params &  params,
+                                                                         llama_turbo_calibrate_options options) {
     options.progress = [](int32_t n_read, int32_t n_all) {
         if (n_read == 0) {
             LLAMA_LOG_WARN(
-                "llama_turbo_calibrate: reading %d tokens to calibrate the KV cache, once for this model (leave it out with "
+                "llama_turbo_calibrate: reading %d tokens to calibrate the KV cache, once for this model (leave it out "
+                "with "
                 "--cache-calibration none)\n",
                 n_all);
         } else {
@@ -92,10 +93,12 @@ static std::shared_ptr<const llama_turbo_calibration> read_built_in_text(llama_m
         }
     };
 
-    return llama_turbo_calibrate(model, params, built_in_text(), options);
+    return llama_turbo_calibrate(model, params, llama_turbo_calibration_text(), options);
 }
 
-static void keep(const llama_turbo_calibration & calibration, const llama_model & model, const std::filesystem::path & path) {
+static void keep(const llama_turbo_calibration & calibration,
+                 const llama_model &             model,
+                 const std::filesystem::path &   path) {
     std::error_code ignored;  // if it matters, writing fails
     std::filesystem::create_directories(path.parent_path(), ignored);
     try {
@@ -123,7 +126,8 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_auto_calibration(llam
 
     const std::filesystem::path folder = cache_folder();
     const std::filesystem::path path =
-        folder / format("turbo-calibration-%s-%08x.gguf", llama_turbo_model_fingerprint(model).c_str(), method_of(params, options));
+        folder / format("turbo-calibration-%s-%08x.gguf", llama_turbo_model_fingerprint(model).c_str(),
+                        method_of(params, options));
 
     std::error_code ignored;
     if (!folder.empty() && std::filesystem::exists(path, ignored)) {
@@ -136,7 +140,8 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_auto_calibration(llam
     try {
         auto res = read_built_in_text(model, params, options);
         if (folder.empty()) {
-            LLAMA_LOG_WARN("llama_turbo_calibrate: the next start has to calibrate again: no cache folder (set LLAMA_CACHE)\n");
+            LLAMA_LOG_WARN(
+                "llama_turbo_calibrate: the next start has to calibrate again: no cache folder (set LLAMA_CACHE)\n");
         } else {
             keep(*res, model, path);
         }

@@ -22,3 +22,6 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_auto_calibration(llam
                                                                             const llama_context_params &  params,
                                                                             const std::vector<uint32_t> & layers,
                                                                             std::string &                 why_not);
+
+// The built-in text, in pieces.
+std::vector<std::string> llama_turbo_calibration_text();

@@ -104,7 +104,9 @@ static llama_context_ptr make_context(llama_model & model, const llama_context_p
 // the text
 //
 
-static std::vector<llama_token> tokenize(const llama_vocab * vocab, const std::vector<std::string> & text, size_t n_max) {
+static std::vector<llama_token> tokenize(const llama_vocab *              vocab,
+                                         const std::vector<std::string> & text,
+                                         size_t                           n_max) {
     std::vector<llama_token> res;
     for (const std::string & piece : text) {
         std::vector<llama_token> tokens(piece.size() + 1);
@@ -161,7 +163,8 @@ class observation {
         for (llama_turbo_observed * cache : caches) {
             for (const auto & [il, layer] : cache->layers()) {
                 if (!layer.is_built) {
-                    throw std::runtime_error("layer " + std::to_string(il) + " attends in a way that can't be observed");
+                    throw std::runtime_error("layer " + std::to_string(il) +
+                                             " attends in a way that can't be observed");
                 }
                 const int64_t n_group = model.hparams.n_head(il) / model.hparams.n_head_kv(il);
                 moments[il].add(layer, tokens.size() - llama_turbo_observed::n_first, n_group);
@@ -188,8 +191,8 @@ class observation {
 
         auto res = std::make_shared<llama_turbo_calibration>();
         for (const auto & [il, layer] : moments) {
-            res->layers[il] = layer.calibrate(!llama_turbo_cant_center_k(model, il), !llama_turbo_cant_center_v(model, il),
-                                              mean_of(layer.rope));
+            res->layers[il] = layer.calibrate(!llama_turbo_cant_center_k(model, il),
+                                              !llama_turbo_cant_center_v(model, il), mean_of(layer.rope));
 
             const std::vector<double> first = layer.first_tokens();
             for (size_t i = 0; i < first.size(); ++i) {
@@ -213,7 +216,7 @@ class observation {
 
 }  // namespace
 
-static constexpr int32_t N_TRIAL = 32;  // tokens that show how fast the model is
+static constexpr int32_t N_TRIAL = 16;  // tokens that show how fast the model is
 static constexpr int32_t N_LEAST = 64;  // tokens without which there is nothing to be learnt
 
 static double seconds_since(std::chrono::steady_clock::time_point begin) {

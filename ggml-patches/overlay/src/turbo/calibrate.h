@@ -22,12 +22,13 @@ struct llama_model;
 // nothing is centered (model.h). See docs/design/0011-calibration.md.
 
 struct llama_turbo_calibrate_options {
-    int32_t n_tokens = 1024;   // at most
-    int32_t n_chunk  = 512;    // tokens that are read at once, and know each other
-    double  seconds  = 1e9;    // no more tokens than the time allows, as the first few show it
+    int32_t n_tokens = 768;  // at most
+    int32_t n_chunk  = 384;  // tokens that are read at once, and know each other
+    double  seconds  = 1e9;  // no more tokens than the time allows, as the first few show it
 
     // Called before each chunk, with the tokens that were read, and those that will be.
-    std::function<void(int32_t n_read, int32_t n_all)> progress = [](int32_t, int32_t) {};
+    std::function<void(int32_t n_read, int32_t n_all)> progress = [](int32_t, int32_t) {
+    };
 };
 
 // The context in which this is done: one of the model, with f32 cache and without flash attention.

@@ -48,10 +48,11 @@ class calibration_reader {
         } catch (const std::runtime_error & error) {
             fail(error.what());
         }
-        res->n_tokens      = number("turbo.calibration.tokens");
-        res->sink          = number("turbo.calibration.sink");
-        const int64_t id   = gguf_find_key(meta.get(), "turbo.calibration.sink_distance");
-        res->sink_distance = id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_FLOAT32 ? gguf_get_val_f32(meta.get(), id) : 0.0f;
+        res->n_tokens    = number("turbo.calibration.tokens");
+        res->sink        = number("turbo.calibration.sink");
+        const int64_t id = gguf_find_key(meta.get(), "turbo.calibration.sink_distance");
+        res->sink_distance =
+            id >= 0 && gguf_get_kv_type(meta.get(), id) == GGUF_TYPE_FLOAT32 ? gguf_get_val_f32(meta.get(), id) : 0.0f;
 
         return res;
     }
@@ -276,7 +277,8 @@ void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
         const int64_t n_head_kv = model.hparams.n_head_kv(il);
         const auto    add       = [&, il = il](const char * name, const std::vector<float> & values) {
             if (!values.empty()) {
-                ggml_tensor * tensor = ggml_new_tensor_2d(data.get(), GGML_TYPE_F32, values.size() / n_head_kv, n_head_kv);
+                ggml_tensor * tensor =
+                    ggml_new_tensor_2d(data.get(), GGML_TYPE_F32, values.size() / n_head_kv, n_head_kv);
                 ggml_format_name(tensor, "blk.%u.%s", il, name);
                 std::copy(values.begin(), values.end(), (float *) tensor->data);
                 gguf_add_tensor(meta.get(), tensor);
@@ -290,7 +292,8 @@ void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
 
     // under another name first, so that nobody reads half of it
     char unique[32];
-    snprintf(unique, sizeof(unique), ".%llx.part", (unsigned long long) std::chrono::steady_clock::now().time_since_epoch().count());
+    snprintf(unique, sizeof(unique), ".%llx.part",
+             (unsigned long long) std::chrono::steady_clock::now().time_since_epoch().count());
     const std::string part = path + unique;
 
     std::error_code error;

@@ -1,5 +1,6 @@
 #include "check.h"
 
+#include "advice.h"
 #include "auto-calibration.h"
 #include "calibrate.h"
 #include "ggml-backend.h"
@@ -133,8 +134,8 @@ static bool check_attention(ggml_backend_dev_t dev, const llama_hparams & hparam
     const uint32_t n_embd_head_v = hparams.n_embd_head_v(layer.il);
 
     const layer_ops ops;
-    if (layer.flash_attn &&
-        !ggml_backend_dev_supports_op(dev, ops.attend(hparams, layer.il, layer.type_k, layer.type_v, /*exact =*/false))) {
+    if (layer.flash_attn && !ggml_backend_dev_supports_op(
+                                dev, ops.attend(hparams, layer.il, layer.type_k, layer.type_v, /*exact =*/false))) {
         LLAMA_LOG_ERROR(
             "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep the "
             "cache in host memory with -nkvo, use -ngl 0, or other cache types\n",
@@ -199,7 +200,9 @@ static std::string why_not_exact(const llama_model &          model,
     return "";
 }
 
-static bool check_exact(const llama_model & model, llama_turbo_settings & settings, const llama_context_params & params) {
+static bool check_exact(const llama_model &          model,
+                        llama_turbo_settings &       settings,
+                        const llama_context_params & params) {
     const std::string why = why_not_exact(model, settings, params);
     if (why.empty()) {
         return true;
@@ -210,7 +213,8 @@ static bool check_exact(const llama_model & model, llama_turbo_settings & settin
         return true;
     }
     LLAMA_LOG_ERROR(
-        "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail, or keep the cache in "
+        "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail, or keep the "
+        "cache in "
         "host memory with -nkvo\n",
         __func__, why.c_str());
 
@@ -313,6 +317,7 @@ bool llama_turbo_check_context(llama_model & model, llama_context_params & param
     if (settings.calibrates) {
         calibrate(model, params, settings);
     }
+    llama_turbo_advise(model, settings);
     llama_turbo_use_settings(std::move(settings));
 
     return true;

@@ -13,7 +13,8 @@ static constexpr double LEAST_SQUARE = 1e-6;
 
 static void add_to(std::vector<double> & sums, const std::vector<float> & values) {
     sums.resize(values.size(), 0.0);
-    std::transform(values.begin(), values.end(), sums.begin(), sums.begin(), [](float value, double sum) { return sum + value; });
+    std::transform(values.begin(), values.end(), sums.begin(), sums.begin(),
+                   [](float value, double sum) { return sum + value; });
 }
 
 static std::vector<float> read_sums(const ggml_tensor * tensor) {
@@ -56,7 +57,9 @@ void llama_turbo_moments::add(const llama_turbo_observed_layer & layer, int64_t 
 }
 
 // Scale of each channel of each head, the fourth root of a ratio of mean squares, with a geometric mean of 1.
-static std::vector<float> balance(const std::vector<double> & reader_sq, const std::vector<double> & stored_sq, int64_t n_embd) {
+static std::vector<float> balance(const std::vector<double> & reader_sq,
+                                  const std::vector<double> & stored_sq,
+                                  int64_t                     n_embd) {
     std::vector<float> res(stored_sq.size());
     for (size_t begin = 0; begin < res.size(); begin += n_embd) {
         const auto level_of = [&](const std::vector<double> & squares) {
@@ -72,7 +75,8 @@ static std::vector<float> balance(const std::vector<double> & reader_sq, const s
         std::vector<double> logs(n_embd);
         double              mean = 0.0;
         for (int64_t i = 0; i < n_embd; ++i) {
-            logs[i] = 0.25 * std::log(std::max(reader_sq[begin + i], least_reader) / std::max(stored_sq[begin + i], least_stored));
+            logs[i] = 0.25 * std::log(std::max(reader_sq[begin + i], least_reader) /
+                                      std::max(stored_sq[begin + i], least_stored));
             mean += logs[i] / n_embd;
         }
         for (int64_t i = 0; i < n_embd; ++i) {

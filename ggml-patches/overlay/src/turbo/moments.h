@@ -28,6 +28,8 @@ struct llama_turbo_moments {
     double  n_queries = 0;  // of a KV head
     double  n_keys    = 0;
 
-    std::vector<double> q_sq, k_sum, k_sq, k_first;     // [n_head_kv][n_embd_k]; k_first: [n_first][n_head_kv][n_embd_k], of the last ubatch
-    std::vector<double> v_sum, v_sq, v_weight, out_sq;  // [n_head_kv][n_embd_v]; v_weight: [n_head_kv]; out_sq may be empty
+    std::vector<double> q_sq, k_sum, k_sq,
+        k_first;  // [n_head_kv][n_embd_k]; k_first: [n_first][n_head_kv][n_embd_k], of the last ubatch
+    std::vector<double> v_sum, v_sq, v_weight,
+        out_sq;   // [n_head_kv][n_embd_v]; v_weight: [n_head_kv]; out_sq may be empty
 };

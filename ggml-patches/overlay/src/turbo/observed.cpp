@@ -104,8 +104,7 @@ struct summing {
     // Tokens behind the first ones of x [n_embd, n_head, n_tokens], as [n_tokens, n_embd, n_head].
     ggml_tensor * by_channel(ggml_tensor * x) const {
         const int64_t n_first = llama_turbo_observed::n_first;
-        x                     = ggml_view_3d(ctx, x, x->ne[0], x->ne[1], x->ne[2] - n_first, x->nb[1], x->nb[2],
-                                             n_first * x->nb[2]);
+        x = ggml_view_3d(ctx, x, x->ne[0], x->ne[1], x->ne[2] - n_first, x->nb[1], x->nb[2], n_first * x->nb[2]);
 
         return ggml_cont(ctx, ggml_permute(ctx, x, 1, 2, 0, 3));
     }
@@ -206,9 +205,9 @@ void llama_turbo_observed::build(const llm_graph_context & graph,
         return;
     }
     for (int64_t i = 0; i < layer.probe->ne[1]; i += PROBES_AT_ONCE) {
-        const int64_t n     = std::min(PROBES_AT_ONCE, layer.probe->ne[1] - i);
-        ggml_tensor * probe = ggml_view_2d(ctx, layer.probe, layer.probe->ne[0], n, layer.probe->nb[1],
-                                           i * layer.probe->nb[1]);
+        const int64_t n = std::min(PROBES_AT_ONCE, layer.probe->ne[1] - i);
+        ggml_tensor * probe =
+            ggml_view_2d(ctx, layer.probe, layer.probe->ne[0], n, layer.probe->nb[1], i * layer.probe->nb[1]);
         ggml_tensor * norms = ggml_sum_rows(ctx, ggml_sqr(ctx, ggml_mul_mat(ctx, wo, probe)));
         ggml_build_forward_expand(
             graph.gf, ggml_cpy(ctx, norms, ggml_view_2d(ctx, layer.out_sq, 1, n, sizeof(float), i * sizeof(float))));

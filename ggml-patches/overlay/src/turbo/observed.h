@@ -22,7 +22,7 @@ struct llama_turbo_rope {
     std::array<int32_t, 16> op_params = {};  // of GGML_OP_ROPE
     std::vector<float>      factors;         // of its frequencies; empty: none
 
-    bool is_known = false;  // false: K is taken as it is stored
+    bool is_known = false;                   // false: K is taken as it is stored
 
     bool operator==(const llama_turbo_rope & other) const {
         return op_params == other.op_params && factors == other.factors && is_known == other.is_known;
@@ -31,10 +31,10 @@ struct llama_turbo_rope {
 
 // Sums of one layer of a cache, f32. The first tokens of a sequence (n_first) are left out, since caches keep them exactly.
 struct llama_turbo_observed_layer {
-    ggml_tensor * q_sq     = nullptr;  // [n_embd_head_k, n_head]     squares
-    ggml_tensor * k_sum    = nullptr;  // [n_embd_head_k, n_head_kv]
-    ggml_tensor * k_sq     = nullptr;  // [n_embd_head_k, n_head_kv]
-    ggml_tensor * k_first  = nullptr;  // [n_embd_head_k, n_head_kv, n_first]  K of the tokens that are left out
+    ggml_tensor * q_sq    = nullptr;  // [n_embd_head_k, n_head]     squares
+    ggml_tensor * k_sum   = nullptr;  // [n_embd_head_k, n_head_kv]
+    ggml_tensor * k_sq    = nullptr;  // [n_embd_head_k, n_head_kv]
+    ggml_tensor * k_first = nullptr;  // [n_embd_head_k, n_head_kv, n_first]  K of the tokens that are left out
 
     // Tokens are weighted by the squares of the weights that attention gives them: as the noise of their V adds up.
     ggml_tensor * v_sum    = nullptr;  // [n_embd_head_v, n_head_kv]
@@ -43,8 +43,8 @@ struct llama_turbo_observed_layer {
 
     // Squares of the columns of the output projection, summed over the query heads of a KV head. The weights may lie in a layout that only
     // products can read, so unit vectors are projected; those of a KV head's query heads at once, with signs.
-    ggml_tensor * out_sq = nullptr;    // [n_embd_head_v * n_head_kv]
-    ggml_tensor * probe  = nullptr;    // [n_embd_head_v * n_head, n_embd_head_v * n_head_kv]
+    ggml_tensor * out_sq = nullptr;  // [n_embd_head_v * n_head_kv]
+    ggml_tensor * probe  = nullptr;  // [n_embd_head_v * n_head, n_embd_head_v * n_head_kv]
 
     // Found in the graph.
     mutable llama_turbo_rope rope;

@@ -159,7 +159,8 @@ const llama_turbo_exact::layer * llama_turbo_exact_layer_of(const llama_kv_cache
     return &parts->exact->layers.at(llama_turbo_access::attended(kv, il).il);
 }
 
-std::pair<const llama_turbo_observed *, uint32_t> llama_turbo_observed_layer_of(const llama_kv_cache_context & mctx, int32_t il) {
+std::pair<const llama_turbo_observed *, uint32_t> llama_turbo_observed_layer_of(const llama_kv_cache_context & mctx,
+                                                                                int32_t                        il) {
     const llama_kv_cache &    kv    = llama_turbo_access::cache(mctx);
     const llama_turbo_parts * parts = llama_turbo_access::parts(kv);
     if (!parts || !parts->observed) {

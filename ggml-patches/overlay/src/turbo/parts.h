@@ -25,9 +25,9 @@ struct llama_turbo_parts {
     std::unique_ptr<llama_turbo_exact> exact;                                    // nullptr: none
     std::unique_ptr<llama_turbo_decay> decay;                                    // nullptr: none
 
-    std::unique_ptr<llama_turbo_observed> observed;                              // nullptr: this context is not there to observe
+    std::unique_ptr<llama_turbo_observed> observed;  // nullptr: this context is not there to observe
 
-    llama_context * lctx = nullptr;                                              // of the last update
+    llama_context * lctx = nullptr;                  // of the last update
 
     // Once the tensors of the cache are there. Throws std::runtime_error: out of memory, or a cache that can't have them.
     static void init(llama_kv_cache & kv);
@@ -50,7 +50,8 @@ const llama_turbo_calibrated_layer * llama_turbo_calibrated_layer_of(const llama
 const llama_turbo_exact::layer *     llama_turbo_exact_layer_of(const llama_kv_cache_context & mctx, int32_t il);
 
 // Where a layer of the model is observed, and the number of the layer that it attends; nullptr: it is not.
-std::pair<const llama_turbo_observed *, uint32_t> llama_turbo_observed_layer_of(const llama_kv_cache_context & mctx, int32_t il);
+std::pair<const llama_turbo_observed *, uint32_t> llama_turbo_observed_layer_of(const llama_kv_cache_context & mctx,
+                                                                                int32_t                        il);
 
 // Of a cache that has copies.
 llama_turbo_exact & llama_turbo_exact_of(const llama_kv_cache_context & mctx);

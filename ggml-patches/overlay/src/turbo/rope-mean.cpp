@@ -39,7 +39,8 @@ class turned_block {
         ggml_tensor * factors =
             rope.factors.empty() ? nullptr : ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, rope.factors.size());
         pos    = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, is_multi ? 4 * BLOCK : BLOCK);
-        turned = is_multi ? ggml_rope_multi(ctx.get(), unit, pos, factors, n_rot, sections, rope_mode(rope), 0, 0, 0, 0, 0, 0, 0) :
+        turned = is_multi ? ggml_rope_multi(ctx.get(), unit, pos, factors, n_rot, sections, rope_mode(rope), 0, 0, 0, 0,
+                                            0, 0, 0) :
                             ggml_rope_ext(ctx.get(), unit, pos, factors, n_rot, rope_mode(rope), 0, 0, 0, 0, 0, 0, 0);
         memcpy(turned->op_params, rope.op_params.data(), sizeof(turned->op_params));
         graph = ggml_new_graph(ctx.get());
@@ -52,7 +53,7 @@ class turned_block {
         std::vector<float> units(n_rot * BLOCK);
         for (size_t i = 0; i < units.size(); ++i) {
             const int64_t channel = i % n_rot;
-            units[i] = pairs_neighbours(rope) ? channel % 2 == 0 : channel < n_rot / 2;
+            units[i]              = pairs_neighbours(rope) ? channel % 2 == 0 : channel < n_rot / 2;
         }
         ggml_backend_tensor_set(unit, units.data(), 0, ggml_nbytes(unit));
         if (factors) {

@@ -49,7 +49,8 @@ struct llama_turbo_settings {
     bool observes = false;  // the context of an observation (calibrate.h), which has nothing else
 
     bool any() const {
-        return by_layer || decay.cold > 0 || calibration || exact || observes || !why_not_calibrated.empty() || !why_not_exact.empty();
+        return by_layer || decay.cold > 0 || calibration || exact || observes || !why_not_calibrated.empty() ||
+               !why_not_exact.empty();
     }
 
     // Index of a layer of the model in layers; layers.size(): it has no KV cache.

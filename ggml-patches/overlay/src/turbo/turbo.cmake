@@ -1,6 +1,7 @@
 # Sources of turbo caches, included by upstream's src/CMakeLists.txt before the library is made.
 
 list(APPEND LLAMA_MODELS_SOURCES
+    turbo/advice.cpp
     turbo/attn.cpp
     turbo/auto-calibration.cpp
     turbo/cache.cpp

@@ -1,5 +1,6 @@
 #include "check.h"
 
+#include "draft.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "llama-arch.h"
@@ -274,6 +275,9 @@ static bool check_settings(const llama_model &          model,
 bool llama_turbo_check_context(const llama_model & model, llama_context_params & params) {
     try {
         llama_turbo_settings settings = llama_turbo_read_settings(model, params);
+        if (params.ctx_other == LLAMA_TURBO_DRAFT) {
+            params.ctx_other = nullptr;
+        }
         if (!check_settings(model, settings, params)) {
             return false;
         }

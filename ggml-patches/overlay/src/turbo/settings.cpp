@@ -1,6 +1,7 @@
 #include "settings.h"
 
 #include "llama-impl.h"
+#include "llama-model.h"
 #include "model.h"
 
 #include <algorithm>
@@ -71,8 +72,21 @@ static void read_types(llama_turbo_settings & settings, const llama_context_para
     settings.types_v  = parse_side(map_v, "V cache types by layer", n_layer, params.type_v, mode != nullptr);
 }
 
+// What does not fit a model that is loaded to measure its memory is left out. The context that is made for real says what is wrong.
+template <typename read_t, typename skip_t>
+static void read_unless_measured(const llama_model & model, read_t read, skip_t skip) {
+    try {
+        read();
+    } catch (const std::invalid_argument &) {
+        if (!model.hparams.no_alloc) {
+            throw;
+        }
+        skip();
+    }
+}
+
 llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const llama_context_params & params) {
-    const bool is_alone = !params.ctx_other;
+    const bool is_alone = !params.ctx_other && params.ctx_type != LLAMA_CONTEXT_TYPE_MTP;
 
     llama_turbo_settings res;
     res.layers = llama_turbo_layers_with_kv(model);
@@ -81,11 +95,12 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
         res.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink");
         res.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail");
     }
-    read_types(res, params, is_alone);
+    read_unless_measured(model, [&] { read_types(res, params, is_alone); }, [&] { read_types(res, params, false); });
 
     const std::string file = is_alone ? env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION") : "";
     if (!file.empty()) {
-        res.calibration = llama_turbo_load_calibration(file, model, res.layers);
+        read_unless_measured(
+            model, [&] { res.calibration = llama_turbo_load_calibration(file, model, res.layers); }, [] {});
     }
 
     return res;

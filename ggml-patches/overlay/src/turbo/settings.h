@@ -21,7 +21,9 @@ struct llama_model;
 // The variables are read once, when the context is made. TURBO_LAYER_ADAPTIVE, TURBO_DECAY and TURBO_CALIBRATION are older names; they work for
 // one more release, with a warning.
 //
-// A context that belongs to another one (draft, MTP) has no settings. Where it attends layers of the other's cache, it does so as the other.
+// A context that belongs to another one (draft, MTP) has no settings, also while its memory is measured and there is no other one yet (draft.h).
+// Where it attends layers of the other's cache, it does so as the other. In a model that is loaded to measure its memory only (no_alloc), maps
+// and files that do not fit are left out.
 struct llama_turbo_settings {
     bool                   by_layer = false;  // a map or mode is set
     std::vector<uint32_t>  layers;            // layers of the model that have a KV cache, ascending

@@ -27,6 +27,7 @@ TARGETS = (
     "llama-completion",
     "llama-perplexity",
     "llama-bench",
+    "llama-batched-bench",
     "test-quantize-fns",
     "test-backend-ops",
     "test-arg-parser",

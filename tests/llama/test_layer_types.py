@@ -26,7 +26,7 @@ CHECKS = {
     "errors": 80,
     "flash-attn": 4,
     "head-size": 7,
-    "contexts": 6,
+    "contexts": 7,
     "device": 6,
 }
 """Checks that a scenario makes at least: a program that checks nothing passes nothing."""

@@ -364,13 +364,28 @@ def test_server_slots_with_a_map(native_bin: Path, trained: Path, tmp_path: Path
         assert server.complete(PROMPT, 4)["content"]
 
 
-def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """The settings are those of the model, whatever layers its draft has."""
-    settings = ("--cache-type-k-layers", "11:q8_0;*:turbo3", "--cache-decay", "balanced")
+@pytest.mark.parametrize("maps", [("11:q8_0;*:turbo3", "0-10:turbo3;11:q8_0"), ("1:q8_0;*:turbo3", "0:turbo3;1:q8_0;2-11:turbo3")], ids=str)
+def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, maps: tuple[str, str]) -> None:
+    """The settings are those of the model, whatever layers its draft has, also while the memory of both is measured."""
+    settings = ("--cache-type-k-layers", maps[0], "--cache-decay", "balanced", "--cache-tail", "16", "-fit", "on", "-lv", "5")
     with serve(native_bin, tiny("layers12"), tmp_path, "-md", str(tiny("head64")), "-c", "256", *settings) as server:
         assert server.complete(PROMPT, 32, n_probs=0)["tokens_predicted"] == 32
         text = server.log.read_text("utf-8", errors="replace")
+    measured = text.split("getting device memory data for the extra model")[1:]
+    assert measured
+    assert all(not cache_lines(part)[0].settings for part in measured)
+    assert "failed to measure" not in text
+    begin = text.rindex("loading draft model")
+    assert cache_lines(text[:begin])[-1].settings["k"] == maps[1]
+    assert cache_lines(text[begin:])
+    assert all(not line.settings for line in cache_lines(text[begin:]))
+
+
+def test_server_with_itself_as_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """A model keeps its settings where its file is that of its draft, too."""
+    settings = ("--cache-type-k-layers", "11:q8_0;*:turbo3", "--cache-tail", "16")
+    with serve(native_bin, tiny("layers12"), tmp_path, "-md", str(tiny("layers12")), "-c", "256", *settings) as server:
+        text = server.log.read_text("utf-8", errors="replace")
     begin = text.rindex("loading draft model")
     assert cache_lines(text[:begin])[-1].settings["k"] == "0-10:turbo3;11:q8_0"
-    assert cache_lines(text[begin:])
     assert all(not line.settings for line in cache_lines(text[begin:]))

@@ -46,6 +46,17 @@ def test_flash_attention_off(tool: Tool, tiny: Callable[[str], Path], types: tup
     assert "cache type turbo3 needs flash attention, which was switched off: use -fa auto or -fa on" in text
 
 
+def test_bench_says_why(tool: Tool, tiny: Callable[[str], Path]) -> None:
+    """Without -v, llama-bench has no log but errors."""
+    done = tool("llama-bench", "-m", tiny("head128"), "-ctk", "turbo3", "-fa", "0", "-p", "8", "-n", "0", timeout=60)
+    assert done.refused, done.text
+    assert "cache type turbo3 needs flash attention, which was switched off: use -fa auto or -fa on" in done.err
+    assert "failed to create context" in done.err
+    done = tool("llama-bench", "-m", tiny("head128"), "-ctk", "turbo3", "-p", "8", "-n", "0", timeout=60)
+    assert done.rc == 0, done.text
+    assert done.err == ""
+
+
 @pytest.mark.parametrize("program", ["llama-cli", "llama-server", "llama-completion", "llama-perplexity", "llama-bench"])
 def test_unknown_cache_type(tool: Tool, tiny: Callable[[str], Path], program: str) -> None:
     done = tool(program, "-m", tiny("head64"), "-ctk", "turbo9", timeout=60)
@@ -91,11 +102,20 @@ def test_settings(tool: Tool, tiny: Callable[[str], Path], prose: Path, program:
     extra = {
         "llama-completion": ("-p", "once", "-n", "4", "-no-cnv"),
         "llama-perplexity": ("-f", str(prose), "-c", "128"),
-        "llama-bench": ("-v", "-p", "8", "-n", "0"),
+        "llama-bench": ("-p", "8", "-n", "0"),
     }
     done = tool(program, "-m", tiny("head64"), "-t", "1", *extra.get(program, ()), *args, timeout=60)
     assert done.refused, done.text
     assert reason in done.text
+
+
+@pytest.mark.parametrize("args", [("--cache-type-k-layers", "2:q8_0"), ("--cache-calibration", "missing.gguf")], ids=" ".join)
+def test_what_does_not_fit_is_refused_once(tool: Tool, tiny: Callable[[str], Path], args: tuple[str, str]) -> None:
+    """Not when memory is measured, which goes on without it."""
+    done = tool("llama-completion", "-m", tiny("head64"), "-p", "once", "-n", "4", "-no-cnv", "-fit", "on", "-c", "128", *args)
+    assert done.refused, done.text
+    assert done.text.count("E llama_turbo_check_context: ") == 1, done.text
+    assert "encountered an error while trying to fit" not in done.text
 
 
 @pytest.mark.parametrize("option", ["--cache-type-k-layers", "--cache-type-v-layers", "--cache-layer-adaptive", "--cache-decay"])

@@ -1,5 +1,6 @@
 // Types by layer and contexts: what is refused, whose settings count, and what a device lacks. Scenarios of test-turbo-layers.
 
+#include "../src/turbo/draft.h"
 #include "test-turbo-layers.h"
 
 //
@@ -140,6 +141,11 @@ void test_contexts(const setup & types) {
     draft.decay        = "no";
     const session four = session::make(draft);
     check("a context of another context has none", types_of(four) == types_t(2 * n, BASE) && !cache_line_has(" k="));
+
+    draft.other        = LLAMA_TURBO_DRAFT;
+    const session five = session::make(draft);
+    check("nor has one whose other context is yet to come",
+          types_of(five) == types_t(2 * n, BASE) && !cache_line_has(" k="));
 
     const session again = session::make(by_layer(item("0", a)));
     check("a context made later has a map", types_of(again) == first);

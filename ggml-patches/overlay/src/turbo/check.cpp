@@ -3,6 +3,7 @@
 #include "advice.h"
 #include "auto-calibration.h"
 #include "calibrate.h"
+#include "draft.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "llama-arch.h"
@@ -307,6 +308,9 @@ bool llama_turbo_check_context(llama_model & model, llama_context_params & param
     }
     try {
         settings = llama_turbo_read_settings(model, params);
+        if (params.ctx_other == LLAMA_TURBO_DRAFT) {
+            params.ctx_other = nullptr;
+        }
         if (!check_settings(model, settings, params)) {
             return false;
         }

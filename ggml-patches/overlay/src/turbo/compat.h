@@ -98,4 +98,5 @@ template <typename T> void llama_turbo_limit_outputs(T &, long) {}
 
 // Architectures that not all upstreams have an enumerator for; nullptr ends the list.
 constexpr const char * LLAMA_TURBO_LATENT_ARCHS[]        = { "deepseek4", nullptr };
+constexpr const char * LLAMA_TURBO_DEPENDENT_ARCHS[]     = { "dflash", "eagle3", "gemma4-assistant", nullptr };
 constexpr const char * LLAMA_TURBO_OWN_ATTENTION_ARCHS[] = { "dflash", "minimax-m3", "qwen4exp", nullptr };

@@ -8,11 +8,18 @@
 #include <memory>
 #include <stdexcept>
 
-// Whether a ubatch of so many tokens in each of so many streams is copied before it is attended. While llama.cpp reserves memory there is no
-// ubatch, and all tokens may be in one stream.
-static bool is_copied_first(const llama_kv_cache_context & mctx, uint32_t n_tokens, uint32_t n_stream) {
-    return llama_turbo_exact_of(mctx).is_copied_first(llama_turbo_access::is_reserving(mctx) ? n_tokens * n_stream :
-                                                                                               n_tokens);
+// Whether a ubatch of n_all tokens, n_tokens in each stream, is copied before it is attended. While llama.cpp reserves memory there is no ubatch,
+// and all tokens may be in one stream.
+static bool is_copied_first(const llama_kv_cache_context & mctx, uint32_t n_all, uint32_t n_tokens) {
+    return llama_turbo_exact_of(mctx).is_copied_first(llama_turbo_access::is_reserving(mctx) ? n_all : n_tokens);
+}
+
+// Streams of the cache that a graph attends. While memory is reserved these are all of them, and the mask of upstream may have fewer: some
+// architectures reserve a prompt of a single sequence.
+static int64_t n_attended_streams(const llama_kv_cache_context & mctx) {
+    const auto & slots = llama_turbo_access::slots(mctx);
+
+    return slots.s1 - slots.s0 + 1;
 }
 
 llama_turbo_exact_input::llama_turbo_exact_input(ggml_context *                 ctx,
@@ -25,13 +32,14 @@ llama_turbo_exact_input::llama_turbo_exact_input(ggml_context *                 
         throw std::runtime_error("an exact sink and tail need flash attention: use -fa on");
     }
     const llama_turbo_exact & exact    = llama_turbo_exact_of(mctx);
-    const int64_t             n_tokens = packed_mask->ne[1];
-    const int64_t             n_stream = packed_mask->ne[3];
-    const bool                is_first = is_copied_first(mctx, n_tokens, n_stream);
+    const int64_t             n_stream = n_attended_streams(mctx);
+    const int64_t             n_all    = packed_mask->ne[1] * packed_mask->ne[3];
+    const int64_t             n_tokens = (n_all + n_stream - 1) / n_stream;
+    const bool                is_first = is_copied_first(mctx, n_all, n_tokens);
     const int64_t             n_keys   = is_first ? exact.n_rows : exact.n_keys(n_tokens);
-    const int64_t             n_copied = exact.n_copied(n_tokens) * n_stream;
+    const int64_t             n_copied = is_first ? n_all : exact.n_copied(n_tokens) * n_stream;
 
-    mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_keys, n_tokens, 1, n_stream);
+    mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_keys, packed_mask->ne[1], 1, packed_mask->ne[3]);
     rows = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_copied);
     if (!is_first) {
         copied   = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_copied);
@@ -139,13 +147,10 @@ std::pair<ggml_tensor *, ggml_tensor *> llama_turbo_exact_views(ggml_context *  
                                                                 int32_t                        il) {
     const llama_turbo_exact::layer & layer = *llama_turbo_exact_layer_of(mctx, il);
 
-    const auto &  slots    = llama_turbo_access::slots(mctx);
-    const int64_t n_stream = slots.s1 - slots.s0 + 1;
-
     const auto view = [&](ggml_tensor * copies, int64_t n_embd_head, int64_t n_head_kv) {
-        return ggml_view_4d(ctx, copies, n_embd_head, n_head_kv, copies->ne[1], n_stream,
+        return ggml_view_4d(ctx, copies, n_embd_head, n_head_kv, copies->ne[1], n_attended_streams(mctx),
                             ggml_row_size(copies->type, n_embd_head), copies->nb[1], copies->nb[2],
-                            copies->nb[2] * slots.s0);
+                            copies->nb[2] * llama_turbo_access::slots(mctx).s0);
     };
     const llama_hparams & hparams = llama_turbo_access::hparams(llama_turbo_access::cache(mctx));
 

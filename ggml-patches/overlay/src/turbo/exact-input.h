@@ -14,7 +14,7 @@ class llama_kv_cache_context;
 
 class llama_turbo_exact_input : public llm_graph_input_i {
   public:
-    // packed_mask: of upstream, F16 [n_kv, n_tokens/n_stream, 1, n_stream]
+    // packed_mask: of upstream, F16 [n_kv, n_tokens/n_stream, 1, n_stream]; while memory is reserved, its n_stream may be 1
     llama_turbo_exact_input(ggml_context * ctx, const llama_kv_cache_context & mctx, ggml_tensor * packed_mask);
 
     // Places the tokens of a ubatch and splits its mask.

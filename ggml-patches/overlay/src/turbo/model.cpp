@@ -42,6 +42,10 @@ bool llama_turbo_has_latent_attention(const llama_model & model) {
     return model.hparams.is_mla() || model.hparams.n_lora_kv > 0 || is_architecture(model, LLAMA_TURBO_LATENT_ARCHS);
 }
 
+bool llama_turbo_needs_other(const llama_model & model) {
+    return is_architecture(model, LLAMA_TURBO_DEPENDENT_ARCHS);
+}
+
 const char * llama_turbo_cant_attend(const llama_model & model) {
     if (llm_arch_is_recurrent(model.arch) || llm_arch_is_diffusion(model.arch)) {
         return "it has no KV cache";

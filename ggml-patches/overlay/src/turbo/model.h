@@ -15,6 +15,9 @@ std::vector<uint32_t> llama_turbo_layers_with_kv(const llama_model & model);
 // Whether K and V come from a common latent vector (DeepSeek, MiniCPM3, PLM). Then K has its RoPE at the end of the head, or there is no V.
 bool llama_turbo_has_latent_attention(const llama_model & model);
 
+// Whether it can't compute without the context of another model (draft heads).
+bool llama_turbo_needs_other(const llama_model & model);
+
 // Why attention of this model can't be built anew, with a calibration or with exact tokens; nullptr: it can.
 const char * llama_turbo_cant_attend(const llama_model & model);
 

@@ -109,27 +109,45 @@ static void read_exact_sizes(llama_turbo_settings &       settings,
     settings.exact_by_default = env_text("TURBO_CACHE_SINK").empty() && env_text("TURBO_CACHE_TAIL").empty();
 }
 
-static void read_calibration(llama_turbo_settings & settings, const llama_model & model, bool by_default) {
-    const std::string text = env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION");
-
-    settings.calibrates = text == "auto" || (text.empty() && by_default);
-    if (!settings.calibrates && !text.empty() && text != "none") {
-        settings.calibration = llama_turbo_load_calibration(text, model, settings.layers);
+// What does not fit a model that is loaded to measure its memory is left out. The context that is made for real says what is wrong.
+template <typename read_t, typename skip_t>
+static void read_unless_measured(const llama_model & model, read_t read, skip_t skip) {
+    try {
+        read();
+    } catch (const std::invalid_argument &) {
+        if (!model.hparams.no_alloc) {
+            throw;
+        }
+        skip();
     }
 }
 
+// A model of its own, and layers of its own.
+static bool is_of_draft_model(const llama_model & model, const llama_context_params & params) {
+    return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT && !llama_turbo_needs_other(model);
+}
+
 llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const llama_context_params & params) {
-    const bool is_alone = !params.ctx_other;
+    const bool is_alone = !params.ctx_other && params.ctx_type != LLAMA_CONTEXT_TYPE_MTP;
 
     llama_turbo_settings res;
     res.layers = llama_turbo_layers_with_kv(model);
-    read_types(res, params, is_alone);
-    if (is_alone) {
-        const bool by_default = has_turbo_type(res);
+    read_unless_measured(model, [&] { read_types(res, params, is_alone); }, [&] { read_types(res, params, false); });
 
-        res.decay = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
+    const bool by_default = has_turbo_type(res) && (is_alone || is_of_draft_model(model, params));
+    if (is_alone || by_default) {
         read_exact_sizes(res, model, params, by_default);
-        read_calibration(res, model, by_default);
+    }
+    const std::string calibration = env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION");
+    const bool        is_file     = !calibration.empty() && calibration != "auto" && calibration != "none";
+
+    res.calibrates = by_default ? calibration != "none" && !(is_file && is_alone) : is_alone && calibration == "auto";
+    if (is_alone) {
+        res.decay = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
+    }
+    if (is_alone && is_file) {
+        read_unless_measured(
+            model, [&] { res.calibration = llama_turbo_load_calibration(calibration, model, res.layers); }, [] {});
     }
 
     return res;

@@ -25,7 +25,10 @@ struct llama_model;
 // Where K or V has a turbo type, in any layer, the last three are "auto", 4 and 64 unless they are set. What is not set is left out where a
 // model or a device can't have it, with the reason in the log; what is set is refused there.
 //
-// A context that belongs to another one (draft, MTP) has no settings. Where it attends layers of the other's cache, it does so as the other.
+// A context that belongs to another one has no maps, decay or file, also while its memory is measured and there is no other one yet (draft.h).
+// The one of a draft model has the defaults of its types. One that shares its target's model or layers (MTP) has nothing of its own, and attends
+// layers of the other's cache as the other does. In a model that is loaded to measure its memory only (no_alloc), maps and files that do not fit
+// are left out.
 struct llama_turbo_settings {
     bool                   by_layer = false;  // a map or mode is set
     std::vector<uint32_t>  layers;            // layers of the model that have a KV cache, ascending

@@ -1,0 +1,7 @@
+#pragma once
+
+// llama_context_params::ctx_other of a draft's context that is made without that of its target: to measure its memory (--fit), and in
+// llama-speculative. It is never looked into. The check of a context (check.h) takes it out, so that upstream does not see it.
+//
+// This file is included within a function (common/turbo-draft.inc): it has macros only.
+#define LLAMA_TURBO_DRAFT (reinterpret_cast<llama_context *>(~(size_t) 0))

@@ -66,7 +66,7 @@ def _refused(error: OSError) -> TurboError:
         return EnvironmentMissing(f"the system refused something: {reason}", SHOW)
     path = Path(os.fsdecode(error.filename)).absolute()
     if path.is_relative_to(ours) or ours.is_relative_to(path):
-        return EnvironmentMissing(f"{path}: {reason}", f"set TURBO_GGUF_HOME to a folder that you can write to (now it is {ours})")
+        return EnvironmentMissing(f"{path}: {reason}", f"{files.OTHER_HOME} (now it is {ours})")
     return EnvironmentMissing(f"{path}: {reason}", f"check that it exists and that you may use it; {SHOW}")
 
 

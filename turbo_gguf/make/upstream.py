@@ -125,7 +125,7 @@ def is_fetched(upstream: Upstream) -> bool:
     """Whether the pristine tree is there and whole (by number of files and bytes)."""
     try:
         record = msgspec.json.decode(_record_path(upstream.pristine).read_bytes(), type=_Unpacked)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
         return False
     return upstream.pristine.is_dir() and _measure(upstream.pristine) == (record.files, record.bytes)
 

@@ -1,4 +1,4 @@
-# Only names things: what they do is in scripts/setup.sh and in the turbo-gguf command. ARGS="..." is handed on.
+# Only names things: what they do is in scripts/setup.sh and in the turbo-gguf command. ARGS="..." is handed on, MODEL=... as --model.
 
 PYTHON_VENV := .venv/bin/python
 TURBO := .venv/bin/turbo-gguf
@@ -11,8 +11,8 @@ OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -n
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-ppl-gate: setup ## the main job: build, measure and judge the turbo cache types (set-up included)
-	$(PYTHON_VENV) -m turbo_gguf.ppl-gate $(ARGS)
+ppl-gate: setup ## the main job: build, measure and judge the turbo cache types, on MODEL=smollm2, too (set-up included)
+	$(PYTHON_VENV) -m turbo_gguf.ppl-gate $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 test: setup-dev check ## all checks and tests (set-up included)
 	$(PYTHON_VENV) -m pytest $(ARGS)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from turbo_gguf.errors import EnvironmentMissing
+
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parent
 
@@ -37,10 +39,18 @@ def home() -> Path:
     """Folder for downloads, trees, builds, logs and results.
 
     ``TURBO_GGUF_HOME`` wins; a checkout uses its own ``build/``; an installed package uses ``$XDG_CACHE_HOME/turbo-gguf``.
+
+    Raises:
+        EnvironmentMissing: it depends on a user's home folder, and there is none.
     """
     explicit = os.environ.get("TURBO_GGUF_HOME")
-    if explicit:
-        return Path(explicit).expanduser().resolve()
-    if is_checkout():
-        return _CHECKOUT / "build"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turbo-gguf"
+    try:
+        if explicit:
+            return Path(explicit).expanduser().resolve()
+        if is_checkout():
+            return _CHECKOUT / "build"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turbo-gguf"
+    except RuntimeError as error:
+        raise EnvironmentMissing(
+            f"{explicit or '~'}: {error}", "set TURBO_GGUF_HOME to a folder for downloads, builds and results"
+        ) from error

@@ -6,8 +6,8 @@ Exit codes (documented in ``docs/reference/exit-codes.md``):
 0     pass
 1     the gate failed: the measurement is sound, the type is not
 2     usage: the command line or an input file is wrong
-3     environment: a tool, a library, disk space or network is missing
-4     a tool crashed, or its log was not understood
+3     environment: a tool, a library, disk space, a right or network is missing
+4     a tool crashed, its log was not understood, or we did
 ====  ==========================================================
 
 A crash is never a verdict on quality, so codes 1 and 4 are never mixed.
@@ -16,7 +16,6 @@ A crash is never a verdict on quality, so codes 1 and 4 are never mixed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -75,15 +74,6 @@ def report(message: str, hint: str = "") -> None:
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
-
-
-def exit_code(act: Callable[[], int]) -> int:
-    """Do what a program does, and return its exit code: what ``act`` returns, or that of the error it ends with, which is reported."""
-    try:
-        return act()
-    except TurboError as error:
-        report(error.message, error.hint)
-        return error.exit_code
 
 
 def with_log(error: ToolFailed, log: Path) -> ToolFailed:

@@ -19,6 +19,9 @@ from turbo_gguf.errors import EnvironmentMissing
 MORE_SPACE = "free space, or set TURBO_GGUF_HOME to a folder on another disk"
 """What to do about a full disk."""
 
+OTHER_HOME = "set TURBO_GGUF_HOME to a folder that you can write to"
+"""What to do about one that refuses."""
+
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""

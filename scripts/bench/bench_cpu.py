@@ -28,7 +28,7 @@ from bench_ops import KV_HEADS, PROGRAM, TYPES, Case, Check, Row, build_of, fits
 from turbo_gguf.assets import home
 from turbo_gguf.cache.spec import BASE, CacheSpec
 from turbo_gguf.cache.types import QUANTIZED_RIVALS, RIVALS, SCALAR, TURBO
-from turbo_gguf.errors import exit_code
+from turbo_gguf.failures import exit_code
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.judge import plot

@@ -30,7 +30,7 @@ from turbo_gguf import assets
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.calibrate import observation, scales, weight_moments
-from turbo_gguf.errors import exit_code
+from turbo_gguf.failures import exit_code
 from turbo_gguf.files import write_text
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.eval_text import read_source, stdlib_dir

@@ -37,7 +37,7 @@ from bench_ops import (
 )
 
 from turbo_gguf.cache.types import QUANTIZED_RIVALS, TURBO
-from turbo_gguf.errors import exit_code
+from turbo_gguf.failures import exit_code
 from turbo_gguf.make.build import ensure_build
 
 DECODE_KEYS = (4096, 16384, 65536, 262144)

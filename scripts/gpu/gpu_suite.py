@@ -20,7 +20,8 @@ import msgspec
 from gpu_stages import STAGES, Status, Suite
 
 from turbo_gguf.assets import home
-from turbo_gguf.errors import EnvironmentMissing, TurboError, exit_code
+from turbo_gguf.errors import EnvironmentMissing, TurboError
+from turbo_gguf.failures import exit_code
 from turbo_gguf.make import presets, toolkits
 from turbo_gguf.measure import environment
 

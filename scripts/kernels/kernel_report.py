@@ -24,7 +24,8 @@ from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_nam
 from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
 
 from turbo_gguf import patchset
-from turbo_gguf.errors import EnvironmentMissing, exit_code
+from turbo_gguf.errors import EnvironmentMissing
+from turbo_gguf.failures import exit_code
 from turbo_gguf.files import lock
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.toolkits import rocm

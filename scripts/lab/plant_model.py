@@ -85,13 +85,26 @@ class Model:
         odd = [name for name in self.stored if name.startswith("blk.0.") and any(part in name for part in ODD)]
         if arch != "llama" or odd:
             raise CannotPlant(f"{', '.join([str(arch), *odd])}: only plain attention of the architecture llama is known")
-        heads, width = int(self._field("llama.attention.head_count")), int(self._field("llama.embedding_length"))
-        return Shape(
-            layers=int(self._field("llama.block_count")),
+        if int(self._number("split.count", 0)) > 1:
+            raise CannotPlant("it is in several files")
+        heads, width = self._number("llama.attention.head_count"), self._number("llama.embedding_length")
+        shape = Shape(
+            layers=self._number("llama.block_count"),
             heads=heads,
-            kv_heads=int(self._field("llama.attention.head_count_kv", heads)),
-            head=int(self._field("llama.attention.key_length", width // heads)),
+            kv_heads=self._number("llama.attention.head_count_kv", heads),
+            head=self._number("llama.attention.key_length", width // heads),
         )
+        if self._number("llama.attention.value_length", shape.head) != shape.head:
+            raise CannotPlant("its heads of K and V differ in size")
+        return shape
+
+    def _number(self, name: str, default: int | None = None) -> int:
+        """A number that is the same in all layers."""
+        found = self._field(name, default)
+        values = set(found) if isinstance(found, list) else {found}
+        if len(values) != 1:
+            raise CannotPlant(f"{name} differs by layer")
+        return int(values.pop())
 
     def _field(self, name: str, default: object = None) -> object:
         field = self.reader.get_field(name)

@@ -23,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         self.files = files
         self.announced = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         self.break_after: int | None = None  # bytes after which a download breaks off, once
+        self.failing = False  # answers 500
         self.served: list[tuple[str, int, int]] = []  # method, first byte, bytes sent
 
     @property
@@ -44,6 +45,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
+        if self.server.failing:
+            self._empty(500, {})
+            return
         if re.fullmatch(r"/api/models/org/model(/revision/main)?(\?.*)?", self.path):
             files = [{"rfilename": name} for name in self.server.files]
             self._json({"id": "org/model", "modelId": "org/model", "sha": COMMIT, "siblings": files})

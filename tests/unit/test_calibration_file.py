@@ -18,6 +18,7 @@ from turbo_gguf.cache.calibration import Calibration, LayerCalibration
 from turbo_gguf.calibrate import observation, scales, weight_moments
 from turbo_gguf.calibrate.observation import LayerShape, Moments, Observation
 from turbo_gguf.errors import UsageError
+from turbo_gguf.inputs.gguf_file import GgufFile
 
 HEADS, HEAD = 2, 8
 SHAPE = LayerShape(number=0, n_head=4, n_head_kv=HEADS, head_k=HEAD, head_v=HEAD, n_rot=HEAD, center_k=True, center_v=True)
@@ -200,6 +201,108 @@ def test_round_trip(tmp_path: Path) -> None:
     for name in ("k_mean", "k_scale", "v_mean", "v_scale"):
         np.testing.assert_array_equal(getattr(back.layers[0], name), getattr(made().layers[0], name))
     assert list(tmp_path.iterdir()) == [path]
+
+
+SHAPES = {
+    "one KV head": [(1, 8, 8)],
+    "one layer": [(2, 8, 8)],
+    "K and V of other sizes": [(2, 8, 16)],
+    "one KV head, K and V of other sizes": [(1, 16, 8), (1, 8, 16)],
+    "head counts by layer": [(1, 8, 8), (4, 8, 8), (2, 16, 8)],
+}
+"""KV heads and head sizes of K and V, by layer."""
+
+
+def odd(shapes: list[tuple[int, int, int]]) -> Calibration:
+    """A calibration of such layers; the second one has no means."""
+    rng = np.random.default_rng(3)
+
+    def values(heads: int, size: int) -> np.ndarray:
+        return rng.uniform(0.5, 2, (heads, size)).astype(np.float32)
+
+    layers = {
+        3 * i: LayerCalibration(None if i == 1 else values(n, k), values(n, k), None if i == 1 else values(n, v), values(n, v))
+        for i, (n, k, v) in enumerate(shapes)
+    }
+    return Calibration("llama", "odd", "0123abcd", 5, layers)
+
+
+def as_ggml_writes(path: Path) -> Path:
+    """The same file without trailing dimensions of 1, as llama.cpp's own writer leaves them out."""
+    found = GgufFile(path)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(str(found.fields["general.type"]))
+    writer.add_name(str(found.fields["general.name"]))
+    writer.add_uint32("turbo.calibration.version", int(found.fields["turbo.calibration.version"]))
+    writer.add_string("turbo.calibration.model", str(found.fields["turbo.calibration.model"]))
+    writer.add_uint32("turbo.calibration.tokens", int(found.fields["turbo.calibration.tokens"]))
+    for tensor in found.tensors:
+        values = np.array(tensor.values())
+        writer.add_tensor(tensor.name, values[0] if len(values) == 1 else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("by", ["us", "ggml"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_round_trip_of_odd_heads(tmp_path: Path, shapes: list[tuple[int, int, int]], by: str) -> None:
+    before = odd(shapes)
+    path = calibration.write(before, tmp_path / "a.gguf")
+    back = calibration.read(as_ggml_writes(path) if by == "ggml" else path)
+    assert back.layers.keys() == before.layers.keys() and calibration.digest(back) == calibration.digest(before)
+    for number, layer in before.layers.items():
+        for part in ("k_mean", "k_scale", "v_mean", "v_scale"):
+            wanted, found = getattr(layer, part), getattr(back.layers[number], part)
+            assert (wanted is None) == (found is None)
+            if wanted is not None:
+                assert found.shape == wanted.shape
+                np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_observation_of_one_kv_head_becomes_a_calibration(tmp_path: Path) -> None:
+    """As the tool writes it: [head, 1] has one dimension in the file."""
+    writer = gguf.GGUFWriter(tmp_path / "o.gguf", "llama")
+    writer.add_type("turbo-observation")
+    writer.add_name("tiny")
+    writer.add_string("turbo.calibration.model", "0123abcd")
+    writer.add_string("turbo.observation.rope", "neox")
+    writer.add_uint32("turbo.observation.tokens", 5)
+    columns = {"layers": 0, "n_head": 4, "n_head_kv": 1, "head_k": 8, "head_v": 16, "n_rot": 8, "center_k": 1, "center_v": 1}
+    for name, value in columns.items():
+        writer.add_array(f"turbo.observation.{name}", [value])
+    rng = np.random.default_rng(4)
+    for name, size in (("q_sq", 8), ("k_sq", 8), ("k_mean", 8), ("v_sq", 16), ("v_mean", 16)):
+        writer.add_tensor(f"blk.0.{name}", rng.uniform(1, 2, size).astype(np.float32) * (0.1 if "mean" in name else 1))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    seen = observation.read(tmp_path / "o.gguf")
+    made = scales.compute(seen, seen.moments, {0: np.ones((1, 16))})
+    layer = calibration.read(calibration.write(made, tmp_path / "c.gguf")).layers[0]
+    assert layer.k_mean is not None and layer.v_scale is not None
+    assert (layer.k_mean.shape, layer.v_scale.shape) == ((1, 8), (1, 16))
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones((HEADS, HEAD), np.float16), np.ones((1, HEADS, HEAD), np.float32)], ids=["f16", "three dimensions"]
+)
+def test_tensors_of_another_kind(tmp_path: Path, values: np.ndarray) -> None:
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(calibration.TYPE)
+    writer.add_uint32("turbo.calibration.version", calibration.VERSION)
+    writer.add_string("turbo.calibration.model", "0123abcd")
+    writer.add_tensor("blk.0.k_scale", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UsageError, match=r"damaged: blk\.0\.k_scale is F"):
+        calibration.read(path)
 
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:

@@ -85,8 +85,46 @@ def test_an_unexpected_full_disk_is_the_environment(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_other_system_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(fail_with(monkeypatch, OSError(errno.EIO, "broken disk")).exception, OSError)
+def test_an_unexpected_error_is_never_1(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    result = fail_with(monkeypatch, KeyError("x"))
+    log = home / "logs/internal-error.log"
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert (
+        result.stderr == f"error: internal error: KeyError: 'x'; log: {log}\nhint: this is a fault of turbo-gguf; report it with the log\n"
+    )
+    assert "Traceback" in log.read_text() and "raise error" in log.read_text()
+
+
+def run(home: str, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "TURBO_GGUF_HOME": home, **variables}
+    code = "from turbo_gguf.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.mark.parametrize(
+    "command", [["models", "eval-text"], ["models", "fetch", "smollm2"], ["build"], ["ppl-gate"], ["bench"], ["patch", "apply"]]
+)
+def test_a_home_that_cannot_be_written_to(tmp_path: Path, command: list[str]) -> None:
+    """A folder below a file: refused to root, too."""
+    (tmp_path / "file").write_text("x")
+    done = run(str(tmp_path / "file/home"), *command)
+    assert done.returncode == 3, done.stderr
+    assert re.search(rf"^error: {tmp_path}/file\S*: Not a directory\n", done.stderr, re.MULTILINE)
+    assert done.stderr.endswith(f"hint: set TURBO_GGUF_HOME to a folder that you can write to (now it is {tmp_path}/file/home)\n")
+
+
+def test_a_home_of_nobody() -> None:
+    done = run("~no-such-user/x", "models", "eval-text")
+    assert done.returncode == 3 and "set TURBO_GGUF_HOME" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_output_that_nobody_reads_is_no_verdict() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from turbo_gguf.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "models", "list"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (cli.EXIT_NO_READER, "")
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,5 +272,6 @@ def test_every_exit_code_is_documented() -> None:
         errors.EXIT_ENVIRONMENT,
         errors.EXIT_TOOL,
         cli.EXIT_INTERRUPTED,
+        cli.EXIT_NO_READER,
     ):
         assert re.search(rf"^\| {code} \|", text, re.MULTILINE)

@@ -111,6 +111,13 @@ def test_a_small_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name()["disk"].detail.startswith("100 MB free in ")
 
 
+def test_a_home_that_cannot_be_written_to_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path / "file"))
+    assert "disk" in missing()
+    assert by_name()["disk"].detail == f"{tmp_path}/file cannot be written to"
+
+
 def test_a_broken_patch_set_is_found(tmp_path: Path) -> None:
     (tmp_path / "patches/hooks/size.patch").unlink()
     assert missing() == ["patch set"]

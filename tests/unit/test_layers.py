@@ -9,7 +9,8 @@ import turbo_gguf
 PACKAGE = Path(turbo_gguf.__file__).parent
 FLOORS = (
     ("errors",),
-    ("assets", "files", "tools"),
+    ("assets", "files", "failures", "tools"),
+    ("fetch",),
     ("codec",),
     ("inputs", "cache"),
     ("patchset",),

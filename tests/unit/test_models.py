@@ -1,25 +1,18 @@
-"""Model files. Risks: a truncated or wrong file that is used, a download that starts again from nothing, head sizes found out late."""
+"""Model files. Risks: a truncated or wrong file that is used, a part that is left out of a key, head sizes found out late."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import tiny_gguf
-from hub_server import Hub, hub
 
-from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.errors import UsageError
 from turbo_gguf.files import sha256_of
 from turbo_gguf.inputs import models
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -101,103 +94,93 @@ def test_held_out_text_is_the_same_every_time() -> None:
     assert first == models.held_out_text() and first.size > 400_000
 
 
-# --- hub ------------------------------------------------------------------------------------------------------------------
+# --- several files --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(tiny: Path) -> Iterator[Hub]:
-    with hub({"tiny.gguf": tiny.read_bytes(), "README.md": b"# tiny\n"}) as running:
-        yield running
+@pytest.fixture(params=[False, True], ids=["tensors first", "first without tensors"])
+def several(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    (tmp_path / "parts").mkdir()
+    return tiny_gguf.write(tmp_path / "parts" / "tiny.gguf", head=64, n_layer=3, n_head=2, n_head_kv=1, split=10, small_first=request.param)
 
 
-def _fetch(server: Hub, home: Path, spec: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: huggingface_hub reads its variables when it is imported."""
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(home / "hf"),
-        "TURBO_GGUF_HOME": str(home),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-        "NO_PROXY": "*",
-        "no_proxy": "*",
-    }
-    argv = [sys.executable, "-c", "from turbo_gguf.cli import main; main()", "models", *(command or ("fetch",)), spec]
-    return subprocess.run(argv, capture_output=True, text=True, env=env, cwd=REPOSITORY, timeout=120, check=False)
+def files_of(first: Path) -> list[Path]:
+    return sorted(first.parent.glob("*.gguf"))
 
 
-def test_download_by_repository_and_by_file(server: Hub, home: Path, tiny: Path) -> None:
-    done = _fetch(server, home, "org/model")
-    assert done.returncode == 0, done.stderr
-    path = Path(done.stdout.strip())
-    assert path.read_bytes() == tiny.read_bytes()
-    served = len(server.served)
-    for spec in ("org/model:tiny.gguf", "hf://org/model/tiny.gguf"):
-        again = _fetch(server, home, spec)
-        assert again.returncode == 0 and Path(again.stdout.strip()).samefile(path), again.stderr
-    assert len(server.served) == served, "what is there already is not downloaded again"
-    shown = _fetch(server, home, "org/model", "show")
-    assert "head size    K 64, V 64" in shown.stdout and "turbo3" in shown.stdout
+def test_a_model_in_several_files_is_read_as_one(several: Path, tiny: Path) -> None:
+    model, whole = models.read(several), models.read(tiny)
+    assert model.parts == tuple(files_of(several)) and len(model.parts) >= 3 and model.path == several
+    assert model.size == sum(path.stat().st_size for path in model.parts)
+    assert (model.n_layer, model.n_head_kv, model.head_k, model.weights) == (whole.n_layer, whole.n_head_kv, whole.head_k, whole.weights)
+    assert models.read(several) == model
 
 
-def test_broken_download_resumes(server: Hub, home: Path, tmp_path: Path) -> None:
-    """The library writes pieces of 10 MB, so the file has to be larger than that."""
-    large = tiny_gguf.write(tmp_path / "large.gguf", n_layer=1, n_head=6)
-    server.files, server.announced = {"large.gguf": large.read_bytes()}, {"large.gguf": sha256_of(large)}
-    server.break_after = 12_000_000
-    first = _fetch(server, home, "org/model")
-    if first.returncode != 0:  # the library gave up: the next call must go on where it stopped
-        assert first.returncode == 3 and "run the same command again" in first.stderr
-        first = _fetch(server, home, "org/model")
-    assert first.returncode == 0, first.stderr
-    assert Path(first.stdout.strip()).read_bytes() == large.read_bytes()
-    assert server.served[0] == ("GET", 0, 12_000_000)
-    assert len(server.served) > 1 and all(start >= 10_000_000 for _, start, _ in server.served[1:]), (
-        "the second request asks for the rest only"
-    )
+def test_every_file_is_in_the_key(several: Path) -> None:
+    seen = {models.read(several).sha256}
+    for path in files_of(several):
+        data = bytearray(path.read_bytes())
+        data[-1 if len(data) > 20_000 else data.index(b"tiny")] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(1, len(seen)))  # the clock of a file may be coarse
+        seen.add(models.read(several).sha256)
+    assert len(seen) == len(files_of(several)) + 1
 
 
-def test_file_that_is_not_what_the_hub_announced_is_removed(server: Hub, home: Path) -> None:
-    right = server.files["tiny.gguf"]
-    server.files["tiny.gguf"] = right[:-1] + bytes([right[-1] ^ 1])
-    done = _fetch(server, home, "org/model")
-    assert done.returncode == 3 and "not what the hub announced" in done.stderr and "sha256" in done.stderr
-    assert not [p for p in home.rglob("*") if p.is_file() and p.stat().st_size >= len(right)]
-    server.files["tiny.gguf"] = right
-    assert _fetch(server, home, "org/model").returncode == 0
+def test_links_are_followed_beside_the_link(several: Path, tmp_path: Path) -> None:
+    """As in the hub's cache: the targets have other names, in another folder."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(files_of(several)):
+        path.rename(tmp_path / "blobs" / str(number))
+        (tmp_path / "links" / path.name).symlink_to(f"../blobs/{number}")
+    model = models.resolve(tmp_path / "links" / several.name)
+    assert model.path == tmp_path / "links" / several.name and len(model.parts) >= 3
 
 
-def test_truncated_upload_is_a_usage_error(server: Hub, home: Path) -> None:
-    server.files["tiny.gguf"] = server.files["tiny.gguf"][:100_000]
-    server.announced["tiny.gguf"] = hashlib.sha256(server.files["tiny.gguf"]).hexdigest()
-    done = _fetch(server, home, "org/model")
-    assert done.returncode == 2 and "truncated" in done.stderr
+@pytest.mark.parametrize("again", [False, True], ids=["first", "after the whole model was read"])
+def test_another_file_than_the_first_is_refused(several: Path, again: bool) -> None:
+    if again:
+        models.read(several)
+    with pytest.raises(UsageError, match=r"00002-of-.*: part 2 of a model in \d files") as caught:
+        models.read(files_of(several)[1])
+    assert str(several) in caught.value.hint
 
 
-def test_repository_or_file_that_does_not_exist(server: Hub, home: Path) -> None:
-    for spec in ("org/nothing", "org/nothing:tiny.gguf", "org/model:other.gguf"):
-        done = _fetch(server, home, spec)
-        assert done.returncode == 2 and done.stderr.startswith("error: hub model org/"), (spec, done.stderr)
+@pytest.mark.parametrize("number", [1, -1])
+def test_a_missing_part_is_named(several: Path, number: int) -> None:
+    models.read(several)
+    gone = files_of(several)[number]
+    gone.unlink()
+    with pytest.raises(UsageError, match=f"{gone.name}: No such file") as caught:
+        models.read(several)
+    assert "one folder" in caught.value.hint
 
 
-def test_several_files_have_to_be_chosen_from(server: Hub, home: Path) -> None:
-    server.files["other.gguf"] = b"GGUF"
-    done = _fetch(server, home, "org/model")
-    assert done.returncode == 2 and "org/model:other.gguf, org/model:tiny.gguf" in done.stderr
+@pytest.mark.parametrize("number", [1, -1])
+def test_a_truncated_part_is_named(several: Path, number: int) -> None:
+    cut = files_of(several)[number]
+    data = cut.read_bytes()
+    for size in (0, 30, 200, len(data) // 2, len(data) - 33):
+        cut.write_bytes(data[:size])
+        with pytest.raises(UsageError, match=f"{cut.name}: GGUF file (damaged or )?truncated"):
+            models.read(several)
 
 
-def test_hub_that_cannot_be_reached(home: Path) -> None:
-    with hub({}) as gone:
-        pass
-    done = _fetch(gone, home, "org/model:tiny.gguf")
-    assert done.returncode == 3 and "failed" in done.stderr and "Traceback" not in done.stderr
+def test_parts_of_two_models_are_not_mixed(several: Path, tmp_path: Path) -> None:
+    paths = files_of(several)
+    right = paths[-1].read_bytes()
+    paths[-1].write_bytes(paths[-2].read_bytes())
+    with pytest.raises(UsageError, match=r"is not part \d of"):
+        models.read(several)
+    paths[-1].write_bytes(right)
+    (tmp_path / "other").mkdir()
+    tiny_gguf.write(tmp_path / "other" / "tiny.gguf", head=64, n_layer=2, n_head=2, n_head_kv=1, split=7, small_first=False)
+    paths[1].write_bytes(files_of(tmp_path / "other" / "x")[1].read_bytes())
+    with pytest.raises(UsageError, match=r"tensors in \d files, announced are"):
+        models.read(several)
 
 
-def test_wrong_size_is_told_before_hashing(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF")
-    with pytest.raises(EnvironmentMissing, match="4 bytes, announced were 5"):
-        models._check(path, "org/model", None, 5)
-    assert not path.exists()
+def test_a_renamed_first_file(several: Path, tmp_path: Path) -> None:
+    renamed = several.rename(tmp_path / "model.gguf")
+    with pytest.raises(UsageError, match=r"does not end in -00001-of-0000\d\.gguf"):
+        models.read(renamed)

@@ -132,3 +132,39 @@ def test_another_kind_of_model_is_refused(model: Path, tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         planted(tmp_path / "normed.gguf", "--outliers")
     assert "attn_k_norm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n_layer", "n_head_kv"), [(1, 1), (1, 2), (2, 1)])
+def test_one_layer_and_one_kv_head(tmp_path: Path, n_layer: int, n_head_kv: int) -> None:
+    path = tiny_gguf.write(tmp_path / "one.gguf", head=HEAD, n_layer=n_layer, n_head=2, n_head_kv=n_head_kv)
+    found = tensors(planted(path, "--outliers", "--k-bias", "20"))
+    assert found["blk.0.attn_k.bias"].shape == (n_head_kv * HEAD,) and found["blk.0.attn_k.bias"].any()
+    assert not np.array_equal(found["blk.0.attn_k.weight"], tensors(path)["blk.0.attn_k.weight"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.attention.head_count_kv", [1, 2], "head_count_kv differs by layer"),
+        ("llama.attention.value_length", 32, "K and V differ in size"),
+        ("split.count", 3, "several files"),
+    ],
+)
+def test_other_heads_are_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, key: str, value: object, message: str
+) -> None:
+    real = plant_model.Model._field
+    monkeypatch.setattr(plant_model.Model, "_field", lambda self, name, default=None: value if name == key else real(self, name, default))
+    with pytest.raises(SystemExit):
+        planted(model, "--outliers")
+    assert message in capsys.readouterr().err
+
+
+def test_the_same_heads_in_every_layer_may_be_a_list(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = plant_model.Model._field
+    plain = planted(model, "--outliers").read_bytes()
+    lists = {"llama.attention.head_count_kv", "llama.attention.head_count"}
+    monkeypatch.setattr(
+        plant_model.Model, "_field", lambda self, name, default=None: [real(self, name)] * 2 if name in lists else real(self, name, default)
+    )
+    assert planted(model, "--outliers").read_bytes() == plain

@@ -10,10 +10,10 @@ import pytest
 from registry_server import Registry, registry
 
 from turbo_gguf.errors import EnvironmentMissing
-from turbo_gguf.make import pip_settings
-from turbo_gguf.make import registry as asking
-from turbo_gguf.make.pip_settings import Settings, settings
-from turbo_gguf.make.registry import Release, download, newer, releases
+from turbo_gguf.fetch import pip_settings
+from turbo_gguf.fetch import registry as asking
+from turbo_gguf.fetch.pip_settings import Settings, settings
+from turbo_gguf.fetch.registry import Release, download, newer, releases
 
 FILES = {
     "a_package-1.0.tar.gz": b"one" * 1000,

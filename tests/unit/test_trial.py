@@ -17,12 +17,12 @@ from turbo_gguf.cache.types import TURBO
 from turbo_gguf.cli import main
 from turbo_gguf.cli import upstream as command
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
+from turbo_gguf.fetch import registry
+from turbo_gguf.fetch.pip_settings import Settings
+from turbo_gguf.fetch.registry import Release
 from turbo_gguf.judge import trial
 from turbo_gguf.judge.trial import LIFE, Step, Trial
-from turbo_gguf.make import registry
 from turbo_gguf.make.build import Build
-from turbo_gguf.make.pip_settings import Settings
-from turbo_gguf.make.registry import Release
 from turbo_gguf.make.snapshots import Upstream
 from turbo_gguf.measure import kld
 from turbo_gguf.measure.case import Case

@@ -19,9 +19,10 @@ from registry_server import Registry
 from registry_server import registry as running_registry
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.fetch import pip_settings, registry
+from turbo_gguf.fetch.pip_settings import Settings
 from turbo_gguf.files import sha256_of
-from turbo_gguf.make import archives, pip_settings, registry, upstream
-from turbo_gguf.make.pip_settings import Settings
+from turbo_gguf.make import archives, upstream
 from turbo_gguf.make.snapshots import packages
 from turbo_gguf.make.upstream import Upstream, fetch, is_fetched, resolve, supported
 from turbo_gguf.tools import capture

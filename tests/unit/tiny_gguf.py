@@ -17,11 +17,16 @@ def write(
     n_head_kv: int = 1,
     ctx: int = 1024,
     seed: int = 0,
+    split: int = 0,
+    small_first: bool = False,
 ) -> Path:
-    """Write a byte-level model. Its output is noise, but its cache is a real one."""
+    """Write a byte-level model. Its output is noise, but its cache is a real one.
+
+    Returns the (first) file. ``split``: at most so many tensors in a file; ``small_first``: none in the first one.
+    """
     rng = np.random.default_rng(seed)
     n_embd, n_ff, vocab = head * n_head, 2 * head * n_head, 259
-    w = gguf.GGUFWriter(path, "llama")
+    w = gguf.GGUFWriter(path, "llama", split_max_tensors=split, small_first_shard=small_first)
     w.add_name("tiny")
     w.add_context_length(ctx)
     w.add_embedding_length(n_embd)
@@ -61,4 +66,4 @@ def write(
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
-    return path
+    return next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf")))) if split else path

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from turbo_gguf import files
 from turbo_gguf.errors import UsageError
-from turbo_gguf.inputs.gguf_file import GgufFile
+from turbo_gguf.inputs.gguf_file import GgufFile, Tensor
 
 VERSION = 1
 """Version of the file. Raised when its meaning changes; llama.cpp refuses any other."""
@@ -109,14 +109,15 @@ def read(path: Path) -> Calibration:
         UsageError: it is missing, damaged, truncated, of another version, or something else.
     """
 
-    found = GgufFile(path, what="calibration", hint="write it again: turbo-gguf calibrate", skips="")
-    fields, tensors = found.fields, {tensor.name: np.array(tensor.data, np.float32) for tensor in found.tensors}
+    found = GgufFile(path, what="calibration", hint="write it again: turbo-gguf calibrate")
+    fields = found.fields
     if fields.get("general.type") != TYPE:
         raise UsageError(f"calibration {path}: no calibration", "write one: turbo-gguf calibrate")
     if fields.get("turbo.calibration.version") != VERSION:
         version = fields.get("turbo.calibration.version")
         raise UsageError(f"calibration {path}: version {version}, known is {VERSION}", "write it again: turbo-gguf calibrate")
     try:
+        tensors = {tensor.name: _rows(tensor) for tensor in found.tensors}
         numbers = sorted({int(name.split(".")[1]) for name in tensors})
         return Calibration(
             arch=fields["general.architecture"],
@@ -129,3 +130,10 @@ def read(path: Path) -> Calibration:
         raise UsageError(f"calibration {path}: damaged: no {error.args[0]}", "write it again: turbo-gguf calibrate") from error
     except (IndexError, ValueError) as error:
         raise UsageError(f"calibration {path}: damaged: {error}", "write it again: turbo-gguf calibrate") from error
+
+
+def _rows(tensor: Tensor) -> Floats:
+    """``[n_head_kv, channel]``, for one KV head, too: ggml writes no trailing dimension of 1."""
+    if tensor.type_name != "F32" or len(tensor.ne) > 2:
+        raise ValueError(f"{tensor.name} is {tensor.type_name} {list(tensor.ne)}")
+    return tensor.rows()

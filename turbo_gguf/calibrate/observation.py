@@ -123,8 +123,8 @@ def read(path: Path) -> Observation:
     Raises:
         UsageError: it is missing, truncated or something else.
     """
-    found = GgufFile(path, what="observation", hint="", skips="")
-    fields, tensors = found.fields, {tensor.name: np.array(tensor.data, np.float64) for tensor in found.tensors}
+    found = GgufFile(path, what="observation", hint="")
+    fields, tensors = found.fields, {tensor.name: tensor.rows().astype(np.float64) for tensor in found.tensors}
     if fields.get("general.type") != "turbo-observation":
         raise UsageError(f"{path}: not an observation")
     return _observation(fields, tensors)

@@ -35,12 +35,8 @@ class Weights:
 
     def get(self, name: str) -> Array | None:
         """A tensor, rows first, or ``None``."""
-        from gguf import quants  # noqa: PLC0415
-
         tensor = self._tensors.get(name)
-        if tensor is None:
-            return None
-        return np.asarray(quants.dequantize(tensor.data, tensor.tensor_type), np.float64)
+        return None if tensor is None else tensor.values().astype(np.float64)
 
     def need(self, name: str) -> Array:
         """A tensor that must be there.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 import click
 
-from turbo_gguf import __version__, files
-from turbo_gguf.assets import home
-from turbo_gguf.errors import EXIT_ENVIRONMENT, TurboError, report
+from turbo_gguf import __version__
+from turbo_gguf.errors import report
+from turbo_gguf.failures import explained
 
 COMMANDS = {
     "ppl-gate": ("gate", "Measure what our KV cache types cost in quality, and judge them against upstream's."),
@@ -27,6 +30,7 @@ COMMANDS = {
 """Name of a command -> module below ``turbo_gguf.cli`` that has it as ``command``, and its line in ``--help``."""
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_NO_READER = 128 + signal.SIGPIPE
 
 
 class LazyGroup(click.Group):
@@ -51,20 +55,27 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; turn what a user can act on into a message and an exit code."""
+        """Run the command; turn every error into a message and an exit code."""
         try:
             return super().invoke(ctx)
-        except TurboError as error:
-            report(error.message, error.hint)
-            ctx.exit(error.exit_code)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise  # click's own ways out
         except KeyboardInterrupt:
             report("interrupted", "the same command again continues where it stopped")
             ctx.exit(EXIT_INTERRUPTED)
-        except OSError as error:
-            if not files.is_full(error):
-                raise
-            report(f"the disk is full: {error}", f"{files.MORE_SPACE} (now it is {home()})")
-            ctx.exit(EXIT_ENVIRONMENT)
+        except BrokenPipeError:  # such as `| head`
+            _discard_output()
+            ctx.exit(EXIT_NO_READER)
+        except Exception as error:
+            found = explained(error)
+            report(found.message, found.hint)
+            ctx.exit(found.exit_code)
+
+
+def _discard_output() -> None:
+    """Nobody reads it any more, and Python must not try again at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

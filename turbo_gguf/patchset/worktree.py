@@ -190,7 +190,7 @@ def _sha(content: bytes) -> str:
 def _read_stamp(work: Path) -> Stamp | None:
     try:
         return msgspec.json.decode((work / STAMP).read_bytes(), type=Stamp)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
         return None
 
 

@@ -1,7 +1,7 @@
 """Source distributions in the package registry that pip is set up for: which there are, and one of them as a file.
 
 Nothing of a package is run: ``pip download`` would execute the metadata step of a source distribution, and install what that
-asks for. So pip is only asked for its settings (:mod:`turbo_gguf.make.pip_settings`), and the registry for the files that it has (the
+asks for. So pip is only asked for its settings (:mod:`turbo_gguf.fetch.pip_settings`), and the registry for the files that it has (the
 simple repository API, as JSON or HTML; or folders and pages of ``find-links``).
 """
 
@@ -28,7 +28,7 @@ from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist
 from packaging.version import InvalidVersion, Version
 
 from turbo_gguf.errors import EnvironmentMissing
-from turbo_gguf.make.pip_settings import Settings, settings
+from turbo_gguf.fetch.pip_settings import Settings, settings
 
 TRIES = 3
 """Attempts at each address: registries and proxies drop connections now and then."""

@@ -1,0 +1,164 @@
+"""Models from the hub, or from its cache on this machine.
+
+Downloads go through huggingface_hub (``HF_ENDPOINT``, ``HF_HOME`` and ``HF_TOKEN`` apply, an interrupted download resumes), and the sha256
+of each file is compared with the one that the hub states. When the hub cannot be asked (no network, ``HF_HUB_OFFLINE=1``), what its cache
+has is used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from turbo_gguf.errors import EnvironmentMissing, UsageError
+from turbo_gguf.files import sha256_of
+from turbo_gguf.inputs.gguf_file import part_names
+
+_HUB = re.compile(r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:[:/](?P<file>[^:]+\.gguf))?$")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def parse(spec: str) -> tuple[str, str | None] | None:
+    """Repository and file that a hub id names; ``None``: it is none."""
+    match = _HUB.fullmatch(spec)
+    return (match["repo"], match["file"]) if match else None
+
+
+def endpoint() -> str:
+    """Address of the hub: ``HF_ENDPOINT``, or the public one."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def download(repo: str, file: str | None = None) -> Path:
+    """Download all files of a model, or find them in the hub's cache, and check them; returns the path of the first.
+
+    Raises:
+        UsageError: no such repository or file, several models to choose from, or another file than the first of a model in several.
+        EnvironmentMissing: the hub cannot be reached and its cache lacks the model, the download broke off (run again to resume), or a
+            file is not what the hub announced (it is removed).
+    """
+    import huggingface_hub as hub  # noqa: PLC0415 - slow to import
+
+    if file and part_names(file)[0] != file:
+        raise UsageError(f"hub model {repo}: {file} is not the first of its files", f"name the first one: {repo}:{part_names(file)[0]}")
+    try:
+        announced = _ask(repo, file)
+    except EnvironmentMissing as error:
+        return _from_cache(repo, file, error)
+    paths = []
+    for name, metadata in announced:
+        try:
+            path = Path(hub.hf_hub_download(repo, name, endpoint=endpoint()))
+        except Exception as error:
+            raise _unreachable(repo, error) from error
+        _check(path, repo, metadata.etag, metadata.size)
+        paths.append(path)
+    return paths[0]
+
+
+def _ask(repo: str, file: str | None) -> list[tuple[str, Any]]:
+    """Names of a model's files, and what the hub says of each."""
+    import huggingface_hub as hub  # noqa: PLC0415
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    name = file
+    try:
+        found = []
+        for name in part_names(file or _only_model(repo, _listed(repo))):
+            url = hub.hf_hub_url(repo, name, endpoint=endpoint())
+            found.append((name, hub.get_hf_file_metadata(url, endpoint=endpoint())))
+        return found
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise _unreachable(repo, error) from error
+        what = f"file {name}" if isinstance(error, errors.EntryNotFoundError) else "such public repository"
+        raise UsageError(f"hub model {repo}: no {what} at {endpoint()}", "a private or gated one needs HF_TOKEN") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        raise _unreachable(repo, error) from error
+
+
+def _listed(repo: str) -> list[str]:
+    import huggingface_hub as hub  # noqa: PLC0415
+
+    info = hub.HfApi(endpoint=endpoint()).model_info(repo, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT)
+    return [sibling.rfilename for sibling in info.siblings or ()]
+
+
+def _unreachable(repo: str, error: Exception) -> EnvironmentMissing:
+    first = str(error).strip().splitlines() or [type(error).__name__]
+    return EnvironmentMissing(
+        f"hub model {repo}: download from {endpoint()} failed: {first[0]}",
+        "run the same command again: the download resumes; or download the file yourself and give its path",
+    )
+
+
+def _only_model(repo: str, names: Sequence[str]) -> str:
+    """The GGUF file among the files of a repository; of a model in several, the first one."""
+    files = sorted({part_names(name)[0] for name in names if name.endswith(".gguf")})
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise UsageError(f"hub model {repo}: no GGUF file in it", "look for a repository with GGUF files")
+    raise UsageError(f"hub model {repo}: {len(files)} GGUF files", "choose one: " + ", ".join(f"{repo}:{f}" for f in files))
+
+
+def _check(path: Path, repo: str, etag: str | None, size: int | None) -> None:
+    """Compare a download with what the hub announced; remove it when it differs."""
+    announced = etag if etag and _SHA256.fullmatch(etag) else None
+    real_size = path.stat().st_size
+    wrong = ""
+    if size is not None and size != real_size:
+        wrong = f"{real_size} bytes, announced were {size}"
+    elif announced and (found := sha256_of(path)) != announced:
+        wrong = f"sha256 {found}, announced was {announced}"
+    if wrong:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise EnvironmentMissing(f"hub model {repo}: {path.name} is not what the hub announced: {wrong}; removed", "run it again")
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------------
+
+
+def _from_cache(repo: str, file: str | None, error: EnvironmentMissing) -> Path:
+    """The first file of a model in the hub's cache.
+
+    Raises:
+        UsageError: the cache has several models to choose from.
+        EnvironmentMissing: it has none, or not all its files.
+    """
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    lacks = file or "a GGUF file"
+    for snapshot in _snapshots(folder):
+        there = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.is_file()]
+        if not there and not file:
+            continue
+        names = part_names(file or _only_model(repo, there))
+        missing = [name for name in names if name not in there]
+        if not missing:
+            if not constants.HF_HUB_OFFLINE:
+                print(f"{error.message}; taken from the hub's cache: {snapshot / names[0]}", file=sys.stderr)
+            return snapshot / names[0]
+        lacks = missing[0]
+    offline = "unset HF_HUB_OFFLINE, and " if constants.HF_HUB_OFFLINE else ""
+    raise EnvironmentMissing(f"{error.message}; the hub's cache {folder} lacks {lacks}", f"{offline}{error.hint}") from error
+
+
+def _snapshots(folder: Path) -> Iterator[Path]:
+    """States of a repository in the cache: that of the main branch, then the others, the newest first."""
+    try:
+        main = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+    except OSError:
+        main = None
+    others = sorted(
+        (path for path in (folder / "snapshots").glob("*") if path != main), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    yield from filter(Path.is_dir, [*([main] if main else []), *others])

@@ -142,6 +142,8 @@ def test_what_is_in_force_is_what_was_asked_for(logged: str, types: str) -> None
             "as if they were the default; asked for was turbo3t cal=none",
             "",
         ),
+        ("turbo3t", "no calibration: x", "turbo3t cal=a.gguf#1a2b3c4d", "the log tells of no calibration (x), as if", ""),
+        ("turbo3t", "no exact tokens: x", "turbo3t sink=8 tail=0", "the log tells of no exact tokens (x), as if", ""),
         ("turbo3t", "no exact tokens: x", f"turbo3t {PLAIN}", "the log tells of no exact tokens (x), as if", ""),
         ("q4_0", "no calibration: x", "q4_0", "the log tells of no calibration (x), as if they were the default; asked for was q4_0", ""),
     ],

@@ -133,7 +133,7 @@ def _check_reasons(where: str, cache: KvCache, types: CacheSpec, asked: CacheSpe
     ):
         if not reason:
             continue
-        if all(getattr(types, field) == getattr(asked, field) for field in fields):
+        if not any(getattr(types, field) is None and getattr(asked, field) is not None for field in fields):
             raise SilentFallback(f"{where}: the log tells of no {what} ({reason}), as if they were the default; asked for was {types}")
         raise SilentFallback(
             f"{where}: {types} has no {what}, which it gets by default: {reason}",

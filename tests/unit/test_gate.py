@@ -9,7 +9,7 @@ import pytest
 from measuring import result, run_of
 
 from turbo_gguf import assets
-from turbo_gguf.cache.settings import PLAIN
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
 from turbo_gguf.judge import gate, report
 from turbo_gguf.judge.gate import FAIL, PASS, WITHIN_ERROR
@@ -148,7 +148,7 @@ def test_error_of_a_ratio() -> None:
 def test_shipped_gates_pass_what_is_expected_and_fail_what_is_broken() -> None:
     """Design, of plain types: turbo4 about .85 of q4_0, turbo3 about 4.2 times, turbo2 about 27 times."""
     limits = gate.load(assets.eval_dir() / "gates.toml")
-    expected = {f"{name} {PLAIN}": factor for name, factor in (("turbo4", 0.83), ("turbo3", 4.2), ("turbo2", 27))}
+    expected = {f"{name} {OFF}": factor for name, factor in (("turbo4", 0.83), ("turbo3", 4.2), ("turbo2", 27))}
     good = run_of(**{types: 0.0028 * factor for types, factor in expected.items()})
     assert {str(v.types): v.status for v in gate.judge(good, limits)} == dict.fromkeys(expected, PASS)
     # a wrong table doubles the error (a real one shipped for months)

@@ -9,7 +9,7 @@ import pytest
 from cache_logs import cache_line, facts_of
 from measuring import MODEL, facts
 
-from turbo_gguf.cache.settings import PLAIN
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback
 from turbo_gguf.measure import guard
@@ -75,7 +75,7 @@ def test_a_tail_by_default_may_be_shorter(tail: int) -> None:
         ("q4_0", "q4_0 cal=auto", "q4_0 cal=auto"),
         ("q4_0 cal=1a2b3c4d sink=4 tail=32", "q4_0 cal=auto sink=4 tail=64", "q4_0 cal=auto sink=4 tail=64"),
         # what is off must be off
-        (IN_FORCE, f"turbo3t {PLAIN}", "turbo3t cal=none sink=0 tail=0"),
+        (IN_FORCE, f"turbo3t {OFF}", "turbo3t cal=none sink=0 tail=0"),
         (IN_FORCE, "turbo3t cal=none", "turbo3t cal=none sink=4 tail=64"),
         (IN_FORCE, "turbo3t sink=0", "turbo3t cal=auto sink=0 tail=64"),
         (IN_FORCE, "turbo3t tail=0", "turbo3t cal=auto sink=4 tail=0"),
@@ -96,12 +96,12 @@ def test_what_is_in_force_is_not_what_was_asked_for(logged: str, types: str, ask
 @pytest.mark.parametrize(
     ("logged", "types"),
     [
-        ("turbo3t", f"turbo3t {PLAIN}"),
+        ("turbo3t", f"turbo3t {OFF}"),
         ("turbo3t sink=4 tail=64", "turbo3t cal=none"),
         ("turbo3t cal=1a2b3c4d tail=64", "turbo3t sink=0"),
         ("turbo3t cal=1a2b3c4d sink=4", "turbo3t tail=0"),
         ("turbo3t cal=1a2b3c4d sink=128 tail=512", "turbo3t sink=128 tail=512"),
-        ("q4_0", f"q4_0 {PLAIN}"),
+        ("q4_0", f"q4_0 {OFF}"),
         ("q4_0 cal=1a2b3c4d", "q4_0 cal=auto"),
         ("q4_0 cal=1a2b3c4d sink=4 tail=64", "q4_0 cal=auto sink=4 tail=64"),
         ("q4_0 sink=4 tail=64", "q4_0 sink=4 tail=64"),
@@ -144,7 +144,7 @@ def test_what_is_in_force_is_what_was_asked_for(logged: str, types: str) -> None
         ),
         ("turbo3t", "no calibration: x", "turbo3t cal=a.gguf#1a2b3c4d", "the log tells of no calibration (x), as if", ""),
         ("turbo3t", "no exact tokens: x", "turbo3t sink=8 tail=0", "the log tells of no exact tokens (x), as if", ""),
-        ("turbo3t", "no exact tokens: x", f"turbo3t {PLAIN}", "the log tells of no exact tokens (x), as if", ""),
+        ("turbo3t", "no exact tokens: x", f"turbo3t {OFF}", "the log tells of no exact tokens (x), as if", ""),
         ("q4_0", "no calibration: x", "q4_0", "the log tells of no calibration (x), as if they were the default; asked for was q4_0", ""),
     ],
 )
@@ -210,5 +210,5 @@ def test_two_caches_have_the_same_calibration() -> None:
 
 
 def test_records_of_the_tests_are_sound() -> None:
-    for types in ("turbo3", f"turbo3 {PLAIN}", "q4_0", "q4_0 sink=4 tail=64", "turbo3 sink=0"):
+    for types in ("turbo3", f"turbo3 {OFF}", "q4_0", "q4_0 sink=4 tail=64", "turbo3 sink=0"):
         _check(facts(types), types)

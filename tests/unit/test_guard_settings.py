@@ -17,7 +17,7 @@ from measuring import LOGS, MODEL, log
 
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.decay import DecayShares
-from turbo_gguf.cache.settings import PLAIN, SETTINGS
+from turbo_gguf.cache.settings import OFF, SETTINGS
 from turbo_gguf.cache.spec import CacheSpec, options, parse_types, with_settings
 from turbo_gguf.errors import LogCut, LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.measure import environment, guard, perplexity
@@ -31,7 +31,7 @@ def _counted(k: int, v: int) -> str:
 
 def _check(found: LogFacts, types: str, model: object = MODEL) -> None:
     """Settings one by one: of those that have defaults, what a test does not name is off (test_guard_defaults.py has the others)."""
-    guard.check(found, with_settings(parse_types(types), PLAIN), backend="CPU", model=model)  # type: ignore[arg-type]
+    guard.check(found, with_settings(parse_types(types), OFF), backend="CPU", model=model)  # type: ignore[arg-type]
 
 
 MAP = "turbo3 k=0,-1:q8_0"
@@ -133,7 +133,7 @@ def test_bits_are_the_average_of_the_map() -> None:
 def test_one_layer_of_another_type(types: str, expected: str) -> None:
     with pytest.raises(SilentFallback) as caught:
         _check(_facts(_cache(LOGGED, k=6.0, v=3.5)), types)
-    assert caught.value.message == f"KV cache 1 of 1 is {LOGGED}; asked for was {expected} {PLAIN}"
+    assert caught.value.message == f"KV cache 1 of 1 is {LOGGED}; asked for was {expected} {OFF}"
 
 
 @pytest.mark.parametrize(

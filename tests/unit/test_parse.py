@@ -11,7 +11,7 @@ import pytest
 from measuring import LOGS, MODEL, facts, log
 
 from turbo_gguf import errors
-from turbo_gguf.cache.settings import PLAIN
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.spec import CacheSpec, with_settings
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
@@ -225,7 +225,7 @@ def test_bits_with_a_different_number_of_heads_per_layer() -> None:
 
 def _check(name: str, types: str) -> None:
     """The logs are of builds without defaults."""
-    guard.check(log_facts(log(name)[1]), with_settings(CacheSpec.parse(types), PLAIN), backend="CPU", model=MODEL)
+    guard.check(log_facts(log(name)[1]), with_settings(CacheSpec.parse(types), OFF), backend="CPU", model=MODEL)
 
 
 def test_sound_runs_pass_the_guard() -> None:

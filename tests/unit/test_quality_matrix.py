@@ -9,7 +9,7 @@ import quality_matrix
 from measuring import result
 
 from turbo_gguf import assets
-from turbo_gguf.cache.settings import PLAIN
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.spec import CacheSpec, with_settings
 from turbo_gguf.measure.metrics import Metric
 from turbo_gguf.measure.result import Result
@@ -18,7 +18,7 @@ from turbo_gguf.measure.result import Result
 def plain(scale: float = 1.0) -> list[Result]:
     """turbo4t at half of q4_0's loss, and three times of it when calibrated."""
     means = {"q4_0": 0.008, "q5_0": 0.002, "turbo4t": 0.004, "turbo4t cal=a.gguf#00000001": 0.012, "turbo3": 0.03, "turbo3t": 0.018}
-    return [result(str(with_settings(CacheSpec.parse(types), PLAIN)), scale * mean, 0.0001) for types, mean in means.items()]
+    return [result(str(with_settings(CacheSpec.parse(types), OFF)), scale * mean, 0.0001) for types, mean in means.items()]
 
 
 def test_a_label_does_not_name_the_file() -> None:

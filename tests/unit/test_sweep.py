@@ -15,7 +15,7 @@ from turbo_gguf.cache import fit, spec
 from turbo_gguf.cache.decay import DecayShares
 from turbo_gguf.cache.fit import check_head_sizes
 from turbo_gguf.cache.layer_map import LayerMap
-from turbo_gguf.cache.settings import NONE, PLAIN
+from turbo_gguf.cache.settings import NONE, OFF
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cache.types import CACHE_TYPES, TURBO
 from turbo_gguf.cli.options import split
@@ -56,7 +56,7 @@ def test_shipped_sweeps_of_settings_fit_the_embedded_model(name: str) -> None:
     assert len(asked) > 10 and len(set(cases)) == len(cases)
     for ctx in {c.ctx for c in cases}:
         here = {str(c.types) for c in cases if c.ctx == ctx}
-        assert here >= {*(f"turbo{n} {PLAIN}" for n in (4, 3, 2)), "q8_0", "q5_0", "q4_0", str(spec.BASE)}, (
+        assert here >= {*(f"turbo{n} {OFF}" for n in (4, 3, 2)), "q8_0", "q5_0", "q4_0", str(spec.BASE)}, (
             "what the others are compared with"
         )
     assert all(c.types.calibration == NONE for c in cases if spec.is_turbo(c.types)), "plain types, without what they get by default"
@@ -87,7 +87,7 @@ def test_reference_of_a_gate_is_measured_too(tmp_path: Path) -> None:
 def test_settings_of_a_sweep_are_those_of_all_turbo_types_that_do_not_name_them(tmp_path: Path) -> None:
     types = ["turbo3", "turbo3 tail=16 decay=balanced", "q4_0", "f16 v=0:turbo3", "q4_0 cal=auto", "turbo3 cal=auto sink=4 tail=64"]
     run = f"[[run]]\nctx = 512\nchunks = 2\ntypes = {types}\n"
-    plan = _load(tmp_path, f'settings = "{PLAIN}"\n{run}')
+    plan = _load(tmp_path, f'settings = "{OFF}"\n{run}')
     expected = ["turbo3 cal=none sink=0 tail=0", "turbo3 decay=balanced cal=none sink=0 tail=16", "q4_0"]
     expected += ["f16 v=0:turbo3 cal=none sink=0 tail=0", "q4_0 cal=auto", "turbo3 cal=auto sink=4 tail=64"]
     assert [str(t) for t in plan.types_of(plan.run[0])] == expected
@@ -291,7 +291,7 @@ def test_options_of_the_tools_name_only_what_is_set() -> None:
     ]
     assert list(spec.options(parse_types("turbo3 adaptive=7")))[4:] == ["--cache-layer-adaptive", "7"]
     off = ["--cache-calibration", "none", "--cache-sink", "0", "--cache-tail", "0"]
-    assert list(spec.options(parse_types(f"turbo3 {PLAIN}")))[4:] == off
+    assert list(spec.options(parse_types(f"turbo3 {OFF}")))[4:] == off
     assert list(spec.options(parse_types("q4_0 cal=auto tail=0")))[4:] == ["--cache-calibration", "auto", "--cache-tail", "0"]
 
 
@@ -305,7 +305,7 @@ def test_what_types_get_by_default() -> None:
     }
     assert {text: str(spec.with_defaults(parse_types(text))) for text in defaults} == defaults
     assert parse_types("turbo3t") != parse_types("turbo3t sink=0") != parse_types("turbo3t sink=0 tail=0")
-    assert case_of("turbo3t").key != case_of(defaults["turbo3t"]).key != case_of(f"turbo3t {PLAIN}").key
+    assert case_of("turbo3t").key != case_of(defaults["turbo3t"]).key != case_of(f"turbo3t {OFF}").key
 
 
 def test_layers_are_counted_over_those_with_a_kv_cache() -> None:

@@ -13,7 +13,7 @@ from fake_upstream import SWITCH, default_patches, write_tree
 from measuring import run_of
 
 from turbo_gguf import patchset
-from turbo_gguf.cache.settings import PLAIN
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.types import TURBO
 from turbo_gguf.cli import main
 from turbo_gguf.cli import upstream as command
@@ -32,7 +32,7 @@ from turbo_gguf.patchset import series
 from turbo_gguf.patchset.tree import Tree
 
 PLAIN_MEANS = {"turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07, "turbo4t": 0.0018, "turbo3t": 0.006, "turbo2t": 0.025}
-MEANS = {f"{kind} {PLAIN}": mean for kind, mean in PLAIN_MEANS.items()} | {"q4_0 sink=4 tail=64": 0.0006, "turbo3t": 0.0005}
+MEANS = {f"{kind} {OFF}": mean for kind, mean in PLAIN_MEANS.items()} | {"q4_0 sink=4 tail=64": 0.0006, "turbo3t": 0.0005}
 OPS = "\n".join(f"  CPY(type={kind}): OK" for kind in TURBO) + "\n6/6 tests passed\n"
 
 
@@ -146,7 +146,7 @@ BREAKS: dict[str, tuple[Callable[[Machine], None], str]] = {
         lambda m: m.program("test-turbo-cache", "ok something"),
         "cache life: test-turbo-cache head128 rotation",
     ),
-    "gate": (lambda m: m.means.update({f"turbo3 {PLAIN}": 0.5}), f"gate: failed: turbo3 {PLAIN}"),
+    "gate": (lambda m: m.means.update({f"turbo3 {OFF}": 0.5}), f"gate: failed: turbo3 {OFF}"),
     "gate, as typed": (lambda m: m.means.update(turbo3t=0.006), "gate: failed: turbo3t\n"),
     "unsound run": (lambda m: m.means.update(q8_0=0.9), "gate: unsound run"),
 }

@@ -163,7 +163,7 @@ SETTINGS = (
 )
 """In the order of the notation."""
 
-PLAIN = " ".join(f"{setting.word}={setting.off}" for setting in SETTINGS if setting.off)
+OFF = " ".join(f"{setting.word}={setting.off}" for setting in SETTINGS if setting.off)
 """What makes a turbo type the plain one, without what it gets by default."""
 
 BY_WORD = {setting.word: setting for setting in SETTINGS}

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from turbo_gguf import assets, patchset
-from turbo_gguf.cache.settings import PLAIN
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.types import TURBO
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, TurboError
 from turbo_gguf.inputs import models
@@ -243,7 +243,7 @@ def _gate(build: Build, threads: int, klds: dict[str, float], env: tuple[str, ..
 
 def _plain(kind: str) -> str:
     """A type without what it gets by default."""
-    return f"{kind} {PLAIN}"
+    return f"{kind} {OFF}"
 
 
 def _life(build: Build, logs: Path) -> Step:
@@ -292,7 +292,7 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
         "",
         f"`make check-upstreams`, {date}, {compilers}.",
         "Turbo cases of test-backend-ops that passed; runs of our native test programs; mean KL divergence of the embedded model, "
-        f"{CHUNKS} chunks of {CTX} tokens. Types are plain (`{PLAIN}`) but for the last column.",
+        f"{CHUNKS} chunks of {CTX} tokens. Types are plain (`{OFF}`) but for the last column.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),

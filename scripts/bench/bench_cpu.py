@@ -181,7 +181,7 @@ def model_file(small: bool) -> ModelFile:
 
 
 def plans(depths: Sequence[int], rounds: int, threads: int, small: bool = False) -> Iterator[bench.BenchPlan]:
-    """What llama-bench measures: a plan per depth, and types that are compared in the same one.
+    """What llama-bench measures: a plan per depth, and types as a user types them that are compared in the same one.
 
     With tokens in the cache upstream's quantized types come last, with one round and only where they are fewest: filling the cache takes
     them longest, hours with 16,384, and no target is theirs.

@@ -28,7 +28,8 @@ import plant_model
 
 from turbo_gguf import assets
 from turbo_gguf.cache import calibration
-from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.cache.settings import NONE
+from turbo_gguf.cache.spec import CacheSpec, with_defaults
 from turbo_gguf.calibrate import observation, scales, weight_moments
 from turbo_gguf.failures import exit_code
 from turbo_gguf.files import write_text
@@ -176,8 +177,13 @@ def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -
 
 
 def label(types: CacheSpec) -> str:
-    """Types in a table over several models: each has a calibration of its own."""
-    return str(msgspec.structs.replace(types, calibration=None)) + (" calibrated" if types.calibration else "")
+    """Types in a table over several models: each has a calibration of its own. The sweep is of plain types, so what is off is not said;
+    a type that is there as it is typed is named so.
+    """
+    calibrated = types.calibration is not None and types.calibration != NONE
+    name = str(msgspec.structs.replace(types, calibration=None, sink=types.sink or None, tail=types.tail or None))
+    typed = with_defaults(types) != types
+    return name + (" calibrated" if calibrated else "") + (" as typed" if typed else "")
 
 
 def by_label(results: Sequence[Result], ctx: int) -> dict[str, Result]:

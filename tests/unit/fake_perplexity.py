@@ -2,7 +2,9 @@
 
 ``FAKE_PLAN`` names a JSON file: {"count": FILE, "sleep": {TYPES: seconds}, "crash": [TYPES], "cut": {TYPES: times}, "swap": {TYPES:
 TYPES}, "nan": [TYPES], "mean": {TYPES: value}, "layers": {TYPES: [map of K, map of V]}, "decayed": {TYPES: [cells of K, cells of V]},
-"uncounted": {TYPES: times}}. Each call appends a line to the file ``count``.
+"uncounted": {TYPES: times}, "without": {TYPES: [part of the line, ...]}}. Each call appends a line to the file ``count``.
+
+Turbo types get a calibration and exact tokens unless the options say otherwise; with ``without`` they get none, and the line says why.
 """
 
 from __future__ import annotations
@@ -19,10 +21,20 @@ from pathlib import Path
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
 BITS = {"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
-MEANS = {"f16": 0.000001, "q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028, "turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07}
+MEANS = {
+    "f16": 0.000001,
+    "q8_0": 0.00003,
+    "q5_0": 0.0007,
+    "q4_0": 0.0028,
+    "q4_0 sink=4 tail=64": 0.0012,
+    "turbo4": 0.0022,
+    "turbo3": 0.012,
+    "turbo2": 0.07,
+}
 VALUES_PER_CELL = 2 * 128  # tiny_gguf: layers x KV heads x head size
 N_VOCAB = 259
 SETTINGS = {"k": "--cache-type-k-layers", "v": "--cache-type-v-layers", "adaptive": "--cache-layer-adaptive", "decay": "--cache-decay"}
+SETTINGS |= {"cal": "--cache-calibration", "sink": "--cache-sink", "tail": "--cache-tail"}
 SHARES = {"conservative": (25, 40, 35), "balanced": (15, 35, 50), "aggressive": (5, 25, 70)}
 
 
@@ -43,7 +55,12 @@ def main(argv: list[str]) -> int:
     chunks = _chunks(base, option("--chunks"), is_base)
     maps = plan.get("layers", {}).get(types, ())
     shares = SHARES.get(option("--cache-decay"), ())
-    sys.stderr.write(_log(err, *_swapped(plan, types, k, v), ctx, maps=maps, shares=shares, chunks=chunks))
+    names = _swapped(plan, types, k, v)
+    turbo = any("turbo" in name for name in (*names, *maps))
+    asked = [option(SETTINGS[word], default if turbo else off) for word, default, off in _DEFAULTS]
+    without = plan.get("without", {}).get(types, ())
+    settings, parts = ([], without) if without else _with(*asked, ctx)
+    sys.stderr.write(_log(err, *names, ctx, maps=maps, shares=shares, settings=settings, parts=parts, chunks=chunks))
     sys.stderr.flush()
     if is_base:
         _write_base(base, ctx, chunks)
@@ -63,6 +80,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+_DEFAULTS = (("cal", "auto", "none"), ("sink", "4", "0"), ("tail", "64, or less", "0"))
+
+
+def _with(cal: str, sink: str, tail: str, ctx: int) -> tuple[list[str], list[str]]:
+    """Settings and parts of our line for a calibration and exact tokens. By default a tail is shorter in a short context."""
+    n_sink, n_tail = int(sink), min(64, ctx // 16) // 4 * 4 if tail == "64, or less" else int(tail)
+    settings = [
+        *(["cal=1a2b3c4d"] if cal != "none" else []),
+        *([f"sink={n_sink}"] if n_sink else []),
+        *([f"tail={n_tail}"] if n_tail else []),
+    ]
+    mib = (n_sink + n_tail) * VALUES_PER_CELL * 2 * 2 / 2**20
+    copies = [f"copies {n_sink + n_tail} rows in 1 streams, {mib:.2f} MiB"] if n_sink + n_tail else []
+    return settings, [*(["calibrated K 2 2 V 2 2 of 2"] if cal != "none" else []), *copies]
+
+
 def _swapped(plan: dict[str, dict[str, str]], types: str, k: str, v: str) -> tuple[str, str]:
     other = plan.get("swap", {}).get(types)
     return (other, other) if other else (k, v)
@@ -72,19 +105,31 @@ def _chunks(base: Path, asked: str, is_base: bool) -> int:
     return int(asked) if is_base else struct.unpack("<8siii", base.read_bytes()[:20])[3]
 
 
-def _log(err: str, k: str, v: str, ctx: int, *, maps: Sequence[str], shares: Sequence[int], chunks: int) -> str:
+def _log(
+    err: str,
+    k: str,
+    v: str,
+    ctx: int,
+    *,
+    maps: Sequence[str],
+    shares: Sequence[int],
+    settings: Sequence[str],
+    parts: Sequence[str],
+    chunks: int,
+) -> str:
     bits = [_average(text) for text in maps] or [BITS[k], BITS[v]]
     mib = [b * VALUES_PER_CELL * ctx / 8 / 2**20 for b in bits]
     size = f"size = {sum(mib):7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[0]:7.2f} MiB, V ({v}): {mib[1]:7.2f} MiB"
     rotated = [int(name != "f16") for name in (k, v)]
-    settings = [f"{side}={text}" for side, text in zip("kv", maps, strict=False)]
-    settings += [f"decay={','.join(map(str, shares))}"] if shares else []
-    parts = [" ".join([k if k == v else f"{k}/{v}", *settings]), "rotated {}/{}".format(*rotated), "bits {:.3f}/{:.3f}".format(*bits)]
-    parts += ["decaying 2/2"] if shares else []
+    asked = [f"{side}={text}" for side, text in zip("kv", maps, strict=False)]
+    asked += [f"decay={','.join(map(str, shares))}"] if shares else []
+    words = [k if k == v else f"{k}/{v}", *asked, *settings]
+    line = [" ".join(words), "rotated {}/{}".format(*rotated), "bits {:.3f}/{:.3f}".format(*bits)]
+    line += [*(["decaying 2/2"] if shares else []), *parts]
     err = re.sub(r"size = .*cells.*", size, err)
     for side, flag in zip("kv", rotated, strict=True):
         err = re.sub(rf"attn_rot_{side} = \d", f"attn_rot_{side} = {flag}", err)
-    err = re.sub(r"(.*attn_rot_v = .*\n)", rf"\g<1>0.00.039.690 I llama_turbo_cache: {' | '.join(parts)}\n", err)
+    err = re.sub(r"(.*attn_rot_v = .*\n)", rf"\g<1>0.00.039.690 I llama_turbo_cache: {' | '.join(line)}\n", err)
     return re.sub(r"over 3 chunks, n_ctx=512", f"over {chunks} chunks, n_ctx={ctx}", err)
 
 

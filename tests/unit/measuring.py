@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.cache.settings import AUTO, NONE, CalibrationChoice
+from turbo_gguf.cache.spec import CacheSpec, with_defaults
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.measure.bits import Bits
 from turbo_gguf.measure.case import Case
-from turbo_gguf.measure.log import KvCache, LogFacts
+from turbo_gguf.measure.log import Calibrated, Copies, KvCache, LogFacts
 from turbo_gguf.measure.metrics import KldStats, Metric
 from turbo_gguf.measure.result import BenchRow, Result
 
@@ -39,11 +40,24 @@ def log(name: str) -> tuple[str, str]:
     return tuple((LOGS / f"{name}.{end}").read_text(encoding="utf-8") for end in ("out", "err"))  # type: ignore[return-value]
 
 
+DIGEST = "1a2b3c4d"
+"""Of the calibration that a run makes or finds by itself."""
+
+
+def in_force(types: CacheSpec) -> CacheSpec:
+    """What a log says of types: the defaults are in force, and what is off is not there."""
+    t = with_defaults(types)
+    chosen = CalibrationChoice("", DIGEST) if t.calibration == AUTO else None if t.calibration == NONE else t.calibration
+    return msgspec.structs.replace(t, calibration=chosen, sink=t.sink or None, tail=t.tail or None)
+
+
 def facts(types: str = "q4_0", **changes: object) -> LogFacts:
     """What a sound CPU run of these types says of a patched build."""
-    t = CacheSpec.parse(types)
+    t = in_force(CacheSpec.parse(types))
     told = {side: cache_type(name).is_quantized for side, name in (("rot_k", t.k), ("rot_v", t.v))}
     told |= {"patched": True, "bits_k": cache_type(t.k).bits, "bits_v": cache_type(t.v).bits}
+    told |= {"calibrated": Calibrated(4, 4, 4, 4, 4) if t.calibration else None}
+    told |= {"copies": Copies(96, 1, 0.38) if t.sink or t.tail else None}
     cache = KvCache(spec=t, mib_k=0.28, mib_v=0.28, cells=512, layers=4, streams=1, buffers=("CPU",), **told)
     base = LogFacts(caches=(cache,), flash_attn="enabled", n_ctx_seq=512, backends=("CPU",), offloaded=None, splits=1, warnings=())
     return msgspec.structs.replace(base, **changes)

@@ -18,6 +18,12 @@ from turbo_gguf.measure import bench
 from turbo_gguf.measure.store import Store
 from turbo_gguf.patchset.tree import Tree
 
+IN_FORCE, PARTS = " cal=1a2b3c4d sink=4 tail=16", " | calibrated K 4 4 V 4 4 of 4 | copies 96 rows in 1 streams, 0.38 MiB"
+PLAIN = "turbo3 | rotated 1/1 | bits 3.500/3.500"
+DECAYING = f"turbo3 decay=15,35,50{IN_FORCE} | rotated 1/1 | bits 3.500/3.500 | decaying 4/4{PARTS}"
+BY_LAYER = f"turbo3 k=0:q8_0;1-3:turbo3 v=0-3:turbo3{IN_FORCE} | rotated 1/1 | bits 4.750/3.500{PARTS}"
+TYPED = PLAIN.replace(" |", f"{IN_FORCE} |", 1) + PARTS
+
 _FAKE = f"""#!{sys.executable}
 import json, os, re, sys
 from pathlib import Path
@@ -25,6 +31,7 @@ argv, here = sys.argv[1:], Path(__file__).parent
 option = lambda name, other="0": argv[argv.index(name) + 1] if name in argv else other
 k, v = option("-ctk"), option("-ctv")
 names = ("--cache-type-k-layers", "--cache-type-v-layers", "--cache-layer-adaptive", "--cache-decay")
+names += ("--cache-calibration", "--cache-sink", "--cache-tail")
 settings = " ".join(option(name) for name in names if name in argv)
 plan = json.loads((here / "plan.json").read_text()) if (here / "plan.json").exists() else {{}}
 if "-v" in argv:
@@ -114,7 +121,7 @@ def test_a_calibration_that_was_moved_is_not_measured_again(sweep: Bench, monkey
         types = CacheSpec.parse(f"q8_0 cal={path}")
         found[path] = sweep.run(types=(types,), rounds=1)
         assert {row.types for row in found[path]} == {types}, "the types are those asked for"  # type: ignore[attr-defined]
-    assert sweep.calls() == ["q8_0/q8_0 0,512"] * 2
+    assert sweep.calls() == ["q8_0/q8_0 a.gguf 0,512"] * 2
     assert len(found["moved/b.gguf#0123abcd"]) == len(found["a.gguf#0123abcd"]) == 4
 
 
@@ -141,31 +148,29 @@ def test_what_is_not_sound_is_not_stored(sweep: Bench, plan: dict[str, object], 
     assert sweep.store.bench_rows() == []
 
 
-DECAYING = "turbo3 decay=15,35,50 | rotated 1/1 | bits 3.500/3.500 | decaying 4/4"
-BY_LAYER = "turbo3 k=0:q8_0;1-3:turbo3 v=0-3:turbo3 | rotated 1/1 | bits 4.750/3.500"
-PLAIN = "turbo3 | rotated 1/1 | bits 3.500/3.500"
-
-
 def test_settings_are_handed_on_and_checked_in_the_probe(sweep: Bench) -> None:
-    types = tuple(map(parse_types, ("turbo3 k=0:q8_0", "turbo3 decay=balanced", "turbo3")))
-    sweep.go_wrong(lines={"0:q8_0": BY_LAYER, "balanced": DECAYING})
+    types = tuple(map(parse_types, ("turbo3 k=0:q8_0", "turbo3 decay=balanced", "turbo3", "turbo3 cal=none sink=0 tail=0")))
+    sweep.go_wrong(lines={"0:q8_0": BY_LAYER, "balanced": DECAYING, "": TYPED, "none 0 0": PLAIN})
     rows = sweep.run(types=types, rounds=1)
-    assert sweep.calls() == ["turbo3/turbo3 0:q8_0 0,512", "turbo3/turbo3 balanced 0,512", "turbo3/turbo3 0,512"]
+    assert sweep.calls() == [f"turbo3/turbo3 {settings}0,512" for settings in ("0:q8_0 ", "balanced ", "", "none 0 0 ")]
     assert [row.types for row in rows] == [t for t in types for _ in range(4)]
-    assert sweep.run(types=types, rounds=1) == rows and len(sweep.calls()) == 3, "types with the same names are told apart"
+    assert sweep.run(types=types, rounds=1) == rows and len(sweep.calls()) == 4, "types with the same names are told apart"
 
 
 @pytest.mark.parametrize(
     ("types", "line", "words"),
     [
-        ("turbo3 k=0:q8_0", PLAIN, "its map of K names 0"),
-        ("turbo3 k=0:q8_0", BY_LAYER.replace("0:q8_0;1", "0"), "is turbo3 k=0-3:turbo3 v=0-3:turbo3; asked for was turbo3 k=0:q8_0"),
+        ("turbo3 k=0:q8_0", TYPED, "its map of K names 0"),
+        ("turbo3 k=0:q8_0", BY_LAYER.replace("0:q8_0;1", "0"), "is turbo3 k=0-3:turbo3 v=0-3:turbo3 .*; asked for was turbo3 k=0:q8_0"),
         ("turbo3 decay=balanced", PLAIN, "is turbo3; asked for was turbo3 decay=balanced"),
+        ("turbo3", PLAIN, "is turbo3; asked for was turbo3 cal=auto sink=4 tail=64"),
+        ("turbo3", f"{PLAIN} | no calibration: the disk is full", "turbo3 has no calibration, which it gets by default: the disk is full"),
+        ("turbo3 cal=none sink=0 tail=0", TYPED, "is turbo3 cal=#1a2b3c4d sink=4 tail=16; asked for was turbo3 cal=none sink=0 tail=0"),
         ("turbo3 decay=balanced", DECAYING.replace("4/4", "4/0"), "K of 4 and V of 0 layers decay"),
     ],
 )
 def test_settings_that_the_probe_does_not_find(sweep: Bench, types: str, line: str, words: str) -> None:
-    sweep.go_wrong(lines={"0:q8_0": line, "balanced": line})
+    sweep.go_wrong(lines=dict.fromkeys(("0:q8_0", "balanced", "", "none 0 0"), line))
     with pytest.raises(SilentFallback, match=words):
         sweep.run(types=(parse_types(types),))
     assert sweep.calls() == []

@@ -9,8 +9,9 @@ import pytest
 from measuring import result, run_of
 
 from turbo_gguf import assets
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
-from turbo_gguf.judge import gate
+from turbo_gguf.judge import gate, report
 from turbo_gguf.judge.gate import FAIL, PASS, WITHIN_ERROR
 from turbo_gguf.measure.bits import Bits
 from turbo_gguf.measure.metrics import Metric
@@ -77,10 +78,10 @@ def test_gates_take_any_notation(tmp_path: Path) -> None:
     path = tmp_path / "gates.toml"
     path.write_text('[type."turbo4/turbo4  decay=balanced v=0:q8_0"]\nreference = "turbo4/turbo4"\nmean_kld = 2\n')
     limits = gate.load(path)
-    assert gate.references(limits) == {"turbo4 v=0:q8_0 decay=balanced": "turbo4"}
+    assert gate.references(limits) == {"turbo4 v=0:q8_0 decay=balanced": ("turbo4",)}
     results = [*run_of(turbo4=0.002), result("turbo4 v=0:q8_0 decay=balanced", 0.003)]
     (verdict,) = gate.judge(results, limits)
-    assert verdict.status == PASS and verdict.reference == "turbo4"
+    assert verdict.status == PASS and [check.reference for check in verdict.checks] == ["turbo4", ""]
     text = path.read_text()
     path.write_text(text + text.replace("turbo4/turbo4  decay", "turbo4 decay"))
     with pytest.raises(UsageError, match="turbo4 v=0:q8_0 decay=balanced has two tables"):
@@ -145,13 +146,60 @@ def test_error_of_a_ratio() -> None:
 
 
 def test_shipped_gates_pass_what_is_expected_and_fail_what_is_broken() -> None:
-    """Design: turbo4 about .85 of q4_0, turbo3 about 4.2 times, turbo2 about 27 times."""
+    """Design, of plain types: turbo4 about .85 of q4_0, turbo3 about 4.2 times, turbo2 about 27 times."""
     limits = gate.load(assets.eval_dir() / "gates.toml")
-    good = run_of(turbo4=0.0028 * 0.83, turbo3=0.0028 * 4.2, turbo2=0.0028 * 27)
-    assert {str(v.types): v.status for v in gate.judge(good, limits)} == {"turbo4": PASS, "turbo3": PASS, "turbo2": PASS}
+    expected = {f"{name} {OFF}": factor for name, factor in (("turbo4", 0.83), ("turbo3", 4.2), ("turbo2", 27))}
+    good = run_of(**{types: 0.0028 * factor for types, factor in expected.items()})
+    assert {str(v.types): v.status for v in gate.judge(good, limits)} == dict.fromkeys(expected, PASS)
     # a wrong table doubles the error (a real one shipped for months)
-    bad = run_of(turbo4=0.0028 * 1.66, turbo3=0.0028 * 8.4, turbo2=0.0028 * 54)
+    bad = run_of(**{types: 0.0028 * 2 * factor for types, factor in expected.items()})
     assert {v.status for v in gate.judge(bad, limits)} == {FAIL}
+
+
+def test_shipped_gates_hold_a_type_as_typed_to_more() -> None:
+    """What a plain turbo4t shows is too much for one with a calibration and exact tokens."""
+    limits = gate.load(assets.eval_dir() / "gates.toml")
+    exact = {"q4_0 sink=4 tail=64": 0.0028 * 0.21}
+    for factor, status in ((0.13, PASS), (0.6, FAIL)):
+        (verdict,) = gate.judge(run_of(**exact, turbo4t=0.0028 * factor), limits)
+        assert verdict.status == status and {c.reference for c in verdict.checks} == {"q4_0", "q4_0 sink=4 tail=64", ""}
+
+
+TWO = """
+[[type.turbo3t]]
+reference = "q4_0"
+mean_kld = 0.3
+[[type.turbo3t]]
+reference = "q4_0  sink=4 tail=64"
+mean_kld = 1
+"""
+
+
+def test_a_type_is_judged_by_all_of_its_references(tmp_path: Path) -> None:
+    path = tmp_path / "gates.toml"
+    path.write_text(TWO)
+    limits = gate.load(path)
+    assert gate.references(limits) == {"turbo3t": ("q4_0", "q4_0 sink=4 tail=64")}
+    for ours, exact, statuses in (
+        (0.0005, 0.001, [PASS, PASS]),
+        (0.0005, 0.0003, [PASS, FAIL]),
+        (0.0015, 0.003, [FAIL, PASS]),
+    ):
+        (verdict,) = gate.judge(run_of(**{"q4_0 sink=4 tail=64": exact}, turbo3t=ours), limits)
+        assert [c.status for c in verdict.checks[:2]] == statuses and verdict.status == (FAIL if FAIL in statuses else PASS)
+        rows = report.checks([verdict]).splitlines()
+        assert [row.split("|")[6].strip() for row in rows[2:]] == ["q4_0", "`q4_0 sink=4 tail=64`", ""]
+    with pytest.raises(UsageError, match="its reference q4_0 sink=4 tail=64 was not measured in this run"):
+        gate.judge(run_of(turbo3t=0.0005), limits)
+
+
+def test_exact_tokens_that_cover_the_context_lose_nothing() -> None:
+    """Asked for, or one of both by default: what was in force counts."""
+    for types in ("turbo2 cal=none sink=0 tail=512", "turbo2 sink=448"):
+        assert gate.judge([*run_of(), result(types, 0.0)], GATES) == []
+    for types in ("turbo2", "turbo2 sink=440", "turbo2 tail=500"):
+        with pytest.raises(SilentFallback, match=f"{types} at ctx 512.*not above the noise floor"):
+            gate.judge([*run_of(), result(types, 0.0)], GATES)
 
 
 def test_types_without_a_gate_get_no_verdict() -> None:
@@ -164,6 +212,9 @@ def test_types_without_a_gate_get_no_verdict() -> None:
         ('[type.turbo9]\nreference = "q4_0"\nmean_kld = 1\n', "turbo9"),
         ('[type.turbo4]\nreference = "q4"\nmean_kld = 1\n', "q4"),
         ('[type.turbo4]\nreference = "q4_0"\n', "no limit"),
+        ("type.turbo4 = []\n", "no limit"),
+        (f'{TWO}[[type.turbo3t]]\nreference = "q8_0"\n', "no limit"),
+        (f'{TWO}[[type.turbo3t]]\nreference = "q4_0/q4_0"\nppl = 1\n', "turbo3t has two tables with the same reference"),
         ('[type.turbo4]\nreference = "q4_0"\nmean_kdl = 1\n', "mean_kdl"),
         ("[type.turbo4]\nmean_kld = 1\n", "reference"),
         ('[type."turbo4 decay=mild"]\nreference = "q4_0"\nmean_kld = 1\n', "unknown decay 'mild'"),

@@ -11,45 +11,18 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from cache_logs import cache_line as _cache
+from cache_logs import facts_of as _facts
 from measuring import LOGS, MODEL, log
 
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.decay import DecayShares
-from turbo_gguf.cache.settings import SETTINGS
-from turbo_gguf.cache.spec import CacheSpec, options, parse_types
+from turbo_gguf.cache.settings import OFF, SETTINGS
+from turbo_gguf.cache.spec import CacheSpec, options, parse_types, with_settings
 from turbo_gguf.errors import LogCut, LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.measure import environment, guard, perplexity
 from turbo_gguf.measure.bits import bits_per_value
 from turbo_gguf.measure.log import Calibrated, Copies, DecayCount, LogFacts, decayed_cells, log_facts
-
-SIZE = r"llama_kv_cache: size = .*"
-
-
-def _cache(spec: str, *parts: str, k: float, v: float, cells: int = 512, layers: int = 4, said: str = "", rotated: str = "") -> str:
-    """What a cache says when it is made, with K and V of so many bits per value.
-
-    Args:
-        spec: notation in our line; "": a build without our patches.
-        parts: of our line behind the bits.
-        k, v: bits per value that its tensors take.
-        cells, layers: of the cache.
-        said: bits per value in our line, when they differ.
-        rotated: K/V in our line.
-    """
-    mib = [bits * cells * layers * 256 / 8 / 2**20 for bits in (k, v)]
-    names = spec.split(" ", maxsplit=1)[0].partition("/")
-    base_k, base_v = names[0], names[2] or names[0]
-    sizes = f"({cells:6} cells, {layers:3} layers,  1/1 seqs), K ({base_k}): {mib[0]:7.2f} MiB, V ({base_v}): {mib[1]:7.2f} MiB"
-    flags = rotated or "/".join(str(int(base != "f16")) for base in (base_k, base_v))
-    line = " | ".join([f"llama_turbo_cache: {spec}", f"rotated {flags}", f"bits {said or f'{k:.3f}/{v:.3f}'}", *parts])
-    return f"llama_kv_cache: size = {sum(mib):7.2f} MiB {sizes}\n0.00.039.690 I {line}"
-
-
-def _facts(*caches: str, end: str = "") -> LogFacts:
-    """Facts of a real log with these caches in place of its own, and an end."""
-    err = re.sub(r"^.*(attn_rot_|llama_turbo_cache).*\n", "", log("kld-turbo4-turbo3")[1], flags=re.MULTILINE)
-    buffer = "llama_kv_cache:        CPU KV buffer size =     0.50 MiB\n"
-    return log_facts(re.sub(SIZE, f"\n{buffer}".join(caches), err) + end)
 
 
 def _counted(k: int, v: int) -> str:
@@ -57,7 +30,8 @@ def _counted(k: int, v: int) -> str:
 
 
 def _check(found: LogFacts, types: str, model: object = MODEL) -> None:
-    guard.check(found, parse_types(types), backend="CPU", model=model)  # type: ignore[arg-type]
+    """Settings one by one: of those that have defaults, what a test does not name is off (test_guard_defaults.py has the others)."""
+    guard.check(found, with_settings(parse_types(types), OFF), backend="CPU", model=model)  # type: ignore[arg-type]
 
 
 MAP = "turbo3 k=0,-1:q8_0"
@@ -120,7 +94,7 @@ def test_line_that_is_not_understood(line: str) -> None:
 def test_turbo_types_without_our_line() -> None:
     plain = re.sub(r"\n.*llama_turbo_cache.*", "", _cache("turbo3", k=3.5, v=3.5))
     for types in ("turbo3", "turbo3 tail=16", "q4_0 tail=16"):
-        with pytest.raises(SilentFallback, match=f"no llama_turbo_cache line; asked for was {types}"):
+        with pytest.raises(SilentFallback, match=f"no llama_turbo_cache line; asked for was {types.split()[0]}"):
             _check(_facts(plain), types)
 
 
@@ -159,7 +133,7 @@ def test_bits_are_the_average_of_the_map() -> None:
 def test_one_layer_of_another_type(types: str, expected: str) -> None:
     with pytest.raises(SilentFallback) as caught:
         _check(_facts(_cache(LOGGED, k=6.0, v=3.5)), types)
-    assert caught.value.message == f"KV cache 1 of 1 is {LOGGED}; asked for was {expected}"
+    assert caught.value.message == f"KV cache 1 of 1 is {LOGGED}; asked for was {expected} {OFF}"
 
 
 @pytest.mark.parametrize(
@@ -384,7 +358,7 @@ def test_parts_that_settings_need(calibrated: CacheSpec) -> None:
     assert calibrated.calibration is not None
     cal = f"cal={calibrated.calibration.digest}"
     for spec, parts, types, words in (
-        ("turbo3 sink=4 tail=16", (), "turbo3 sink=4 tail=16", "no copies of exact tokens do not go with turbo3 sink=4 tail=16"),
+        ("turbo3 sink=4 tail=16", (), "turbo3 sink=4 tail=16", "no copies of exact tokens do not go with turbo3 cal=none sink=4"),
         ("turbo3", (_copies(),), "turbo3", "copies of exact tokens do not go with turbo3"),
         (f"turbo3 {cal}", (), str(calibrated), "no calibrated layers do not go with turbo3 cal="),
         ("turbo3", (_CALIBRATED,), "turbo3", "calibrated layers do not go with turbo3"),
@@ -406,7 +380,7 @@ def test_the_log_tells_the_same_calibration(calibrated: CacheSpec) -> None:
     for told, types, words in (
         ("", str(calibrated), f"is turbo3; asked for was turbo3 cal=#{digest}"),
         ("00000000", str(calibrated), f"is turbo3 cal=#00000000; asked for was turbo3 cal=#{digest}"),
-        (digest, "turbo3", f"is turbo3 cal=#{digest}; asked for was turbo3"),
+        (digest, "turbo3", f"is turbo3 cal=#{digest}; asked for was turbo3 cal=none"),
     ):
         with pytest.raises(SilentFallback, match=words):
             _check(logged(told), types)
@@ -437,7 +411,7 @@ def test_the_log_tells_the_same_exact_tokens() -> None:
     _check(logged(" sink=128 tail=512"), "turbo3 sink=128 tail=512")
     _check(logged(" tail=512"), "turbo3 tail=512")
     for told, types in (("", " tail=512"), (" sink=128 tail=512", " tail=512"), (" sink=128 tail=512", "")):
-        with pytest.raises(SilentFallback, match=f"is turbo3{told}; asked for was turbo3{types}"):
+        with pytest.raises(SilentFallback, match=f"is turbo3{told}; asked for was turbo3 cal=none .*{types.lstrip()}"):
             _check(logged(told), f"turbo3{types}")
 
 
@@ -475,7 +449,8 @@ def test_a_setting_goes_all_ways(setting: object) -> None:
     types = CacheSpec.parse(text)
     assert str(types) == text and types.has_settings
     assert list(options(types)) == ["-ctk", "turbo3", "-ctv", "turbo3", setting.option, SAMPLES[word]]  # type: ignore[attr-defined]
-    assert CacheSpec.parse(text, logged=True).has_settings
+    logged = "0123abcd" if word == "cal" else SAMPLES[word]
+    assert CacheSpec.parse(f"turbo3 {word}={logged}", logged=True).has_settings
     assert all(name.startswith("TURBO_") for name in setting.variables)  # type: ignore[attr-defined]
 
 

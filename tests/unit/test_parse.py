@@ -11,7 +11,8 @@ import pytest
 from measuring import LOGS, MODEL, facts, log
 
 from turbo_gguf import errors
-from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.cache.settings import OFF
+from turbo_gguf.cache.spec import CacheSpec, with_settings
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.make import presets
@@ -223,7 +224,8 @@ def test_bits_with_a_different_number_of_heads_per_layer() -> None:
 
 
 def _check(name: str, types: str) -> None:
-    guard.check(log_facts(log(name)[1]), CacheSpec.parse(types), backend="CPU", model=MODEL)
+    """The logs are of builds without defaults."""
+    guard.check(log_facts(log(name)[1]), with_settings(CacheSpec.parse(types), OFF), backend="CPU", model=MODEL)
 
 
 def test_sound_runs_pass_the_guard() -> None:
@@ -281,7 +283,7 @@ def test_turbo_types_must_be_rotated_at_any_head_size() -> None:
     model = msgspec.structs.replace(MODEL, head_k=96, head_v=96)
     q4 = msgspec.structs.replace(facts("q4_0").caches[0], rot_k=False, rot_v=False)
     guard.check(facts("q4_0", caches=(q4,)), CacheSpec.parse("q4_0"), backend="CPU", model=model)
-    turbo = msgspec.structs.replace(q4, spec=CacheSpec("turbo3", "turbo3"))
+    turbo = msgspec.structs.replace(facts("turbo3").caches[0], rot_k=False, rot_v=False)
     with pytest.raises(SilentFallback, match="not rotated"):
         guard.check(facts("turbo3", caches=(turbo,)), CacheSpec.parse("turbo3"), backend="CPU", model=model)
 

@@ -44,8 +44,9 @@ ctx = 1024
 chunks = 3
 types = ["turbo4"]
 """
-ALL = ["base-512", "noise-512", "q8_0-512", "q5_0-512", "q4_0-512", "turbo4-512", "turbo3-512"]
-SECOND = ["base-1024", "noise-1024", "q8_0-1024", "q5_0-1024", "q4_0-1024", "turbo4-1024"]
+COMPETITORS = ("q8_0", "q5_0", "q4_0", "q4_0 sink=4 tail=64")
+ALL = ["base-512", "noise-512", *(f"{types}-512" for types in COMPETITORS), "turbo4-512", "turbo3-512"]
+SECOND = ["base-1024", "noise-1024", *(f"{types}-1024" for types in COMPETITORS), "turbo4-1024"]
 
 _RUN = """
 import sys
@@ -115,7 +116,7 @@ def test_from_end_to_end(gate: Gate) -> None:
     assert rc == 0, err
     assert gate.calls() == ALL + SECOND and gate.stored() == [name for name in ALL + SECOND if not name.startswith("base")]
     assert out.count("### ") == 2 and re.search(r"\| turbo3 .* pass \|", out) and "error" not in out
-    assert "[1/11] ctx 512, f16 (base logits)" in err and " left" in err
+    assert "[1/13] ctx 512, f16 (base logits)" in err and " left" in err
     assert (gate.folder / "out" / "table.md").read_text() == f"Made with patches `{'d' * 12}`.\n\n{out}"
     assert (gate.folder / "out" / "plot.png").read_bytes()[:4] == b"\x89PNG"
     result = Store(gate.home / "results").results()[-1]
@@ -126,7 +127,7 @@ def test_from_end_to_end(gate: Gate) -> None:
 def test_second_run_measures_nothing_and_says_the_same(gate: Gate) -> None:
     _, first, _ = gate.run()
     rc, second, err = gate.run()
-    assert (rc, second, gate.calls()) == (0, first, ALL) and "6 of 6 cases are in the store already" in err
+    assert (rc, second, gate.calls()) == (0, first, ALL) and "7 of 7 cases are in the store already" in err
 
 
 def test_more_types_measure_only_what_is_new(gate: Gate) -> None:
@@ -151,7 +152,7 @@ def test_killed_run_continues_where_it_stopped(gate: Gate, number: signal.Signal
     rc, _, err = gate.run()
     assert rc == 0, err
     assert Counter(gate.calls()) == Counter([*ALL, "q4_0-512"]), "only the case in hand is measured again"
-    assert "3 of 6 cases are in the store already" in err
+    assert "3 of 7 cases are in the store already" in err
 
 
 def test_kill_while_the_base_is_written_leaves_no_half_file(gate: Gate) -> None:
@@ -174,7 +175,7 @@ def test_silent_fallback_is_never_stored(gate: Gate) -> None:
     rc, out, err = gate.run()
     assert rc == 4 and out == ""
     assert "is q8_0; asked for was turbo4" in err and "log: " in err
-    assert "turbo4-512" not in gate.stored() and gate.stored()[-1] == "q4_0-512"
+    assert "turbo4-512" not in gate.stored() and gate.stored()[-1] == "q4_0 sink=4 tail=64-512"
 
 
 def test_type_that_is_as_good_as_f16_was_not_used(gate: Gate) -> None:
@@ -222,11 +223,47 @@ def test_undecided_is_said_and_does_not_fail(gate: Gate) -> None:
     assert rc == 0 and "within error" in out and "--chunks -1" in err
 
 
+# --- what types get by default ---------------------------------------------------------------------------------------------
+
+TYPED, PLAIN = "turbo3", "turbo3 cal=none sink=0 tail=0"
+
+
+def test_types_as_typed_and_plain_from_end_to_end(gate: Gate) -> None:
+    rc, out, err = gate.run("--types", f"{TYPED},{PLAIN},turbo3 tail=128,q4_0 cal=auto")
+    assert rc == 0, err
+    assert gate.stored()[-4:] == [f"{types}-512" for types in (TYPED, PLAIN, "turbo3 tail=128", "q4_0 cal=auto")]
+    typed, plain, tail, calibrated = Store(gate.home / "results").results()[-4:]
+    assert [str(r.facts.caches[0].spec).partition(" ")[2] for r in (typed, plain, tail, calibrated)] == [
+        "cal=#1a2b3c4d sink=4 tail=32",
+        "",
+        "cal=#1a2b3c4d sink=4 tail=128",
+        "cal=#1a2b3c4d",
+    ], "the result keeps what was in force"
+    assert typed.argv[typed.argv.index("-ctv") + 2 :][:2] == ("-fa", "on"), "what is not asked for is not named"
+    assert plain.argv[plain.argv.index("-ctv") + 2 :][:6] == ("--cache-calibration", "none", "--cache-sink", "0", "--cache-tail", "0")
+    assert typed.bits.nominal == plain.bits.nominal == 3.5 and typed.bits.exact > plain.bits.exact == 0
+    assert f"| `{PLAIN}` |" in out
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("no calibration: the model has two KV caches", "turbo3 has no calibration, which it gets by default: the model has two KV caches"),
+        ("no exact tokens: the context is too short", "turbo3 has no exact tokens, which it gets by default: the context is too short"),
+    ],
+)
+def test_default_that_could_not_be_had_is_never_stored(gate: Gate, part: str, words: str) -> None:
+    gate.plan(without={TYPED: [part]})
+    rc, out, err = gate.run("--types", TYPED)
+    assert rc == 4 and out == "" and words in err and "hint: to measure it without" in err and f"{TYPED}-512" not in gate.stored()
+    assert gate.run("--types", PLAIN)[0] == 0 and gate.stored()[-1] == f"{PLAIN}-512"
+
+
 # --- types by layer, and decay --------------------------------------------------------------------------------------------
 
-BY_LAYER = "turbo3 k=0:q8_0 v=-1:turbo4"
+BY_LAYER = "turbo3 k=0:q8_0 v=-1:turbo4 cal=none sink=0 tail=0"
 MAPS = ["0:q8_0;1:turbo3", "0:turbo3;1:turbo4"]
-DECAY = "turbo3 decay=balanced"
+DECAY = "turbo3 decay=balanced cal=none sink=0 tail=0"
 
 
 def test_types_by_layer_from_end_to_end(gate: Gate) -> None:
@@ -334,7 +371,7 @@ def test_environment_that_changes_the_measurement(gate: Gate, monkeypatch: pytes
     rc, _, _ = gate.run("--ctx", "512")
     assert rc == 0 and Store(gate.home / "results").results()[0].case.env == ("TURBO_TEST_KNOB=1",)
     monkeypatch.delenv("TURBO_TEST_KNOB")
-    assert gate.run("--ctx", "512")[0] == 0 and len(gate.calls()) == 2 * 7, "another environment is another measurement"
+    assert gate.run("--ctx", "512")[0] == 0 and len(gate.calls()) == 2 * 8, "another environment is another measurement"
 
 
 def test_settings_from_outside_are_refused(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 from measuring import LOGS, bench_row, result
 
 from turbo_gguf import assets
+from turbo_gguf.cache import written
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.make.upstream import default_name
 from turbo_gguf.measure import store as store_module
@@ -187,7 +188,8 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 
 def test_records_survive_the_round_trip_exactly() -> None:
     r = result("turbo4/turbo3", 0.012345678901234567)
-    assert msgspec.json.decode(msgspec.json.encode(r), type=Result) == r
+    line = msgspec.json.encode(r, enc_hook=written.encode)
+    assert msgspec.json.decode(line, type=Result, dec_hook=written.decode) == r
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,8 @@ def test_records_survive_the_round_trip_exactly() -> None:
         ("turbo3 adaptive=7", {"adaptive": 7}),
         ("turbo3 decay=balanced", {"decay": "balanced"}),
         ("turbo3 cal=a.gguf#0123abcd sink=4 tail=16", {"calibration": "a.gguf#0123abcd", "sink": 4, "tail": 16}),
+        ("turbo3 cal=none sink=0 tail=0", {"calibration": "none", "sink": 0, "tail": 0}),
+        ("turbo3 cal=auto", {"calibration": "auto"}),
     ],
 )
 def test_settings_are_stored_as_they_are_written(tmp_path: Path, text: str, stored: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ from turbo_gguf.cache import fit, spec
 from turbo_gguf.cache.decay import DecayShares
 from turbo_gguf.cache.fit import check_head_sizes
 from turbo_gguf.cache.layer_map import LayerMap
+from turbo_gguf.cache.settings import NONE, OFF
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cache.types import CACHE_TYPES, TURBO
 from turbo_gguf.cli.options import split
@@ -24,6 +25,7 @@ from turbo_gguf.judge import gate
 from turbo_gguf.measure import kld, sweep
 from turbo_gguf.measure.store import Store
 
+COMPETITORS = ("q8_0", "q5_0", "q4_0", "q4_0 sink=4 tail=64")
 SETUP = sweep.Setup(build_id="b", model_sha256="m", text_sha256="t", backend="CPU")
 
 
@@ -54,7 +56,10 @@ def test_shipped_sweeps_of_settings_fit_the_embedded_model(name: str) -> None:
     assert len(asked) > 10 and len(set(cases)) == len(cases)
     for ctx in {c.ctx for c in cases}:
         here = {str(c.types) for c in cases if c.ctx == ctx}
-        assert here >= {"turbo4", "turbo3", "turbo2", "q8_0", "q5_0", "q4_0", "f16"}, "what the others are compared with"
+        assert here >= {*(f"turbo{n} {OFF}" for n in (4, 3, 2)), "q8_0", "q5_0", "q4_0", str(spec.BASE)}, (
+            "what the others are compared with"
+        )
+    assert all(c.types.calibration == NONE for c in cases if spec.is_turbo(c.types)), "plain types, without what they get by default"
     assert all(kld.decayed_cells(c) >= 256 for c in asked if c.types.decay)
 
 
@@ -63,8 +68,8 @@ def test_each_context_starts_with_noise_floor_and_competitors(tmp_path: Path) ->
         tmp_path, '[[run]]\nctx = 512\nchunks = 2\ntypes = ["turbo3", "q4_0"]\n[[run]]\nctx = 1024\nchunks = 2\ntypes = ["turbo3"]\n'
     )
     names = [(c.ctx, str(c.types), c.batch) for c in sweep.cases(plan, SETUP)]
-    assert names[:5] == [(512, "f16", 256), (512, "q8_0", 512), (512, "q5_0", 512), (512, "q4_0", 512), (512, "turbo3", 512)]
-    assert len(names) == 10 and names[5] == (1024, "f16", 256)
+    first = [(512, str(spec.BASE), 256), *((512, types, 512) for types in (*COMPETITORS, "turbo3"))]
+    assert names[:6] == first and len(names) == 12 and names[6] == (1024, str(spec.BASE), 256)
 
 
 @pytest.mark.parametrize(("ctx", "batch", "noise"), [(128, 128, 64), (256, 256, 128), (300, 300, 256), (512, 512, 256), (4096, 512, 256)])
@@ -75,7 +80,25 @@ def test_batches_are_never_longer_than_a_chunk_and_always_differ(ctx: int, batch
 
 def test_reference_of_a_gate_is_measured_too(tmp_path: Path) -> None:
     plan = _load(tmp_path, '[[run]]\nctx = 512\nchunks = 2\ntypes = ["q4_1"]\n')
-    assert [str(c.types) for c in sweep.cases(plan, SETUP, {"q4_1": "q5_1"})] == ["f16", "q5_1", "q4_1"]
+    found = sweep.cases(plan, SETUP, {"q4_1": ("q5_1", "q5_1 sink=4")})
+    assert [str(c.types) for c in found] == [str(spec.BASE), "q5_1", "q5_1 sink=4", "q4_1"]
+
+
+def test_settings_of_a_sweep_are_those_of_all_turbo_types_that_do_not_name_them(tmp_path: Path) -> None:
+    types = ["turbo3", "turbo3 tail=16 decay=balanced", "q4_0", "f16 v=0:turbo3", "q4_0 cal=auto", "turbo3 cal=auto sink=4 tail=64"]
+    run = f"[[run]]\nctx = 512\nchunks = 2\ntypes = {types}\n"
+    plan = _load(tmp_path, f'settings = "{OFF}"\n{run}')
+    expected = ["turbo3 cal=none sink=0 tail=0", "turbo3 decay=balanced cal=none sink=0 tail=16", "q4_0"]
+    expected += ["f16 v=0:turbo3 cal=none sink=0 tail=0", "q4_0 cal=auto", "turbo3 cal=auto sink=4 tail=64"]
+    assert [str(t) for t in plan.types_of(plan.run[0])] == expected
+    measured = {str(c.types) for c in sweep.cases(plan, SETUP)}
+    assert measured >= set(expected) and "turbo3" not in measured
+    assert [str(t) for run in [sweep.override(plan, ctx=(1024,)).run[0]] for t in plan.types_of(run)] == expected
+    typed = sweep.override(plan, types=("turbo3",))
+    assert [str(t) for t in typed.types_of(typed.run[0])] == ["turbo3"], "the command line is taken as it is typed"
+    for wrong, words in (("sink", "'sink' is no setting"), ("sink=x", "no number"), ("decay=balanced", "nothing in it decays")):
+        with pytest.raises(UsageError, match=words):
+            _load(tmp_path, f'settings = "{wrong}"\n{run.replace("turbo3", "turbo2")}')
 
 
 def test_key_changes_with_everything_that_decides_the_numbers() -> None:
@@ -184,6 +207,11 @@ NOTATIONS = (
     "turbo3 decay=10,30,60",
     "turbo3 k=0:q8_0 v=-1:f16 decay=aggressive",
     "turbo3 adaptive=1 decay=conservative",
+    "turbo3t cal=none sink=0 tail=0",
+    "turbo3t cal=auto sink=4 tail=64",
+    "turbo3t tail=0",
+    "q4_0 cal=auto sink=4 tail=64",
+    "turbo3t",
 )
 
 
@@ -206,7 +234,7 @@ def test_every_setting_is_another_measurement() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=FILE"),
+        ("turbo3 decay", "'decay' is no setting", "k=MAP, v=MAP, adaptive=MODE, decay=SHARES, cal=auto|none|FILE"),
         ("turbo3 decay=", "'decay=' is no setting", "decay=balanced"),
         ("turbo3 q=0:q8_0", "'q=0:q8_0' is no setting", "k=MAP"),
         ("turbo3 turbo4", "'turbo4' is no setting", "k=MAP"),
@@ -216,6 +244,10 @@ def test_every_setting_is_another_measurement() -> None:
         ("turbo3 adaptive=7 v=0:q8_0", "a layer-adaptive mode and a layer map exclude each other", "leave one of them out"),
         ("turbo3 k=0:turbo9", "unknown cache type 'turbo9'", "known: f32"),
         ("turbo3 v=0:q8_0;", "'' is not LAYERS:TYPE", "LAYERS:TYPE"),
+        ("turbo3 sink=-1", "sink=-1: no number", "sink=TOKENS"),
+        ("turbo3 cal=auto#0123abcd", "auto has no digest", "a file of this name is ./auto"),
+        ("turbo3 cal=none#0123abcd", "none has no digest", "./none"),
+        ("turbo3 cal=./auto", "No such file", ""),
         ("turbo3 decay=mild", "unknown decay 'mild'", "conservative, balanced, aggressive"),
         ("turbo3 decay=15,35,40", "add up to 90", "15,35,50"),
         ("turbo2 decay=balanced", "nothing in it decays", "types that decay: turbo4, turbo3"),
@@ -248,7 +280,7 @@ def test_a_turbo_type_in_one_layer_is_ours() -> None:
     assert spec.is_turbo(parse_types("q8_0 v=0:turbo3")) and spec.is_turbo(parse_types("q8_0 adaptive=5"))
     assert not spec.is_turbo(parse_types("q8_0 adaptive=1")) and not spec.is_turbo(parse_types("q8_0 k=0:f16"))
     plan = sweep.Sweep(run=(sweep.SweepRun(ctx=512, chunks=2, types=("f16 v=0:turbo3",)),))
-    assert [str(c.types) for c in sweep.cases(plan, SETUP)] == ["f16", "q8_0", "q5_0", "q4_0", "f16 v=0:turbo3"]
+    assert [str(c.types) for c in sweep.cases(plan, SETUP)] == [str(spec.BASE), *COMPETITORS, "f16 v=0:turbo3"]
 
 
 def test_options_of_the_tools_name_only_what_is_set() -> None:
@@ -259,6 +291,22 @@ def test_options_of_the_tools_name_only_what_is_set() -> None:
         *("--cache-decay", "balanced"),
     ]
     assert list(spec.options(parse_types("turbo3 adaptive=7")))[4:] == ["--cache-layer-adaptive", "7"]
+    off = ["--cache-calibration", "none", "--cache-sink", "0", "--cache-tail", "0"]
+    assert list(spec.options(parse_types(f"turbo3 {OFF}")))[4:] == off
+    assert list(spec.options(parse_types("q4_0 cal=auto tail=0")))[4:] == ["--cache-calibration", "auto", "--cache-tail", "0"]
+
+
+def test_what_types_get_by_default() -> None:
+    defaults = {
+        "turbo3t": "turbo3t cal=auto sink=4 tail=64",
+        "turbo3t sink=0": "turbo3t cal=auto sink=0 tail=64",
+        "f16 v=0:turbo3 cal=none": "f16 v=0:turbo3 cal=none sink=4 tail=64",
+        "q4_0": "q4_0",
+        "q4_0 sink=4": "q4_0 sink=4",
+    }
+    assert {text: str(spec.with_defaults(parse_types(text))) for text in defaults} == defaults
+    assert parse_types("turbo3t") != parse_types("turbo3t sink=0") != parse_types("turbo3t sink=0 tail=0")
+    assert case_of("turbo3t").key != case_of(defaults["turbo3t"]).key != case_of(f"turbo3t {OFF}").key
 
 
 def test_layers_are_counted_over_those_with_a_kv_cache() -> None:

@@ -13,6 +13,7 @@ from fake_upstream import SWITCH, default_patches, write_tree
 from measuring import run_of
 
 from turbo_gguf import patchset
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.types import TURBO
 from turbo_gguf.cli import main
 from turbo_gguf.cli import upstream as command
@@ -30,7 +31,8 @@ from turbo_gguf.measure.result import Result
 from turbo_gguf.patchset import series
 from turbo_gguf.patchset.tree import Tree
 
-MEANS = {"turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07, "turbo4t": 0.0018, "turbo3t": 0.006, "turbo2t": 0.025}
+PLAIN_MEANS = {"turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07, "turbo4t": 0.0018, "turbo3t": 0.006, "turbo2t": 0.025}
+MEANS = {f"{kind} {OFF}": mean for kind, mean in PLAIN_MEANS.items()} | {"q4_0 sink=4 tail=64": 0.0006, "turbo3t": 0.0005}
 OPS = "\n".join(f"  CPY(type={kind}): OK" for kind in TURBO) + "\n6/6 tests passed\n"
 
 
@@ -97,6 +99,7 @@ def test_a_sound_upstream_passes(machine: Machine) -> None:
     assert steps[0] == ["hooks", "ok"]
     assert ["test-backend-ops", "ok"] in steps
     assert machine.built == [str(machine.source)]
+    assert {str(case.types) for case in machine.cases} >= set(MEANS)
 
 
 def test_a_hook_that_does_not_land_is_named_with_the_nearest_line(machine: Machine) -> None:
@@ -143,7 +146,8 @@ BREAKS: dict[str, tuple[Callable[[Machine], None], str]] = {
         lambda m: m.program("test-turbo-cache", "ok something"),
         "cache life: test-turbo-cache head128 rotation",
     ),
-    "gate": (lambda m: m.means.update(turbo3=0.5), "gate: failed: turbo3"),
+    "gate": (lambda m: m.means.update({f"turbo3 {OFF}": 0.5}), f"gate: failed: turbo3 {OFF}"),
+    "gate, as typed": (lambda m: m.means.update(turbo3t=0.006), "gate: failed: turbo3t\n"),
     "unsound run": (lambda m: m.means.update(q8_0=0.9), "gate: unsound run"),
 }
 
@@ -238,7 +242,8 @@ def test_all_writes_a_table_and_is_not_run_again(machine: Machine, two: dict[str
     assert text.startswith(f"# The patch set on every supported upstream\n\nMade with patches `{patchset.load().digest[:12]}`.\n")
     assert ", c++ 12.\n" in text
     assert "| new | b11 | `abc` | ok | ok | ok | 6/6 | " in text
-    assert "| 0.00280 | 0.00220 |" in text
+    assert "| q4_0 | turbo4 |" in text and "| 0.00280 | 0.00220 |" in text
+    assert "| turbo3t as typed |" in text and "| 0.00050 |" in text, "types are plain but for one"
     assert all(f"| {kind} " in text for kind in TURBO)
     assert machine.built == ["new", "old"]
     again = call("try", "--all", "--report", str(report))

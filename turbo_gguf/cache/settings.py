@@ -18,23 +18,54 @@ from turbo_gguf.cache.written import Written
 from turbo_gguf.errors import UsageError
 
 
-class CalibrationFile(Written):
-    """A calibration: where its file is, and the digest of what is in it. What is measured depends on the digest alone."""
+class CalibrationChoice(Written):
+    """Which calibration: ``auto`` (llama.cpp makes or finds that of the model), ``none``, or a file.
+
+    What is measured with a file depends on the digest of what is in it alone. A file that is called like one of the words is ``./auto``.
+    """
 
     __slots__ = ("digest", "path")
+
+    WORDS = ("auto", "none")
 
     def __init__(self, path: str, digest: str = "") -> None:
         self.path, self.digest = path, digest
 
     @classmethod
-    def parse(cls, text: str) -> CalibrationFile:
-        """Read ``FILE`` or ``FILE#DIGEST``; a path may have a # of its own."""
+    def parse(cls, text: str) -> CalibrationChoice:
+        """Read ``auto``, ``none``, ``FILE`` or ``FILE#DIGEST``; a path may have a # of its own.
+
+        Raises:
+            UsageError: one of the words with a digest.
+        """
         match = re.fullmatch(r"(.*?)(?:#([0-9a-f]{8}))?", text, re.DOTALL)
-        return cls(match[1], match[2] or "") if match else cls(text)
+        path, digest = (match[1], match[2] or "") if match else (text, "")
+        if digest and path in cls.WORDS:
+            raise UsageError(f"{path} has no digest", f"a file of this name is ./{path}")
+        return cls(path, digest)
+
+    @classmethod
+    def parse_logged(cls, text: str) -> CalibrationChoice:
+        """Read what a log says of the calibration in force: its digest.
+
+        Raises:
+            UsageError: it is none.
+        """
+        if not re.fullmatch("[0-9a-f]{8}", text):
+            raise UsageError("no digest")
+        return cls("", text)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is neither of the words."""
+        return bool(self.digest) or self.path not in self.WORDS
 
     def __str__(self) -> str:
-        """``FILE#DIGEST``."""
+        """The word, or ``FILE#DIGEST``."""
         return f"{self.path}#{self.digest}" if self.digest else self.path
+
+
+AUTO, NONE = map(CalibrationChoice, CalibrationChoice.WORDS)
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -49,10 +80,12 @@ class Setting(msgspec.Struct, frozen=True):
     about: str
     to_option: Callable[[Any], str] = str
     parse_logged: Callable[[str], Any] | None = None  # where a log writes it otherwise
+    default: str = ""  # what a turbo type gets where it is not set; "": nothing
+    off: str = ""  # the value for nothing, where there is a default
 
 
 def number(text: str) -> int:
-    """Read a number of tokens, or of a mode; 0 is the same as not set.
+    """Read a number of tokens.
 
     Raises:
         UsageError: it is none.
@@ -62,13 +95,22 @@ def number(text: str) -> int:
     return int(text)
 
 
+def mode(text: str) -> int | None:
+    """Read the number of a mode; 0 is the same as not set.
+
+    Raises:
+        UsageError: it is none.
+    """
+    return number(text) or None
+
+
 SETTINGS = (
     Setting("k", "layers_k", LayerMap.parse, "--cache-type-k-layers", ("TURBO_CACHE_TYPE_K_LAYERS",), "MAP", "types of K by layer"),
     Setting("v", "layers_v", LayerMap.parse, "--cache-type-v-layers", ("TURBO_CACHE_TYPE_V_LAYERS",), "MAP", "types of V by layer"),
     Setting(
         "adaptive",
         "adaptive",
-        number,
+        mode,
         "--cache-layer-adaptive",
         ("TURBO_CACHE_LAYER_ADAPTIVE", "TURBO_LAYER_ADAPTIVE"),
         "MODE",
@@ -86,18 +128,43 @@ SETTINGS = (
     Setting(
         "cal",
         "calibration",
-        CalibrationFile.parse,
+        CalibrationChoice.parse,
         "--cache-calibration",
         ("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION"),
-        "FILE",
+        "auto|none|FILE",
         "a calibration of the model",
         to_option=lambda calibration: str(calibration.path),
-        parse_logged=lambda digest: CalibrationFile("", digest),
+        parse_logged=CalibrationChoice.parse_logged,
+        default=str(AUTO),
+        off=str(NONE),
     ),
-    Setting("sink", "sink", number, "--cache-sink", ("TURBO_CACHE_SINK",), "TOKENS", "first tokens of a sequence that are kept in f16"),
-    Setting("tail", "tail", number, "--cache-tail", ("TURBO_CACHE_TAIL",), "TOKENS", "last tokens of a sequence that are kept in f16"),
+    Setting(
+        "sink",
+        "sink",
+        number,
+        "--cache-sink",
+        ("TURBO_CACHE_SINK",),
+        "TOKENS",
+        "first tokens of a sequence that are kept in f16",
+        default="4",
+        off="0",
+    ),
+    Setting(
+        "tail",
+        "tail",
+        number,
+        "--cache-tail",
+        ("TURBO_CACHE_TAIL",),
+        "TOKENS",
+        "last tokens of a sequence that are kept in f16",
+        default="64",
+        off="0",
+    ),
 )
 """In the order of the notation."""
+
+OFF = " ".join(f"{setting.word}={setting.off}" for setting in SETTINGS if setting.off)
+"""What makes a turbo type the plain one, without what it gets by default."""
 
 BY_WORD = {setting.word: setting for setting in SETTINGS}
 

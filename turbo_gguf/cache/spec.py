@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 
 from turbo_gguf.cache.decay import DecayShares
 from turbo_gguf.cache.layer_map import MODES, LayerMap
-from turbo_gguf.cache.settings import BY_WORD, HINT, SETTINGS, CalibrationFile
+from turbo_gguf.cache.settings import BY_WORD, HINT, SETTINGS, CalibrationChoice
 from turbo_gguf.cache.types import CACHE_TYPES, cache_type
 from turbo_gguf.errors import UsageError
 
@@ -24,21 +24,25 @@ class CacheSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         turbo3 k=0,-1:q8_0 v=0,-1:q8_0
         turbo3 adaptive=7
         turbo4/turbo3 decay=balanced
-        q4_0 cal=model.calibration.gguf
-        turbo3t sink=128 tail=512
+        q4_0 cal=auto sink=4 tail=64
+        turbo3t cal=none sink=0 tail=0
 
-    What is not set is not encoded: the key of a case without settings does not depend on which settings there are.
+    What is not written is left to llama.cpp: ``turbo3t`` is the type as a user types it, with what it gets by default
+    (:func:`with_defaults`), and the last line is the plain type. Fields are ``None`` where nothing is written.
+
+    What is not set is not encoded: the key of a case without settings does not depend on which settings there are. Nor does it depend on
+    what the defaults are: they are a property of the build, as a calibration by default is one of build and model.
     """
 
     k: str
     v: str
     layers_k: LayerMap | None = None  # None: all layers are ``k``
     layers_v: LayerMap | None = None
-    adaptive: int = 0  # layer-adaptive mode instead of maps; 0: none
+    adaptive: int | None = None  # layer-adaptive mode instead of maps
     decay: DecayShares | None = None
-    calibration: CalibrationFile | None = None
-    sink: int = 0  # first and last tokens of each sequence that are attended in f16
-    tail: int = 0
+    calibration: CalibrationChoice | None = None
+    sink: int | None = None  # first and last tokens of each sequence that are attended in f16; 0: none, whatever the type
+    tail: int | None = None
 
     @classmethod
     def parse(cls, text: str, *, logged: bool = False) -> CacheSpec:
@@ -53,20 +57,12 @@ class CacheSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         """
         names, *words = re.sub(r"\s*/\s*", "/", text).split() or [""]
         k, pair, v = names.partition("/")
-        found: dict[str, Any] = {}
-        for word in words:
-            name, _, value = word.partition("=")
-            if name not in BY_WORD or not value:
-                raise UsageError(f"cache type {text!r}: {word!r} is no setting", HINT)
-            if BY_WORD[name].field in found:
-                raise UsageError(f"cache type {text!r}: {name} is set twice", HINT)
-            found[BY_WORD[name].field] = _value(text, name, value, logged=logged)
-        return cls(k=k, v=v if pair else k, **found)
+        return cls(k=k, v=v if pair else k, **_settings(words, text, logged=logged))
 
     def __str__(self) -> str:
         """The notation, in its shortest form: ``turbo3`` when K and V are equal, settings in the order of the table."""
         names = self.k if self.k == self.v else f"{self.k}/{self.v}"
-        return " ".join([names, *(f"{row.word}={value}" for row in SETTINGS if (value := getattr(self, row.field)))])
+        return " ".join([names, *(f"{row.word}={value}" for row in SETTINGS if (value := getattr(self, row.field)) is not None)])
 
     @property
     def by_layer(self) -> bool:
@@ -76,12 +72,20 @@ class CacheSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def has_settings(self) -> bool:
         """Whether there is more to it than two names."""
-        return any(getattr(self, row.field) for row in SETTINGS)
+        return any(getattr(self, row.field) is not None for row in SETTINGS)
 
-    @property
-    def exact(self) -> bool:
-        """Whether some tokens are attended in f16, whatever the types."""
-        return bool(self.sink or self.tail)
+
+def _settings(words: Iterable[str], text: str, *, logged: bool = False) -> dict[str, Any]:
+    """Fields that words such as ``sink=4`` set; ``text`` is what errors name."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in BY_WORD or not value:
+            raise UsageError(f"cache type {text!r}: {word!r} is no setting", HINT)
+        if BY_WORD[name].field in found:
+            raise UsageError(f"cache type {text!r}: {name} is set twice", HINT)
+        found[BY_WORD[name].field] = _value(text, name, value, logged=logged)
+    return found
 
 
 def _value(text: str, word: str, value: str, *, logged: bool) -> Any:
@@ -92,8 +96,8 @@ def _value(text: str, word: str, value: str, *, logged: bool) -> Any:
         raise UsageError(f"cache type {text!r}: {word}={value}: {error.message}", error.hint or HINT) from error
 
 
-COMPETITORS = (CacheSpec("q8_0", "q8_0"), CacheSpec("q5_0", "q5_0"), CacheSpec("q4_0", "q4_0"))
-"""Upstream's own types that every run measures beside ours."""
+COMPETITORS = tuple(map(CacheSpec.parse, ("q8_0", "q5_0", "q4_0", "q4_0 sink=4 tail=64")))
+"""Upstream's own types that every run measures beside ours; the last one has the exact tokens that ours have by default."""
 
 BASE = CacheSpec("f16", "f16")
 """The cache that all others are compared with."""
@@ -115,10 +119,12 @@ def parse_types(text: str) -> CacheSpec:
     named = [cache_type(name) for side in named_types(types) for name in side]
     if types.decay and not any(kind.decays for kind in named):
         raise nothing_decays(types)
-    return types if types.calibration is None else msgspec.structs.replace(types, calibration=_with_digest(types.calibration))
+    if types.calibration is None or not types.calibration.is_file:
+        return types
+    return msgspec.structs.replace(types, calibration=_with_digest(types.calibration))
 
 
-def _with_digest(asked: CalibrationFile) -> CalibrationFile:
+def _with_digest(asked: CalibrationChoice) -> CalibrationChoice:
     """Add the digest of what is in the file: it is part of what is measured, the name is not enough."""
     from turbo_gguf.cache import calibration  # noqa: PLC0415 - numpy is slow to import
 
@@ -126,7 +132,7 @@ def _with_digest(asked: CalibrationFile) -> CalibrationFile:
     if asked.digest and asked.digest != found:
         message = f"calibration {asked.path}: its digest is {found}, not {asked.digest}: the file has changed"
         raise UsageError(message, "leave #DIGEST out")
-    return CalibrationFile(asked.path, found)
+    return CalibrationChoice(asked.path, found)
 
 
 def nothing_decays(types: CacheSpec) -> UsageError:
@@ -136,10 +142,29 @@ def nothing_decays(types: CacheSpec) -> UsageError:
 
 
 def measured(types: CacheSpec) -> CacheSpec:
-    """What decides the numbers: a calibration is known by its digest alone, wherever its file is."""
+    """What decides the numbers: a calibration from a file is known by its digest alone, wherever the file is."""
     if types.calibration is None or not types.calibration.digest:
         return types
-    return msgspec.structs.replace(types, calibration=CalibrationFile("", types.calibration.digest))
+    return msgspec.structs.replace(types, calibration=CalibrationChoice("", types.calibration.digest))
+
+
+def with_settings(types: CacheSpec, settings: str) -> CacheSpec:
+    """Add settings (``sink=0 tail=0``) to types with one of ours among them, where they do not name them; others are left as they are.
+
+    Raises:
+        UsageError: a setting is wrong.
+    """
+    added = _settings(settings.split(), f"{types} {settings}")
+    if not is_turbo(types):
+        return types
+    return msgspec.structs.replace(types, **{name: value for name, value in added.items() if getattr(types, name) is None})
+
+
+def with_defaults(types: CacheSpec) -> CacheSpec:
+    """Write out what llama.cpp gives types with one of ours among them where they do not say otherwise. It lowers a tail by default for
+    short contexts.
+    """
+    return with_settings(types, " ".join(f"{row.word}={row.default}" for row in SETTINGS if row.default))
 
 
 def maps(types: CacheSpec) -> tuple[LayerMap, LayerMap]:
@@ -160,7 +185,7 @@ def layer_types(types: CacheSpec, n_layers: int) -> tuple[tuple[str, ...], tuple
         UsageError: a map names a layer that the model lacks.
     """
     map_k, map_v = maps(types)
-    clip = bool(types.adaptive)
+    clip = types.adaptive is not None
     return map_k.expand(n_layers, types.k, clip=clip), map_v.expand(n_layers, types.v, clip=clip)
 
 
@@ -168,7 +193,7 @@ def options(types: CacheSpec) -> Iterator[str]:
     """Options of llama.cpp's tools that ask for these types. What is not set is not named: other builds may not know it."""
     yield from ("-ctk", types.k, "-ctv", types.v)
     for setting in SETTINGS:
-        if value := getattr(types, setting.field):
+        if (value := getattr(types, setting.field)) is not None:
             yield from (setting.option, setting.to_option(value))
 
 

@@ -49,7 +49,8 @@ def command(
 ) -> None:
     """Measure prefill and decode speed against depth, in rounds over all types.
 
-    f16 is always among them, and every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept as
+    Types are as a user types them, with all that they get by default; 'cal=none sink=0 tail=0' behind a type takes it away. f16 is
+    always among them, and every speed is shown with its ratio to f16 at the same depth. The rows of llama-bench are kept as
     they are in results/llama-bench.jsonl, for upstream's scripts/compare-llama-bench.py. Rounds that are there are not repeated.
     """
     if not prompt and not gen:

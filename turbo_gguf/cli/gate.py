@@ -36,7 +36,7 @@ than was asked for. Only 1 is a verdict on quality.
     "--types",
     multiple=True,
     metavar="K/V,...",
-    help="Cache types such as turbo3t, turbo4t/turbo3t or 'turbo3t cal=FILE sink=4 tail=64'.  [default: as in --config]",
+    help="Cache types such as turbo3t, turbo4t/turbo3t, 'q4_0 cal=auto' or 'turbo3t cal=none sink=0 tail=0'.  [default: as in --config]",
 )
 @click.option("--ctx", multiple=True, type=click.IntRange(min=16), help="Context, may be repeated.  [default: as in --config]")
 @click.option("--chunks", type=int, help="Chunks per context, -1 for the whole text.  [default: as in --config]")
@@ -67,9 +67,10 @@ def command(
     """Measure what KV cache types cost in quality, and judge ours against upstream's.
 
     For each context the f16 cache gives base logits. KL divergence, perplexity ratio, changed top tokens and real bits per value of
-    each type are measured against them. f16 at another batch size (the noise floor) and upstream's q8_0, q5_0 and q4_0 are always
-    measured, too. The table goes to standard output, progress to standard error. Results are kept, so the same command again
-    continues where an interrupted run stopped.
+    each type are measured against them. f16 at another batch size (the noise floor), upstream's q8_0, q5_0 and q4_0, and q4_0 with the
+    sink and tail that ours have by default are always measured, too. Our types are measured as they are typed, with all that they get by
+    default; 'cal=none sink=0 tail=0' behind a type takes it away. The table goes to standard output, progress to standard error. Results
+    are kept, so the same command again continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")
     plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)

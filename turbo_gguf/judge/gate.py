@@ -10,8 +10,9 @@ Each check ends in one of three ways, with z = ``sigmas`` standard errors:
 - ``fail``: value - z·error > limit,
 - ``within error``: the run cannot tell; more chunks can. It does not fail the gate, and it is never reported as a pass.
 
-A type fails when one of its checks fails; it passes when all do. What makes the *run* unsound is an error and no verdict: a lossy
-type at or below the noise floor was not used at all, and upstream's types must come out in the order of their bits.
+A type may have limits relative to several competitors. It fails when one of its checks fails; it passes when all do. What makes the
+*run* unsound is an error and no verdict: a lossy type at or below the noise floor was not used at all, and upstream's types must come
+out in the order of their bits.
 """
 
 from __future__ import annotations
@@ -72,9 +73,17 @@ else:  # a field per gated metric, so that a wrong name in a gates file is an er
 class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A gates file."""
 
-    type: dict[str, Gate]
+    type: dict[str, Gate | tuple[Gate, ...]]  # a table, or a list of tables that differ in their reference
     sigmas: float = 2.0
     order: tuple[str, ...] = ()
+
+    def of(self, types: CacheSpec) -> tuple[Limits, ...]:
+        """Limits for a type, one for each reference."""
+        return _tables(self.type.get(str(types), ()))
+
+
+def _tables(found: Gate | tuple[Gate, ...]) -> tuple[Limits, ...]:
+    return found if isinstance(found, tuple) else (found,)
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -85,6 +94,7 @@ class Check(msgspec.Struct, frozen=True):
     error: float
     limit: float
     status: str
+    reference: str = ""  # types that it is relative to; "": none
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -92,7 +102,6 @@ class Verdict(msgspec.Struct, frozen=True):
 
     types: CacheSpec
     ctx: int
-    reference: str
     status: str
     checks: tuple[Check, ...]
 
@@ -109,20 +118,23 @@ def load(path: Path) -> Gates:
         raise UsageError(f"gates file {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise UsageError(f"gates file {path}: {error}", "see eval/README.md for the fields") from error
-    named: dict[str, Limits] = {}
-    for name, gate in gates.type.items():
-        types, reference = str(parse_types(name)), str(parse_types(gate.reference))
-        if gate.is_empty:
-            raise UsageError(f"gates file {path}: [type.{name}] has no limit: it would pass anything")
+    named: dict[str, tuple[Limits, ...]] = {}
+    for name, found in gates.type.items():
+        types = str(parse_types(name))
         if types in named:
             raise UsageError(f"gates file {path}: {types} has two tables")
-        named[types] = msgspec.structs.replace(gate, reference=reference)
+        tables = tuple(msgspec.structs.replace(gate, reference=str(parse_types(gate.reference))) for gate in _tables(found))
+        if not tables or any(gate.is_empty for gate in tables):
+            raise UsageError(f"gates file {path}: [type.{name}] has no limit: it would pass anything")
+        if len({gate.reference for gate in tables}) < len(tables):
+            raise UsageError(f"gates file {path}: {types} has two tables with the same reference")
+        named[types] = tables
     return msgspec.structs.replace(gates, type=named)
 
 
-def references(gates: Gates) -> dict[str, str]:
-    """Type -> the type that its gate compares it with."""
-    return {name: gate.reference for name, gate in gates.type.items()}
+def references(gates: Gates) -> dict[str, tuple[str, ...]]:
+    """Type -> the types that its gate compares it with."""
+    return {name: tuple(gate.reference for gate in _tables(found)) for name, found in gates.type.items()}
 
 
 def judge(results: Sequence[Result], gates: Gates) -> list[Verdict]:
@@ -141,15 +153,20 @@ def judge(results: Sequence[Result], gates: Gates) -> list[Verdict]:
     for result in results:
         peers = [r for r in results if _comparable(r, result)]
         _check_noise_floor(result, peers)
-        gate = gates.type.get(str(result.case.types))
-        if gate is None or result.case.is_noise_floor:
+        limits = gates.of(result.case.types)
+        if not limits or result.case.is_noise_floor:
             continue
         _check_order(peers, gates)
-        reference = next((r for r in peers if str(r.case.types) == gate.reference and not r.case.is_noise_floor), None)
-        if reference is None:
-            raise UsageError(f"{result.case.types} at ctx {result.case.ctx}: its reference {gate.reference} was not measured in this run")
-        verdicts.append(_verdict(result, reference, gate, gates.sigmas))
+        verdicts.append(_verdict(result, [(gate, _reference(result, peers, gate)) for gate in limits], gates.sigmas))
     return verdicts
+
+
+def _reference(result: Result, peers: Sequence[Result], gate: Limits) -> Result:
+    """The result that limits are relative to."""
+    found = next((r for r in peers if str(r.case.types) == gate.reference and not r.case.is_noise_floor), None)
+    if found is None:
+        raise UsageError(f"{result.case.types} at ctx {result.case.ctx}: its reference {gate.reference} was not measured in this run")
+    return found
 
 
 def failed(verdicts: Iterable[Verdict]) -> bool:
@@ -189,9 +206,12 @@ def _ratio(ours: KldStats, theirs: KldStats, field: str) -> Metric:
     return ratio(gated.amount(of(ours, field)), of(theirs, gated.over) if gated.over else gated.amount(of(theirs, field)))
 
 
-def _verdict(result: Result, reference: Result, gate: Limits, sigmas: float) -> Verdict:
+def _verdict(result: Result, limits: Sequence[tuple[Limits, Result]], sigmas: float) -> Verdict:
     checks = [
-        decide(gated.title, _ratio(result.stats, reference.stats, field), limit, sigmas)
+        msgspec.structs.replace(
+            decide(gated.title, _ratio(result.stats, reference.stats, field), limit, sigmas), reference=str(reference.case.types)
+        )
+        for gate, reference in limits
         for field, gated in GATED.items()
         if (limit := gate.limit(gated.name)) is not None
     ]
@@ -199,14 +219,14 @@ def _verdict(result: Result, reference: Result, gate: Limits, sigmas: float) -> 
     checks.append(Check("bits per value", result.bits.nominal, 0.0, result.bits.nominal, PASS if bits_ok else FAIL))
     statuses = {check.status for check in checks}
     status = FAIL if FAIL in statuses else WITHIN_ERROR if WITHIN_ERROR in statuses else PASS
-    return Verdict(result.case.types, result.case.ctx, gate.reference, status, tuple(checks))
+    return Verdict(result.case.types, result.case.ctx, status, tuple(checks))
 
 
 def _check_noise_floor(result: Result, peers: Sequence[Result]) -> None:
     """A lossy type that is no worse than f16 at another batch size did not run."""
     types = result.case.types
     bits = result.bits.nominal if types.by_layer else min(cache_type(types.k).bits, cache_type(types.v).bits)
-    if bits >= CERTAINLY_LOSSY_BITS or types.sink + types.tail >= result.case.ctx:
+    if bits >= CERTAINLY_LOSSY_BITS or _all_exact(result):
         return
     for floor in peers:
         if floor.case.is_noise_floor and result.stats.mean.value <= floor.stats.mean.value:
@@ -214,6 +234,11 @@ def _check_noise_floor(result: Result, peers: Sequence[Result]) -> None:
                 f"{types} at ctx {result.case.ctx}: mean KLD {result.stats.mean.value:.6f} is not above the noise floor "
                 f"{floor.stats.mean.value:.6f}: a cache of {bits:g} bits cannot be that good, it was not used"
             )
+
+
+def _all_exact(result: Result) -> bool:
+    """Whether the exact tokens that were in force, asked for or by default, are all tokens of the context: nothing is lost then."""
+    return all((cache.spec.sink or 0) + (cache.spec.tail or 0) >= result.case.ctx for cache in result.facts.caches)
 
 
 def _check_order(peers: Sequence[Result], gates: Gates) -> None:

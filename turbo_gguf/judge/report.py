@@ -78,11 +78,15 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
 def checks(verdicts: Sequence[Verdict]) -> str:
     """Table of all checks: what was compared with which limit."""
     rows = [
-        [types_text(v.types), str(v.ctx), c.name, _check_value(c), short(c.limit), types_text(CacheSpec.parse(v.reference)), c.status]
+        [types_text(v.types), str(v.ctx), c.name, _check_value(c), short(c.limit), _reference_text(c), c.status]
         for v in verdicts
         for c in v.checks
     ]
     return markdown(["cache K/V", "context", "check", "value", "limit", "relative to", "status"], rows, left=3)
+
+
+def _reference_text(check: Check) -> str:
+    return types_text(CacheSpec.parse(check.reference)) if check.reference else ""
 
 
 def _check_value(check: Check) -> str:

@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from turbo_gguf import assets, patchset
+from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.types import TURBO
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, TurboError
 from turbo_gguf.inputs import models
@@ -33,6 +34,8 @@ from turbo_gguf.tools import describe_rc, run, tail
 
 OPS = "SET_ROWS,GET_ROWS,CPY,MUL_MAT,FLASH_ATTN_EXT"
 CTX, CHUNKS = 512, 8
+TYPED = "turbo3t"
+"""The type that is also measured as a user types it, with what it gets by default; all are measured plain."""
 
 LIFE = {
     "test-turbo-cache": (
@@ -82,7 +85,7 @@ class Trial(msgspec.Struct, frozen=True):
     time: str  # UTC, ISO 8601
     seconds: float
     steps: tuple[Step, ...]
-    mean_kld: dict[str, float] = {}  # by cache type, f16 is the base
+    mean_kld: dict[str, float] = {}  # by cache specification
     env: tuple[str, ...] = ()  # GGML_*, TURBO_* variables in force, as NAME=value
 
     @property
@@ -220,10 +223,10 @@ def _unnamed(text: str) -> list[str]:
 
 
 def _gate(build: Build, threads: int, klds: dict[str, float], env: tuple[str, ...]) -> Step:
-    """Mean KL divergence of each type on the embedded model, judged as ``ppl-gate`` does."""
+    """Mean KL divergence of each type on the embedded model, plain, and of one as it is typed; judged as ``ppl-gate`` does."""
     model, text = models.embedded(), models.held_out_text()
     limits = gate.load(assets.eval_dir() / "gates.toml")
-    plan = sweep.Sweep(run=(sweep.SweepRun(ctx=CTX, chunks=CHUNKS, types=TURBO),))
+    plan = sweep.Sweep(run=(sweep.SweepRun(ctx=CTX, chunks=CHUNKS, types=(*map(_plain, TURBO), TYPED)),))
     setup = sweep.Setup(build_id=build.id, model_sha256=model.sha256, text_sha256=text.sha256, backend="CPU", env=env)
     cases = sweep.cases(plan, setup, gate.references(limits))
     try:
@@ -236,6 +239,11 @@ def _gate(build: Build, threads: int, klds: dict[str, float], env: tuple[str, ..
     klds.update({str(r.case.types): r.stats.mean.value for r in results if not r.case.is_noise_floor})
     failed = [str(verdict.types) for verdict in verdicts if verdict.status == gate.FAIL]
     return Step("gate", FAILED, f"failed: {', '.join(failed)}") if failed else Step("gate", OK, f"{len(verdicts)} types")
+
+
+def _plain(kind: str) -> str:
+    """A type without what it gets by default."""
+    return f"{kind} {OFF}"
 
 
 def _life(build: Build, logs: Path) -> Step:
@@ -277,13 +285,14 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
     compilers = ", ".join(dict.fromkeys(trial.compiler for trial in trials if trial.compiler)) or "no compiler"
     date = max((trial.time for trial in trials), default="")[:10]
     steps = ("hooks", "compiled", "test-quantize-fns", "test-backend-ops", "cache life", "gate")
-    columns = ["upstream", "build", "commit", *steps, "q4_0", *TURBO]
+    measured = {"q4_0": "q4_0", **{kind: _plain(kind) for kind in TURBO}, f"{TYPED} as typed": TYPED}
+    columns = ["upstream", "build", "commit", *steps, *measured]
     lines = [
         "# The patch set on every supported upstream",
         "",
         f"`make check-upstreams`, {date}, {compilers}.",
         "Turbo cases of test-backend-ops that passed; runs of our native test programs; mean KL divergence of the embedded model, "
-        f"{CHUNKS} chunks of {CTX} tokens.",
+        f"{CHUNKS} chunks of {CTX} tokens. Types are plain (`{OFF}`) but for the last column.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
@@ -291,7 +300,7 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
     for trial in trials:
         by_name = {step.name: step for step in trial.steps}
         cells = [_cell(by_name.get(name)) for name in steps]
-        values = [f"{trial.mean_kld[kind]:.5f}" if kind in trial.mean_kld else "" for kind in ("q4_0", *TURBO)]
+        values = [f"{trial.mean_kld[types]:.5f}" if types in trial.mean_kld else "" for types in measured.values()]
         lines.append(f"| {' | '.join([trial.upstream, f'b{trial.build}' if trial.build else '', f'`{trial.commit}`', *cells, *values])} |")
     failures = [f"- {trial.upstream}, {text}" for trial in trials for text in trial.failures]
     failures += [f"- not tried: {text}" for text in not_tried]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from turbo_gguf.cache.settings import SETTINGS
+from turbo_gguf.cache.settings import OFF, SETTINGS
 from turbo_gguf.errors import UsageError
 
 _HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
@@ -28,6 +28,6 @@ def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> 
     if ours := [name for name in CACHE_SETTINGS if name in os.environ]:
         raise UsageError(
             f"the environment sets {', '.join(ours)}: it would change every case, the f16 cache that all are compared with included",
-            f"unset {' '.join(ours)}; ask for it in the type: --types 'turbo3 k=0,-1:q8_0', 'turbo3 adaptive=7', 'turbo3 decay=balanced'",
+            f"unset {' '.join(ours)}; ask for it in the type: --types 'turbo3 k=0,-1:q8_0', 'turbo3 decay=balanced', 'turbo3 {OFF}'",
         )
     return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and not k.startswith("TURBO_GGUF_")))

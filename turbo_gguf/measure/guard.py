@@ -2,6 +2,9 @@
 
 Benchmarks of other projects have measured another type, another device or an unrotated cache without anyone noticing. A run
 that differs from its case in any of these is an error and nothing of it is stored.
+
+What a case leaves to the defaults must be in force, too: a turbo type has a calibration and exact tokens unless it is asked for without.
+A run that could not have them measures something else, and the log says why.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from turbo_gguf.cache.layer_map import LayerMap
-from turbo_gguf.cache.spec import CacheSpec, is_turbo, layer_types, measured
+from turbo_gguf.cache.settings import AUTO, NONE
+from turbo_gguf.cache.spec import CacheSpec, is_turbo, layer_types, measured, with_defaults, with_settings
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import SilentFallback, UsageError
 from turbo_gguf.inputs.models import ModelFile
@@ -38,8 +42,9 @@ def check(facts: LogFacts, types: CacheSpec, *, backend: str, model: ModelFile, 
         SilentFallback: names the first difference.
     """
     for where, cache in _named(facts):
-        _check_spec(where, cache, types, len(model.kv_heads))
+        _check_spec(where, cache, types, model)
         _check_device(where, cache, backend)
+    _check_calibrations(facts)
     _check_layers(facts, types, model)
     for where, cache in _named(facts):
         _check_rotation(where, cache, model)
@@ -73,34 +78,87 @@ def resolved(types: CacheSpec, layers: Sequence[Sequence[tuple[int, str]]], n_la
             name: LayerMap.of([(layer, side[layer]) for layer, _ in found]) or None
             for name, side, found in zip(maps, asked, layers, strict=True)
         }
-    return msgspec.structs.replace(types, **maps, adaptive=0, calibration=measured(types).calibration)
+    return msgspec.structs.replace(types, **maps, adaptive=None, calibration=measured(types).calibration)
 
 
-def _check_spec(where: str, cache: KvCache, types: CacheSpec, n_layers: int) -> None:
+def in_force(types: CacheSpec, asked: CacheSpec, logged: CacheSpec) -> CacheSpec:
+    """What a log must say of the settings that have defaults. It names what is in force, so what is off is not there.
+
+    Which calibration ``auto`` is, and a tail by default that is shorter in a short context, is what the log says.
+
+    Args:
+        types: asked for.
+        asked: the same with the defaults written out that apply.
+        logged: what the log says.
+    """
+    calibration, tail = asked.calibration, asked.tail or 0
+    if calibration == NONE:
+        calibration = None
+    elif calibration == AUTO and logged.calibration:
+        calibration = logged.calibration
+    if types.tail is None and 0 < (logged.tail or 0) <= tail:
+        tail = logged.tail or 0
+    return msgspec.structs.replace(asked, calibration=calibration, sink=asked.sink or None, tail=tail or None)
+
+
+def _asked(types: CacheSpec, model: ModelFile) -> CacheSpec:
+    """Types with the defaults written out that apply: one of ours is in a layer."""
+    sides = layer_types(types, len(model.kv_heads))
+    return with_defaults(types) if any(cache_type(name).turbo for side in sides for name in side) else types
+
+
+def _check_spec(where: str, cache: KvCache, types: CacheSpec, model: ModelFile) -> None:
     """The cache is what was asked for."""
     if not cache.patched and (types.has_settings or is_turbo(types)):
         raise SilentFallback(f"{where}: the log has no llama_turbo_cache line; asked for was {types}")
+    n_layers = len(model.kv_heads)
     try:
         layers = layers_of(cache, n_layers)
     except UsageError as error:
         raise SilentFallback(f"{where}: {error.message}") from error
-    expected = resolved(types, layers, n_layers)
-    found = msgspec.structs.replace(
-        cache.spec, layers_k=LayerMap.of(layers[0]) or None, layers_v=LayerMap.of(layers[1]) or None, adaptive=cache.spec.adaptive
-    )
+    asked = resolved(_asked(types, model), layers, n_layers)
+    _check_reasons(where, cache, types, asked)
+    expected = in_force(types, asked, cache.spec)
+    found = msgspec.structs.replace(cache.spec, layers_k=LayerMap.of(layers[0]) or None, layers_v=LayerMap.of(layers[1]) or None)
     if str(found) != str(expected):
-        raise SilentFallback(f"{where} is {found}; asked for was {expected}")
-    _check_parts(where, cache, types)
+        raise SilentFallback(f"{where} is {found}; asked for was {asked}")
+    _check_parts(where, cache, asked, expected)
 
 
-def _check_parts(where: str, cache: KvCache, types: CacheSpec) -> None:
+def _check_reasons(where: str, cache: KvCache, types: CacheSpec, asked: CacheSpec) -> None:
+    """No default that the types should have is missing. What was asked for by name and cannot be had is an error of llama.cpp."""
+    for what, reason, fields, off in (
+        ("calibration", cache.no_calibration, ("calibration",), "cal=none"),
+        ("exact tokens", cache.no_exact, ("sink", "tail"), "sink=0 tail=0"),
+    ):
+        if not reason:
+            continue
+        if not any(getattr(types, field) is None and getattr(asked, field) is not None for field in fields):
+            raise SilentFallback(f"{where}: the log tells of no {what} ({reason}), as if they were the default; asked for was {types}")
+        raise SilentFallback(
+            f"{where}: {types} has no {what}, which it gets by default: {reason}",
+            f"to measure it without, name that: '{with_settings(types, off)}'",
+        )
+
+
+def _check_parts(where: str, cache: KvCache, asked: CacheSpec, expected: CacheSpec) -> None:
     """What the settings need is at work: layers that are calibrated, copies of exact tokens."""
     for what, has, wanted in (
-        ("calibrated layers", cache.calibrated, types.calibration is not None),
-        ("copies of exact tokens", cache.copies, types.exact),
+        ("calibrated layers", cache.calibrated, expected.calibration is not None),
+        ("copies of exact tokens", cache.copies, expected.sink is not None or expected.tail is not None),
     ):
         if (has is not None) != wanted:
-            raise SilentFallback(f"{where}: {what if has else 'no ' + what} do not go with {types}")
+            raise SilentFallback(f"{where}: {what if has else 'no ' + what} do not go with {asked}")
+    done = cache.calibrated
+    if asked.calibration == AUTO and done and not (done.centered_k or done.scaled_k or done.centered_v or done.scaled_v):
+        raise SilentFallback(f"{where}: no layer is calibrated; asked for was {asked}")
+
+
+def _check_calibrations(facts: LogFacts) -> None:
+    """All caches of a run have the same calibration: that of its model."""
+    digests = list(dict.fromkeys(cache.spec.calibration.digest for cache in facts.caches if cache.spec.calibration))
+    if len(digests) > 1:
+        raise SilentFallback(f"the KV caches have different calibrations: {', '.join(digests)}")
 
 
 def _check_device(where: str, cache: KvCache, backend: str) -> None:

@@ -2,7 +2,10 @@
 
 A patched llama.cpp says of each KV cache what it is, in the notation of :class:`~turbo_gguf.cache.spec.CacheSpec`::
 
-    llama_turbo_cache: turbo3/turbo4 decay=15,35,50 sink=4 tail=16 | rotated 1/1 | bits 3.500/4.500 | decaying 28/28 | copies ...
+    llama_turbo_cache: turbo3t cal=1a2b3c4d sink=4 tail=64 | rotated 1/1 | bits 3.250/3.250 | calibrated K ... | copies ...
+
+It names what is in force, so what is not there is off. Where a type should have had a calibration or exact tokens by default, and could
+not, the line ends with the reason.
 
 Other builds do not; of them, upstream's own lines tell types and rotation. These lines are of level trace: the tool has to run with
 ``-lv 4``. Everything but statistics goes to standard error, with a prefix of time and level (``0.00.123.456 I``).
@@ -66,6 +69,8 @@ class KvCache(msgspec.Struct, frozen=True):
     decaying: tuple[int, int] | None = None  # layers whose K, and whose V, decays
     no_decay: str = ""  # why nothing decays here although decay is set
     copies: Copies | None = None
+    no_calibration: str = ""  # why there is none although it is the default
+    no_exact: str = ""  # why there are no exact tokens although they are the default
 
 
 class LogFacts(msgspec.Struct, frozen=True):
@@ -166,6 +171,8 @@ _OF_OURS: tuple[Line, ...] = (
     (r"decaying (\d+)/(\d+)$", lambda m: {"decaying": (int(m[1]), int(m[2]))}),
     (r"no decay: (.+)$", lambda m: {"no_decay": m[1]}),
     (r"copies (\d+) rows in (\d+) streams, ([\d.]+) MiB$", lambda m: {"copies": Copies(int(m[1]), int(m[2]), float(m[3]))}),
+    (r"no calibration: (.+)$", lambda m: {"no_calibration": m[1]}),
+    (r"no exact tokens: (.+)$", lambda m: {"no_exact": m[1]}),
 )
 """Parts of our line behind the specification."""
 

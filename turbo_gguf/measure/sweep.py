@@ -9,6 +9,10 @@
     ctx = 512
     chunks = 24
     types = ["turbo4", "turbo4/turbo3"]  # one name for K and V, or K/V
+
+Types are as a user types them, with their defaults. A sweep of plain types says so once, for all that do not say otherwise::
+
+    settings = "cal=none sink=0 tail=0"
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from turbo_gguf.cache.spec import BASE, COMPETITORS, CacheSpec, is_turbo, parse_types
+from turbo_gguf.cache.spec import BASE, COMPETITORS, CacheSpec, is_turbo, parse_types, with_settings
 from turbo_gguf.errors import UsageError
 from turbo_gguf.measure.case import Case
 
@@ -38,6 +42,15 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: tuple[SweepRun, ...]
     batch: int = 512
     noise_batch: int = 256
+    settings: str = ""  # of every type with a turbo type in it that does not name them
+
+    def types_of(self, run: SweepRun) -> tuple[CacheSpec, ...]:
+        """Types of a run, with what the sweep sets.
+
+        Raises:
+            UsageError: a type or a setting is wrong.
+        """
+        return tuple(parse_types(str(with_settings(parse_types(text), self.settings))) for text in run.types)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -84,8 +97,7 @@ def check(sweep: Sweep, where: str) -> Sweep:
             raise UsageError(f"{where}: chunks = {run.chunks} must be positive, or -1 for the whole text")
         if run.chunks > 0 and run.chunks * (run.ctx - 1 - run.ctx // 2) < 100:
             raise UsageError(f"{where}: {run.chunks} chunks of {run.ctx} score fewer than 100 tokens: no statistics")
-        for text in run.types:
-            parse_types(text)
+        sweep.types_of(run)
     return sweep
 
 
@@ -99,7 +111,8 @@ def override(
 ) -> Sweep:
     """Return the sweep with what the command line gave in place of what the file says.
 
-    Without a table for a context of ``ctx``, the first table is used for it, scored over about the same number of tokens.
+    Without a table for a context of ``ctx``, the first table is used for it, scored over about the same number of tokens. Settings of the
+    file are for its own types: those of the command line are taken as they are typed.
     """
     runs = {run.ctx: run for run in sweep.run}
     first = sweep.run[0]
@@ -112,14 +125,15 @@ def override(
     if chunks is not None:
         picked = [msgspec.structs.replace(run, chunks=chunks) for run in picked]
     batches: Mapping[str, int] = {} if batch is None else {"batch": batch, "noise_batch": max(1, batch // 2)}
-    return check(msgspec.structs.replace(sweep, run=tuple(picked), **batches), "command line")
+    settings = "" if types else sweep.settings
+    return check(msgspec.structs.replace(sweep, run=tuple(picked), settings=settings, **batches), "command line")
 
 
-def cases(sweep: Sweep, setup: Setup, references: Mapping[str, str] | None = None) -> list[Case]:
+def cases(sweep: Sweep, setup: Setup, references: Mapping[str, Sequence[str]] | None = None) -> list[Case]:
     """List the cases of a sweep, grouped by context so that each group needs one file of base logits.
 
     Each group starts with the noise floor and what verdicts are relative to, whatever the file says: upstream's competitors, when
-    one of our types is in it, and ``references`` (type -> the type that its gate compares it with).
+    one of our types is in it, and ``references`` (type -> the types that its gate compares it with).
     """
     found: dict[Case, None] = {}
     for run in sweep.run:
@@ -142,9 +156,9 @@ def cases(sweep: Sweep, setup: Setup, references: Mapping[str, str] | None = Non
             )
 
         found[case(BASE, noise)] = None
-        asked = [parse_types(text) for text in run.types]
+        asked = sweep.types_of(run)
         needed = COMPETITORS if any(is_turbo(types) for types in asked) else ()
-        compared = [parse_types(name) for t in asked if (name := (references or {}).get(str(t)))]
+        compared = [parse_types(name) for t in asked for name in (references or {}).get(str(t), ())]
         for types in (*needed, *compared, *asked):
             found[case(types, full)] = None
     return list(found)

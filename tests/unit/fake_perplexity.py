@@ -2,7 +2,7 @@
 
 ``FAKE_PLAN`` names a JSON file: {"count": FILE, "sleep": {TYPES: seconds}, "crash": [TYPES], "cut": {TYPES: times}, "swap": {TYPES:
 TYPES}, "nan": [TYPES], "mean": {TYPES: value}, "layers": {TYPES: [map of K, map of V]}, "decayed": {TYPES: [cells of K, cells of V]},
-"uncounted": {TYPES: times}}. Each call appends a line to the file ``count``.
+"uncounted": {TYPES: times}, "flash": whether -fa off is ignored}. Each call appends a line to the file ``count``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
-BITS = {"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
-MEANS = {"f16": 0.000001, "q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028, "turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07}
+BITS = {"f32": 32, "f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
+MEANS = {"f32": 0.000001, "f16": 0.000002, "q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028, "turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07}
 VALUES_PER_CELL = 2 * 128  # tiny_gguf: layers x KV heads x head size
 N_VOCAB = 259
 SETTINGS = {"k": "--cache-type-k-layers", "v": "--cache-type-v-layers", "adaptive": "--cache-layer-adaptive", "decay": "--cache-decay"}
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     types = " ".join([k if k == v else f"{k}/{v}", *(f"{name}={value}" for name, o in SETTINGS.items() if (value := option(o)))])
     base = Path(option("--kl-divergence-base"))
     is_base = "--kl-divergence" not in argv
-    name = f"base-{ctx}" if is_base else (f"noise-{ctx}" if types == "f16" else f"{types}-{ctx}")
+    name = f"base-{ctx}" if is_base else (f"noise-{ctx}" if types == "f32" else f"{types}-{ctx}")
     with Path(plan["count"]).open("a") as file:
         file.write(name + "\n")
     calls = Path(plan["count"]).read_text().splitlines().count(name)
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
     chunks = _chunks(base, option("--chunks"), is_base)
     maps = plan.get("layers", {}).get(types, ())
     shares = SHARES.get(option("--cache-decay"), ())
-    sys.stderr.write(_log(err, *_swapped(plan, types, k, v), ctx, maps=maps, shares=shares, chunks=chunks))
+    flash = option("-fa") == "on" or plan.get("flash", False)
+    sys.stderr.write(_log(err, *_swapped(plan, types, k, v), ctx, maps=maps, shares=shares, chunks=chunks, flash=flash))
     sys.stderr.flush()
     if is_base:
         _write_base(base, ctx, chunks)
@@ -72,16 +73,17 @@ def _chunks(base: Path, asked: str, is_base: bool) -> int:
     return int(asked) if is_base else struct.unpack("<8siii", base.read_bytes()[:20])[3]
 
 
-def _log(err: str, k: str, v: str, ctx: int, *, maps: Sequence[str], shares: Sequence[int], chunks: int) -> str:
+def _log(err: str, k: str, v: str, ctx: int, *, maps: Sequence[str], shares: Sequence[int], chunks: int, flash: bool) -> str:
     bits = [_average(text) for text in maps] or [BITS[k], BITS[v]]
     mib = [b * VALUES_PER_CELL * ctx / 8 / 2**20 for b in bits]
     size = f"size = {sum(mib):7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[0]:7.2f} MiB, V ({v}): {mib[1]:7.2f} MiB"
-    rotated = [int(name != "f16") for name in (k, v)]
+    rotated = [int(name not in ("f16", "f32")) for name in (k, v)]
     settings = [f"{side}={text}" for side, text in zip("kv", maps, strict=False)]
     settings += [f"decay={','.join(map(str, shares))}"] if shares else []
     parts = [" ".join([k if k == v else f"{k}/{v}", *settings]), "rotated {}/{}".format(*rotated), "bits {:.3f}/{:.3f}".format(*bits)]
     parts += ["decaying 2/2"] if shares else []
     err = re.sub(r"size = .*cells.*", size, err)
+    err = re.sub(r"(llama_context: flash_attn += )\w+", rf"\g<1>{'enabled' if flash else 'disabled'}", err)
     for side, flag in zip("kv", rotated, strict=True):
         err = re.sub(rf"attn_rot_{side} = \d", f"attn_rot_{side} = {flag}", err)
     err = re.sub(r"(.*attn_rot_v = .*\n)", rf"\g<1>0.00.039.690 I llama_turbo_cache: {' | '.join(parts)}\n", err)

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.cache.spec import BASE, CacheSpec
 from turbo_gguf.judge.gate import Check, Verdict
 from turbo_gguf.measure.metrics import COLUMNS, Metric, of
 from turbo_gguf.measure.result import BenchRow, Result
@@ -43,7 +43,7 @@ def short(value: float) -> str:
 
 def name_of(result: Result) -> str:
     """Types, or what the noise floor is."""
-    return f"f16, batch {result.case.batch} (noise floor)" if result.case.is_noise_floor else types_text(result.case.types)
+    return f"{BASE}, batch {result.case.batch} (noise floor)" if result.case.is_noise_floor else types_text(result.case.types)
 
 
 def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
@@ -55,7 +55,7 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
         first = group[0]
         parts.append(
             f"### {first.model}, context {ctx}\n\n"
-            f"{first.stats.tokens} scored tokens in {first.stats.chunks} chunks of {first.text}; perplexity with f16 cache "
+            f"{first.stats.tokens} scored tokens in {first.stats.chunks} chunks of {first.text}; perplexity with {BASE} cache "
             f"{plus_minus(first.stats.ppl_base, 4)}; {first.case.backend}, llama.cpp {first.upstream_commit[:12]}, "
             f"patches {first.patch_digest[:12] or 'none'}.\n"
         )
@@ -78,7 +78,7 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
 def checks(verdicts: Sequence[Verdict]) -> str:
     """Table of all checks: what was compared with which limit."""
     rows = [
-        [types_text(v.types), str(v.ctx), c.name, _check_value(c), short(c.limit), types_text(CacheSpec.parse(v.reference)), c.status]
+        [types_text(v.types), str(v.ctx), c.name, _check_value(c), "" if c.limit is None else short(c.limit), types_text(CacheSpec.parse(v.reference)), c.status]
         for v in verdicts
         for c in v.checks
     ]

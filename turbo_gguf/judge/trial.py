@@ -82,7 +82,7 @@ class Trial(msgspec.Struct, frozen=True):
     time: str  # UTC, ISO 8601
     seconds: float
     steps: tuple[Step, ...]
-    mean_kld: dict[str, float] = {}  # by cache type, f16 is the base
+    mean_kld: dict[str, float] = {}  # by cache type, f32 is the base
     env: tuple[str, ...] = ()  # GGML_*, TURBO_* variables in force, as NAME=value
 
     @property

@@ -19,7 +19,16 @@ from pathlib import Path
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
 BITS = {"f32": 32, "f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
-MEANS = {"f32": 0.000001, "f16": 0.000002, "q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028, "turbo4": 0.0022, "turbo3": 0.012, "turbo2": 0.07}
+MEANS = {
+    "f32": 0.000001,
+    "f16": 0.000002,
+    "q8_0": 0.00003,
+    "q5_0": 0.0007,
+    "q4_0": 0.0028,
+    "turbo4": 0.0022,
+    "turbo3": 0.012,
+    "turbo2": 0.07,
+}
 VALUES_PER_CELL = 2 * 128  # tiny_gguf: layers x KV heads x head size
 N_VOCAB = 259
 SETTINGS = {"k": "--cache-type-k-layers", "v": "--cache-type-v-layers", "adaptive": "--cache-layer-adaptive", "decay": "--cache-decay"}

@@ -41,7 +41,9 @@ def test_tables_show_median_and_last_quantile_beside_the_mean() -> None:
     header = next(line for line in report.quality(results).splitlines() if line.startswith("|")).split("|")
     names = [cell.strip() for cell in header]
     assert names[3:7] == ["mean KLD", "median", "99 %", "99.9 %"] and "PPL / f32" in names
-    checks = {line.split("|")[3].strip(): [c.strip() for c in line.split("|")[4:8]] for line in report.checks(_only_mean(results)).splitlines()}
+    checks = {
+        line.split("|")[3].strip(): [c.strip() for c in line.split("|")[4:8]] for line in report.checks(_only_mean(results)).splitlines()
+    }
     assert checks["mean KLD"][1:] == ["0.95", "q4_0", "pass"]
     assert checks["median KLD"] == ["0.714 ± 0.034", "", "q4_0", "no limit"], "shown, and judged by nothing"
     assert checks["99.9 % KLD"][3] == "no limit"

@@ -63,14 +63,25 @@ def test_each_context_starts_with_noise_floor_and_competitors(tmp_path: Path) ->
         tmp_path, '[[run]]\nctx = 512\nchunks = 2\ntypes = ["turbo3", "q4_0"]\n[[run]]\nctx = 1024\nchunks = 2\ntypes = ["turbo3"]\n'
     )
     names = [(c.ctx, str(c.types), c.batch) for c in sweep.cases(plan, SETUP)]
-    assert names[:6] == [(512, "f32", 256), (512, "f16", 512), (512, "q8_0", 512), (512, "q5_0", 512), (512, "q4_0", 512), (512, "turbo3", 512)]
+    assert names[:6] == [
+        (512, "f32", 256),
+        (512, "f16", 512),
+        (512, "q8_0", 512),
+        (512, "q5_0", 512),
+        (512, "q4_0", 512),
+        (512, "turbo3", 512),
+    ]
     assert len(names) == 12 and names[6] == (1024, "f32", 256)
 
 
 @pytest.mark.parametrize(("ctx", "batch", "noise"), [(128, 128, 64), (256, 256, 128), (300, 300, 256), (512, 512, 256), (4096, 512, 256)])
 def test_batches_are_never_longer_than_a_chunk_and_always_differ(ctx: int, batch: int, noise: int) -> None:
     cases = sweep.cases(sweep.Sweep(run=(sweep.SweepRun(ctx=ctx, chunks=2, types=("q4_0",)),)), SETUP)
-    assert [(c.batch, c.base_batch, c.is_noise_floor) for c in cases] == [(noise, batch, True), (batch, batch, False), (batch, batch, False)]
+    assert [(c.batch, c.base_batch, c.is_noise_floor) for c in cases] == [
+        (noise, batch, True),
+        (batch, batch, False),
+        (batch, batch, False),
+    ]
 
 
 def test_reference_of_a_gate_is_measured_too(tmp_path: Path) -> None:

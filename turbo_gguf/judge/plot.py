@@ -99,8 +99,8 @@ def _lines(ax: Any, lines: Mapping[str, float]) -> None:
         if name not in low:
             color = _FLOOR if name == "noise floor" else _THEIRS
             ax.axhline(value, color=color, linestyle="--", linewidth=1)
-            place = {"xy": (1, value), "xycoords": ("axes fraction", "data"), "xytext": (-4, 5)}
-            ax.annotate(name, **place, va="center", **_text("right", color))
+            place = {"xy": (0, value), "xycoords": ("axes fraction", "data"), "xytext": (6, 5)}
+            ax.annotate(name, **place, va="center", **_text("left", color))
     if low:
         note = f"{' and '.join(low)} below 0.000001"
         ax.annotate(note, (0, 0), xycoords="axes fraction", xytext=(6, 5), **_text("left", _FLOOR))

@@ -78,7 +78,15 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
 def checks(verdicts: Sequence[Verdict]) -> str:
     """Table of all checks: what was compared with which limit."""
     rows = [
-        [types_text(v.types), str(v.ctx), c.name, _check_value(c), "" if c.limit is None else short(c.limit), types_text(CacheSpec.parse(v.reference)), c.status]
+        [
+            types_text(v.types),
+            str(v.ctx),
+            c.name,
+            _check_value(c),
+            "" if c.limit is None else short(c.limit),
+            types_text(CacheSpec.parse(v.reference)),
+            c.status,
+        ]
         for v in verdicts
         for c in v.checks
     ]

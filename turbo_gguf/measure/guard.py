@@ -226,7 +226,7 @@ def _check_context(facts: LogFacts, types: CacheSpec, *, backend: str, base_spli
         raise SilentFallback(f"only {facts.offloaded or 'no'} layers run on {backend}; asked for were all")
     if base_splits is not None and facts.splits is not None and facts.splits > base_splits:
         raise SilentFallback(
-            f"{facts.splits} graph splits with {types}, {base_splits} with the base: part of the attention runs on another device than {backend}"
+            f"{facts.splits} graph splits of {types}, {base_splits} of the base: part of attention runs on another device than {backend}"
         )
 
 

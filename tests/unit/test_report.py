@@ -40,7 +40,7 @@ def test_tables_show_median_and_last_quantile_beside_the_mean() -> None:
     results = run_of(turbo4=0.002)
     header = next(line for line in report.quality(results).splitlines() if line.startswith("|")).split("|")
     names = [cell.strip() for cell in header]
-    assert names[3:7] == ["mean KLD", "median", "99 %", "99.9 %"] and "PPL / f32" in names
+    assert names[3:8] == ["above f16", "mean KLD", "median", "99 %", "99.9 %"] and "PPL / f32" in names
     checks = {
         line.split("|")[3].strip(): [c.strip() for c in line.split("|")[4:8]] for line in report.checks(_only_mean(results)).splitlines()
     }
@@ -56,7 +56,12 @@ def _only_mean(results: list[Result]) -> list[gate.Verdict]:
 def test_f16_is_a_row_and_the_base_is_named() -> None:
     text = report.quality(run_of())
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert "0.000003" in rows["f16"] and "f32, batch 256 (noise floor)" in rows and "perplexity with f32 cache" in text
+    assert "0.000003" in rows["f16"] and rows["f16"].split("|")[3].strip() == ""
+    assert (
+        rows["q4_0"].split("|")[3].strip() == "0.002797 ± 0.000056"
+        and "f32, batch 256 (noise floor)" in rows
+        and "perplexity with f32 cache" in text
+    )
 
 
 def test_tables_are_well_formed_markdown() -> None:

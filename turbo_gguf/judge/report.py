@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from turbo_gguf.cache.spec import BASE, CacheSpec
+from turbo_gguf.cache.spec import BASE, PLAIN, CacheSpec
 from turbo_gguf.judge.gate import Check, Verdict
 from turbo_gguf.measure.metrics import COLUMNS, Metric, of
 from turbo_gguf.measure.result import BenchRow, Result
@@ -59,7 +59,8 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
             f"{plus_minus(first.stats.ppl_base, 4)}; {first.case.backend}, llama.cpp {first.upstream_commit[:12]}, "
             f"patches {first.patch_digest[:12] or 'none'}.\n"
         )
-        header = ["cache K/V", "bits", *(row.column for row in COLUMNS), "verdict"]
+        header = ["cache K/V", "bits", "above f16", *(row.column for row in COLUMNS), "verdict"]
+        plain = next((r.stats.mean for r in group if r.case.types == PLAIN), None)
         rows = []
         for r in group:
             verdict = None if r.case.is_noise_floor else said.get((r.case.types, ctx))
@@ -67,12 +68,21 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
                 [
                     name_of(r),
                     short(r.bits.total),
+                    _above(r, plain),
                     *(plus_minus(row.shown(of(r.stats, row.field)), row.digits) for row in COLUMNS),
                     verdict.status if verdict else "",
                 ]
             )
         parts.append(markdown(header, rows) + "\n")
     return "\n".join(parts)
+
+
+def _above(result: Result, plain: Metric | None) -> str:
+    """How far the mean KL divergence is above that of f16: about what the cache itself loses, without what any cache shows."""
+    if plain is None or result.case.is_noise_floor or result.case.types == PLAIN:
+        return ""
+    mean = result.stats.mean
+    return plus_minus(Metric(mean.value - plain.value, math.hypot(mean.error, plain.error)), 6)
 
 
 def checks(verdicts: Sequence[Verdict]) -> str:

@@ -68,8 +68,8 @@ def command(
 
     For each context an f32 cache without flash attention gives base logits. KL divergence, perplexity ratio, changed top tokens and
     real bits per value of each type are measured against them. The base at another batch size (the noise floor), plain f16, and
-    upstream's q8_0, q5_0 and q4_0 are always measured, too. The table goes to standard output, progress to standard error. Results are kept, so the same command again
-    continues where an interrupted run stopped.
+    upstream's q8_0, q5_0 and q4_0 are always measured, too. The table goes to standard output, progress to standard error. Results
+    are kept, so the same command again continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")
     plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)

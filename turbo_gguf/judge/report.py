@@ -79,7 +79,7 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
 
 def _above(result: Result, plain: Metric | None) -> str:
     """How far the mean KL divergence is above that of f16: about what the cache itself loses, without what any cache shows."""
-    if plain is None or result.case.is_noise_floor or result.case.types == PLAIN:
+    if plain is None or result.case.types in (BASE, PLAIN):
         return ""
     mean = result.stats.mean
     return plus_minus(Metric(mean.value - plain.value, math.hypot(mean.error, plain.error)), 6)

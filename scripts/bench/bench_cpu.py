@@ -26,7 +26,7 @@ import msgspec
 from bench_ops import KV_HEADS, PROGRAM, TYPES, Case, Check, Row, build_of, fits, keep, load, measure, shape_text, table, targets
 
 from turbo_gguf.assets import home
-from turbo_gguf.cache.spec import BASE, CacheSpec
+from turbo_gguf.cache.spec import PLAIN, CacheSpec
 from turbo_gguf.cache.types import QUANTIZED_RIVALS, RIVALS, SCALAR, TURBO
 from turbo_gguf.failures import exit_code
 from turbo_gguf.inputs import models
@@ -279,7 +279,7 @@ def markdown(ops: Sequence[Row], model: Sequence[BenchRow], about: str) -> str:
         first = model[0].row
         size = f"{first['model_n_params'] / 1e6:.0f} million weights, {first['model_size'] / 1e6:.0f} MB"
         words = f"llama-bench on {first['model_type']}: {size}."
-        lines += ["## Whole model", "", words, "", speed_table(model, BASE).rstrip("\n"), "", "![speed against depth](plot.png)", ""]
+        lines += ["## Whole model", "", words, "", speed_table(model, PLAIN).rstrip("\n"), "", "![speed against depth](plot.png)", ""]
     return "\n".join(lines + targets(checks(ops, model))) + "\n"
 
 

@@ -29,7 +29,7 @@ import plant_model
 from turbo_gguf import assets
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.settings import NONE
-from turbo_gguf.cache.spec import CacheSpec, with_defaults
+from turbo_gguf.cache.spec import BASE, CacheSpec, with_defaults
 from turbo_gguf.calibrate import observation, scales, weight_moments
 from turbo_gguf.failures import exit_code
 from turbo_gguf.files import write_text
@@ -41,7 +41,7 @@ from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
 from turbo_gguf.measure import environment, kld, sweep
-from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.metrics import Metric, of
 from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import default_threads
@@ -84,7 +84,7 @@ TARGETS = (
 )
 
 PPL_MODEL, PPL_TYPES, PPL_LIMIT = "bias", "turbo3t calibrated", 1.02
-"""Perplexity relative to f16, on a model whose cache is useless without a calibration."""
+"""Perplexity relative to the base, on a model whose cache is useless without a calibration."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def target_rows(found: Mapping[str, Sequence[Result]]) -> list[list[str]]:
         if result := by_label(found.get(PPL_MODEL, ()), ctx).get(PPL_TYPES):
             log = result.stats.ln_ppl_ratio
             value = Metric(math.exp(log.value), math.exp(log.value) * log.error)
-            row = [f"perplexity, {PPL_TYPES} / f16", PPL_MODEL, str(ctx), report.plus_minus(value, 4), f"{PPL_LIMIT:g}"]
+            row = [f"perplexity, {PPL_TYPES} / {BASE}", PPL_MODEL, str(ctx), report.plus_minus(value, 4), f"{PPL_LIMIT:g}"]
             rows.append([*row, met(value, PPL_LIMIT)])
     return rows
 
@@ -241,6 +241,12 @@ def contexts(found: Mapping[str, Sequence[Result]]) -> list[int]:
     return list(dict.fromkeys(r.case.ctx for results in found.values() for r in results))
 
 
+def _relative(ours: Result, theirs: Result) -> str:
+    """Ratio of the means with its error; in brackets those of median and 99.9 %."""
+    mean, median, last = (gate.ratio(of(ours.stats, field), of(theirs.stats, field)) for field in ("mean", "median", "p999"))
+    return f"{report.plus_minus(mean, 3)} ({median.value:.3f}, {last.value:.2f})"
+
+
 def summary(found: Mapping[str, Sequence[Result]]) -> str:
     """All models beside each other: targets, then a table per context."""
     first = next(iter(found.values()))
@@ -251,8 +257,9 @@ def summary(found: Mapping[str, Sequence[Result]]) -> str:
         "",
         *(f"- [{name}]({name}/table.md): {RECIPES[name].about}" for name in found),
         "",
-        "Ratios of mean KL divergences from the f16 cache, measured in the same run. Errors are propagated as if both sides were",
-        "independent, and are too large therefore. Bits are those of the cache; the tables of models add the copies of a sink and tail.",
+        f"Ratios of mean KL divergences from the {BASE} cache, measured in the same run; in brackets those of the median and of the 99.9 %",
+        "quantile. Errors are propagated as if both sides were independent, and are too large therefore. Bits are those of the cache; the",
+        "tables of models add the copies of a sink and tail.",
         "",
         "## What we aimed at",
         "",
@@ -268,7 +275,7 @@ def summary(found: Mapping[str, Sequence[Result]]) -> str:
             [
                 types,
                 report.short(bits[types]),
-                *(report.plus_minus(gate.ratio(group[types].stats.mean, group["q4_0"].stats.mean), 3) for group in columns.values()),
+                *(_relative(group[types], group["q4_0"]) for group in columns.values()),
             ]
             for types in sorted(bits, key=lambda types: (-bits[types], str(types)))
         ]

@@ -2,7 +2,8 @@
 
 ``FAKE_PLAN`` names a JSON file: {"count": FILE, "sleep": {TYPES: seconds}, "crash": [TYPES], "cut": {TYPES: times}, "swap": {TYPES:
 TYPES}, "nan": [TYPES], "mean": {TYPES: value}, "layers": {TYPES: [map of K, map of V]}, "decayed": {TYPES: [cells of K, cells of V]},
-"uncounted": {TYPES: times}, "without": {TYPES: [part of the line, ...]}}. Each call appends a line to the file ``count``.
+"uncounted": {TYPES: times}, "without": {TYPES: [part of the line, ...]}, "flash": whether -fa off is ignored}.
+Each call appends a line to the file ``count``.
 
 Turbo types get a calibration and exact tokens unless the options say otherwise; with ``without`` they get none, and the line says why.
 """
@@ -20,9 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
-BITS = {"f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
+BITS = {"f32": 32, "f16": 16, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5, "turbo4": 4.5, "turbo3": 3.5, "turbo2": 2.5}
 MEANS = {
-    "f16": 0.000001,
+    "f32": 0.000001,
+    "f16": 0.000002,
     "q8_0": 0.00003,
     "q5_0": 0.0007,
     "q4_0": 0.0028,
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
     types = " ".join([k if k == v else f"{k}/{v}", *(f"{name}={value}" for name, o in SETTINGS.items() if (value := option(o)))])
     base = Path(option("--kl-divergence-base"))
     is_base = "--kl-divergence" not in argv
-    name = f"base-{ctx}" if is_base else (f"noise-{ctx}" if types == "f16" else f"{types}-{ctx}")
+    name = f"base-{ctx}" if is_base else (f"noise-{ctx}" if types == "f32" else f"{types}-{ctx}")
     with Path(plan["count"]).open("a") as file:
         file.write(name + "\n")
     calls = Path(plan["count"]).read_text().splitlines().count(name)
@@ -60,7 +62,9 @@ def main(argv: list[str]) -> int:
     asked = [option(SETTINGS[word], default if turbo else off) for word, default, off in _DEFAULTS]
     without = plan.get("without", {}).get(types, ())
     settings, parts = ([], without) if without else _with(*asked, ctx)
-    sys.stderr.write(_log(err, *names, ctx, maps=maps, shares=shares, settings=settings, parts=parts, chunks=chunks))
+    flash = option("-fa") == "on" or plan.get("flash", False)
+    log = _log(err, *names, ctx, maps=maps, shares=shares, settings=settings, parts=parts, chunks=chunks, flash=flash)
+    sys.stderr.write(log)
     sys.stderr.flush()
     if is_base:
         _write_base(base, ctx, chunks)
@@ -116,17 +120,19 @@ def _log(
     settings: Sequence[str],
     parts: Sequence[str],
     chunks: int,
+    flash: bool,
 ) -> str:
     bits = [_average(text) for text in maps] or [BITS[k], BITS[v]]
     mib = [b * VALUES_PER_CELL * ctx / 8 / 2**20 for b in bits]
     size = f"size = {sum(mib):7.2f} MiB ({ctx:6} cells,   2 layers,  1/1 seqs), K ({k}): {mib[0]:7.2f} MiB, V ({v}): {mib[1]:7.2f} MiB"
-    rotated = [int(name != "f16") for name in (k, v)]
+    rotated = [int(name not in ("f16", "f32")) for name in (k, v)]
     asked = [f"{side}={text}" for side, text in zip("kv", maps, strict=False)]
     asked += [f"decay={','.join(map(str, shares))}"] if shares else []
     words = [k if k == v else f"{k}/{v}", *asked, *settings]
     line = [" ".join(words), "rotated {}/{}".format(*rotated), "bits {:.3f}/{:.3f}".format(*bits)]
     line += [*(["decaying 2/2"] if shares else []), *parts]
     err = re.sub(r"size = .*cells.*", size, err)
+    err = re.sub(r"(llama_context: flash_attn += )\w+", rf"\g<1>{'enabled' if flash else 'disabled'}", err)
     for side, flag in zip("kv", rotated, strict=True):
         err = re.sub(rf"attn_rot_{side} = \d", f"attn_rot_{side} = {flag}", err)
     err = re.sub(r"(.*attn_rot_v = .*\n)", rf"\g<1>0.00.039.690 I llama_turbo_cache: {' | '.join(line)}\n", err)

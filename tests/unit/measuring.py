@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.cache.settings import AUTO, NONE, CalibrationChoice
-from turbo_gguf.cache.spec import CacheSpec, with_defaults
+from turbo_gguf.cache.spec import CacheSpec, flash_attention, with_defaults
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.measure.bits import Bits
@@ -54,12 +54,13 @@ def in_force(types: CacheSpec) -> CacheSpec:
 def facts(types: str = "q4_0", **changes: object) -> LogFacts:
     """What a sound CPU run of these types says of a patched build."""
     t = in_force(CacheSpec.parse(types))
+    flash = "enabled" if flash_attention(t) else "disabled"
     told = {side: cache_type(name).is_quantized for side, name in (("rot_k", t.k), ("rot_v", t.v))}
     told |= {"patched": True, "bits_k": cache_type(t.k).bits, "bits_v": cache_type(t.v).bits}
     told |= {"calibrated": Calibrated(4, 4, 4, 4, 4) if t.calibration else None}
     told |= {"copies": Copies(96, 1, 0.38) if t.sink or t.tail else None}
     cache = KvCache(spec=t, mib_k=0.28, mib_v=0.28, cells=512, layers=4, streams=1, buffers=("CPU",), **told)
-    base = LogFacts(caches=(cache,), flash_attn="enabled", n_ctx_seq=512, backends=("CPU",), offloaded=None, splits=1, warnings=())
+    base = LogFacts(caches=(cache,), flash_attn=flash, n_ctx_seq=512, backends=("CPU",), offloaded=None, splits=1, warnings=())
     return msgspec.structs.replace(base, **changes)
 
 
@@ -117,9 +118,9 @@ def result(types: str, mean: float, error: float | None = None, *, ctx: int = 51
 
 
 def run_of(ctx: int = 512, **means: float) -> list[Result]:
-    """A whole run: noise floor, competitors, and what is given by type."""
-    known = {"q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028} | means
-    return [result("f16", 0.000002, 0.000001, ctx=ctx, batch=256), *(result(t, m, ctx=ctx) for t, m in known.items())]
+    """A whole run: noise floor, plain f16, competitors, and what is given by type."""
+    known = {"f16": 0.000003, "q8_0": 0.00003, "q5_0": 0.0007, "q4_0": 0.0028} | means
+    return [result("f32", 0.000002, 0.000001, ctx=ctx, batch=256), *(result(t, m, ctx=ctx) for t, m in known.items())]
 
 
 def bench_row(types: str, depth: int, *, speed: float, n_prompt: int = 0, n_gen: int = 32, number: int = 0, key: str = "k") -> BenchRow:

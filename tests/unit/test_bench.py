@@ -38,10 +38,11 @@ if "-v" in argv:
     log = Path({str(LOGS / "bench-verbose.err")!r}).read_text()
     log = re.sub(r"K \\(\\w+\\)(.*)V \\(\\w+\\)", rf"K ({{plan.get('swap', k)}})\\1V ({{plan.get('swap', v)}})", log)
     for side, name in (("k", k), ("v", v)):
-        log = re.sub(rf"attn_rot_{{side}} = \\d", f"attn_rot_{{side}} = {{int(name != 'f16')}}", log)
-    bits = {{"f16": 16, "q8_0": 8.5, "q4_0": 4.5, "turbo3": 3.5}}
+        log = re.sub(rf"attn_rot_{{side}} = \\d", f"attn_rot_{{side}} = {{int(name not in ('f16', 'f32'))}}", log)
+    log = re.sub(r"(llama_context: flash_attn += )\\w+", rf"\\g<1>{{'enabled' if option('-fa') == 'on' else 'disabled'}}", log)
+    bits = {{"f32": 32, "f16": 16, "q8_0": 8.5, "q4_0": 4.5, "turbo3": 3.5}}
     told = (plan.get("swap", k), plan.get("swap", v))
-    line = f"{{'/'.join(dict.fromkeys(told))}} | rotated {{int(k != 'f16')}}/{{int(v != 'f16')}}"
+    line = f"{{'/'.join(dict.fromkeys(told))}} | rotated {{int(k not in ('f16', 'f32'))}}/{{int(v not in ('f16', 'f32'))}}"
     line += " | bits {{:.3f}}/{{:.3f}}".format(*(bits.get(name, 0) for name in told))
     sys.stderr.write(log + f"llama_turbo_cache: {{plan.get('lines', {{}}).get(settings, line)}}\\n")
     sys.exit()
@@ -99,6 +100,12 @@ def test_rounds_alternate_between_the_types(sweep: Bench) -> None:
     rows = sweep.run()
     assert sweep.calls() == ["f16/f16 0,512", "q8_0/q4_0 0,512"] * 2
     assert len(rows) == 2 * 2 * 2 * 2 and len(sweep.store.bench_path.read_text().splitlines()) == 16
+
+
+def test_the_base_runs_as_it_is_measured(sweep: Bench) -> None:
+    """With flash attention its speed would be that of f16 and a cast."""
+    assert len(sweep.run(types=(CacheSpec("f32", "f32"),), rounds=1)) == 2 * 2
+    assert sweep.calls() == ["f32/f32 0,512"]
 
 
 def test_rounds_that_are_there_are_not_repeated(sweep: Bench) -> None:

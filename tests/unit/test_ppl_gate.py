@@ -44,7 +44,7 @@ ctx = 1024
 chunks = 3
 types = ["turbo4"]
 """
-COMPETITORS = ("q8_0", "q5_0", "q4_0", "q4_0 sink=4 tail=64")
+COMPETITORS = ("f16", "q8_0", "q5_0", "q4_0", "q4_0 sink=4 tail=64")
 ALL = ["base-512", "noise-512", *(f"{types}-512" for types in COMPETITORS), "turbo4-512", "turbo3-512"]
 SECOND = ["base-1024", "noise-1024", *(f"{types}-1024" for types in COMPETITORS), "turbo4-1024"]
 
@@ -116,7 +116,7 @@ def test_from_end_to_end(gate: Gate) -> None:
     assert rc == 0, err
     assert gate.calls() == ALL + SECOND and gate.stored() == [name for name in ALL + SECOND if not name.startswith("base")]
     assert out.count("### ") == 2 and re.search(r"\| turbo3 .* pass \|", out) and "error" not in out
-    assert "[1/13] ctx 512, f16 (base logits)" in err and " left" in err
+    assert "[1/15] ctx 512, f32 (base logits)" in err and " left" in err
     assert (gate.folder / "out" / "table.md").read_text() == f"Made with patches `{'d' * 12}`.\n\n{out}"
     assert (gate.folder / "out" / "plot.png").read_bytes()[:4] == b"\x89PNG"
     result = Store(gate.home / "results").results()[-1]
@@ -127,7 +127,7 @@ def test_from_end_to_end(gate: Gate) -> None:
 def test_second_run_measures_nothing_and_says_the_same(gate: Gate) -> None:
     _, first, _ = gate.run()
     rc, second, err = gate.run()
-    assert (rc, second, gate.calls()) == (0, first, ALL) and "7 of 7 cases are in the store already" in err
+    assert (rc, second, gate.calls()) == (0, first, ALL) and "8 of 8 cases are in the store already" in err
 
 
 def test_more_types_measure_only_what_is_new(gate: Gate) -> None:
@@ -147,12 +147,12 @@ def test_killed_run_continues_where_it_stopped(gate: Gate, number: signal.Signal
         time.sleep(0.05)
     process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode != 0 and gate.stored() == ["noise-512", "q8_0-512", "q5_0-512"]
+    assert process.returncode != 0 and gate.stored() == ["noise-512", "f16-512", "q8_0-512", "q5_0-512"]
     gate.plan()
     rc, _, err = gate.run()
     assert rc == 0, err
     assert Counter(gate.calls()) == Counter([*ALL, "q4_0-512"]), "only the case in hand is measured again"
-    assert "3 of 7 cases are in the store already" in err
+    assert "4 of 8 cases are in the store already" in err
 
 
 def test_kill_while_the_base_is_written_leaves_no_half_file(gate: Gate) -> None:
@@ -178,7 +178,7 @@ def test_silent_fallback_is_never_stored(gate: Gate) -> None:
     assert "turbo4-512" not in gate.stored() and gate.stored()[-1] == "q4_0 sink=4 tail=64-512"
 
 
-def test_type_that_is_as_good_as_f16_was_not_used(gate: Gate) -> None:
+def test_type_at_the_noise_floor_was_not_used(gate: Gate) -> None:
     gate.plan(mean={"turbo3": 0.000001})
     rc, out, err = gate.run()
     assert rc == 4 and out == "" and "noise floor" in err
@@ -320,7 +320,24 @@ def test_base_that_decays_is_no_base(gate: Gate) -> None:
         f"runpy.run_path({str(HERE / 'fake_perplexity.py')!r}, run_name='__main__')\n"
     )
     rc, _, err = gate.run("--batch", "128")
-    assert rc == 4 and "is f16 decay=balanced; asked for was f16" in err and gate.stored() == []
+    assert rc == 4 and "is f32 decay=balanced; asked for was f32" in err and gate.stored() == []
+
+
+def test_base_is_attended_without_flash_attention(gate: Gate) -> None:
+    """With it, llama.cpp rounds an f32 cache to f16: the base would be that of f16, and nothing would say so."""
+    assert gate.run()[0] == 0
+    asked = {str(r.case.types): r.argv[r.argv.index("-fa") + 1] for r in Store(gate.home / "results").results()}
+    assert asked.pop("f32") == "off" and set(asked.values()) == {"on"}
+    gate.plan(flash=True)
+    rc, _, err = gate.run("--ctx", "1024")
+    assert rc == 4 and "flash attention is enabled; asked for was disabled" in err and not list(gate.home.glob("base/*.part"))
+
+
+def test_type_that_fell_back_to_f16_was_not_used(gate: Gate) -> None:
+    """Far above the noise floor, as on quantized weights, and its numbers are those of f16."""
+    gate.plan(mean={"f16": 0.0033, "turbo3": 0.0033})
+    rc, out, err = gate.run()
+    assert rc == 4 and out == "" and "turbo3 at ctx 512: every number is that of f16" in err
 
 
 def test_base_that_was_cut_on_disk_is_made_again(gate: Gate) -> None:
@@ -371,7 +388,7 @@ def test_environment_that_changes_the_measurement(gate: Gate, monkeypatch: pytes
     rc, _, _ = gate.run("--ctx", "512")
     assert rc == 0 and Store(gate.home / "results").results()[0].case.env == ("TURBO_TEST_KNOB=1",)
     monkeypatch.delenv("TURBO_TEST_KNOB")
-    assert gate.run("--ctx", "512")[0] == 0 and len(gate.calls()) == 2 * 8, "another environment is another measurement"
+    assert gate.run("--ctx", "512")[0] == 0 and len(gate.calls()) == 2 * 9, "another environment is another measurement"
 
 
 def test_settings_from_outside_are_refused(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:

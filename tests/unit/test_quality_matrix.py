@@ -50,7 +50,7 @@ def test_what_a_calibration_makes_worse_is_named() -> None:
     assert worse == ["embedded, context 512: turbo4t calibrated 0.01200 ± 0.00010, without 0.00400 ± 0.00010"]
     text = quality_matrix.summary({"embedded": plain(), "outliers": plain(2)})
     assert worse[0] in text
-    assert re.search(r"\| turbo4t calibrated +\| +4.25 \| 1.500 ± 0.023 \| 1.500 ± 0.011 \|", text)
+    assert re.search(r"\| turbo4t calibrated +\| +4.25 \| 1.500 ± 0.023 \(1.500, 1.50\) \| 1.500 ± 0.011 \(1.500, 1.50\) \|", text)
 
 
 def test_the_sweep_measures_what_the_targets_name() -> None:

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from measuring import bench_row, result, run_of
 
-from turbo_gguf.cache.spec import BASE, CacheSpec
+from turbo_gguf.cache.spec import PLAIN, CacheSpec
 from turbo_gguf.judge import gate, plot, report
 from turbo_gguf.measure.bits import Bits
 from turbo_gguf.measure.metrics import Metric
-from turbo_gguf.measure.result import BenchRow
+from turbo_gguf.measure.result import BenchRow, Result
 
 GATES = gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95), "turbo3": gate.Gate(reference="q4_0", mean_kld=1.0)})
 
@@ -33,6 +33,35 @@ def test_table_has_every_type_with_its_verdict() -> None:
     assert "pass" in rows["turbo4"] and "fail" in rows["turbo3"] and "3.5" in rows["turbo3"]
     assert "pass" not in rows["q4_0"] and "noise floor" in "".join(rows)
     assert "0.012000 ± 0.000240" in rows["turbo3"]
+
+
+def test_tables_show_median_and_last_quantile_beside_the_mean() -> None:
+    """A mean alone hides a type that is fine on average and wrong now and then."""
+    results = run_of(turbo4=0.002)
+    header = next(line for line in report.quality(results).splitlines() if line.startswith("|")).split("|")
+    names = [cell.strip() for cell in header]
+    assert names[3:8] == ["above f16", "mean KLD", "median", "99 %", "99.9 %"] and "PPL / f32" in names
+    checks = {
+        line.split("|")[3].strip(): [c.strip() for c in line.split("|")[4:8]] for line in report.checks(_only_mean(results)).splitlines()
+    }
+    assert checks["mean KLD"][1:] == ["0.95", "q4_0", "pass"]
+    assert checks["median KLD"] == ["0.714 ± 0.034", "", "q4_0", "no limit"], "shown, and judged by nothing"
+    assert checks["99.9 % KLD"][3] == "no limit"
+
+
+def _only_mean(results: list[Result]) -> list[gate.Verdict]:
+    return gate.judge(results, gate.Gates(type={"turbo4": gate.Gate(reference="q4_0", mean_kld=0.95)}))
+
+
+def test_f16_is_a_row_and_the_base_is_named() -> None:
+    text = report.quality(run_of())
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "0.000003" in rows["f16"] and rows["f16"].split("|")[3].strip() == ""
+    assert (
+        rows["q4_0"].split("|")[3].strip() == "0.002797 ± 0.000056"
+        and "f32, batch 256 (noise floor)" in rows
+        and "perplexity with f32 cache" in text
+    )
 
 
 def test_tables_are_well_formed_markdown() -> None:
@@ -56,8 +85,8 @@ def _bench() -> list[BenchRow]:
 
 def test_speed_is_the_median_of_the_rounds_relative_to_f16() -> None:
     found = report.by_setting(_bench())
-    assert found[BASE, "tg32", 0] == Metric(100.0, pytest.approx(35.0))
-    text = report.speed(_bench(), BASE)
+    assert found[PLAIN, "tg32", 0] == Metric(100.0, pytest.approx(35.0))
+    text = report.speed(_bench(), PLAIN)
     assert "100.0 ± 35.0 (1.00)" in text and "70.0 ± 24.5 (0.70)" in text and "Prefill of 128 tokens" in text
 
 
@@ -69,8 +98,9 @@ def test_plots_are_written(tmp_path: Path) -> None:
 
 
 def test_plot_of_a_noise_floor_of_zero_and_a_single_type(tmp_path: Path) -> None:
-    results = [result("f16", 0.0, 0.0, batch=256), result("q4_0", 0.003)]
-    _size(plot.quality(results, tmp_path / "plot.png"))
+    for plain in (0.0, 0.001):
+        results = [result("f32", 0.0, 0.0, batch=256), result("f16", plain), result("q4_0", 0.003)]
+        _size(plot.quality(results, tmp_path / "plot.png"))
 
 
 SETTINGS = (
@@ -95,7 +125,7 @@ def test_settings_in_tables_are_code_and_bits_are_averages() -> None:
     checks = report.checks(verdicts)
     assert f"`{SETTINGS[0]}`" in checks and "4.333" in checks and "4.3333" not in checks
     rows = [bench_row(types, 0, speed=1.0) for types in ("f16", *SETTINGS)]
-    assert f"`{SETTINGS[1]}`" in report.speed(rows, BASE)
+    assert f"`{SETTINGS[1]}`" in report.speed(rows, PLAIN)
 
 
 def test_long_names_stand_below_the_panels(tmp_path: Path) -> None:

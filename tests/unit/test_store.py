@@ -230,11 +230,12 @@ _OLD = (
 """A line as it was stored before types by layer and decay."""
 
 
-def test_results_of_earlier_versions_are_found(tmp_path: Path) -> None:
+def test_records_of_earlier_schemas_are_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.path.write_text(_OLD)
-    (found,), now = store.results(), result("turbo4/turbo3", 0.012)
-    assert found == msgspec.structs.replace(now, facts=found.facts, schema_version=1)
+    (found,), now = store._read(), result("turbo4/turbo3", 0.012)
+    case = msgspec.structs.replace(now.case, metrics_version=1)
+    assert found == msgspec.structs.replace(now, key=case.key, case=case, facts=found.facts, schema_version=1)
     assert found.case.key == found.key and found.facts.decayed == () and not found.case.types.has_settings
 
 

@@ -56,7 +56,7 @@ def test_shipped_sweeps_of_settings_fit_the_embedded_model(name: str) -> None:
     assert len(asked) > 10 and len(set(cases)) == len(cases)
     for ctx in {c.ctx for c in cases}:
         here = {str(c.types) for c in cases if c.ctx == ctx}
-        assert here >= {*(f"turbo{n} {OFF}" for n in (4, 3, 2)), "q8_0", "q5_0", "q4_0", str(spec.BASE)}, (
+        assert here >= {*(f"turbo{n} {OFF}" for n in (4, 3, 2)), "q8_0", "q5_0", "q4_0", "f16", str(spec.BASE)}, (
             "what the others are compared with"
         )
     assert all(c.types.calibration == NONE for c in cases if spec.is_turbo(c.types)), "plain types, without what they get by default"
@@ -68,20 +68,24 @@ def test_each_context_starts_with_noise_floor_and_competitors(tmp_path: Path) ->
         tmp_path, '[[run]]\nctx = 512\nchunks = 2\ntypes = ["turbo3", "q4_0"]\n[[run]]\nctx = 1024\nchunks = 2\ntypes = ["turbo3"]\n'
     )
     names = [(c.ctx, str(c.types), c.batch) for c in sweep.cases(plan, SETUP)]
-    first = [(512, str(spec.BASE), 256), *((512, types, 512) for types in (*COMPETITORS, "turbo3"))]
-    assert names[:6] == first and len(names) == 12 and names[6] == (1024, str(spec.BASE), 256)
+    first = [(512, str(spec.BASE), 256), *((512, types, 512) for types in ("f16", *COMPETITORS, "turbo3"))]
+    assert names[:7] == first and len(names) == 14 and names[7] == (1024, str(spec.BASE), 256)
 
 
 @pytest.mark.parametrize(("ctx", "batch", "noise"), [(128, 128, 64), (256, 256, 128), (300, 300, 256), (512, 512, 256), (4096, 512, 256)])
 def test_batches_are_never_longer_than_a_chunk_and_always_differ(ctx: int, batch: int, noise: int) -> None:
     cases = sweep.cases(sweep.Sweep(run=(sweep.SweepRun(ctx=ctx, chunks=2, types=("q4_0",)),)), SETUP)
-    assert [(c.batch, c.base_batch, c.is_noise_floor) for c in cases] == [(noise, batch, True), (batch, batch, False)]
+    assert [(c.batch, c.base_batch, c.is_noise_floor) for c in cases] == [
+        (noise, batch, True),
+        (batch, batch, False),
+        (batch, batch, False),
+    ]
 
 
 def test_reference_of_a_gate_is_measured_too(tmp_path: Path) -> None:
     plan = _load(tmp_path, '[[run]]\nctx = 512\nchunks = 2\ntypes = ["q4_1"]\n')
     found = sweep.cases(plan, SETUP, {"q4_1": ("q5_1", "q5_1 sink=4")})
-    assert [str(c.types) for c in found] == [str(spec.BASE), "q5_1", "q5_1 sink=4", "q4_1"]
+    assert [str(c.types) for c in found] == [str(spec.BASE), "f16", "q5_1", "q5_1 sink=4", "q4_1"]
 
 
 def test_settings_of_a_sweep_are_those_of_all_turbo_types_that_do_not_name_them(tmp_path: Path) -> None:
@@ -115,7 +119,7 @@ def test_key_changes_with_everything_that_decides_the_numbers() -> None:
         "model_sha256": "n",
         "text_sha256": "u",
         "env": ("GGML_X=1",),
-        "metrics_version": 2,
+        "metrics_version": 1,
     }
     assert set(changed) == set(case.__struct_fields__)
     keys = {msgspec.structs.replace(case, **{name: value}).key for name, value in changed.items()}
@@ -193,9 +197,9 @@ def test_pairs_are_read_and_written_the_same_way() -> None:
 
 def test_keys_of_stored_results_stay() -> None:
     """Computed before there were settings: a new field must not measure everything again."""
-    assert case_of("turbo4/turbo3").key == "f1ef624a7b30f1ae4f60"
-    assert case_of("q4_0").key == "cebebf3ebba1298463ce"
-    assert case_of("turbo3", 2048, env=("GGML_X=1",)).key == "db6d181db807ca9166ec"
+    assert case_of("turbo4/turbo3", metrics_version=1).key == "f1ef624a7b30f1ae4f60"
+    assert case_of("q4_0", metrics_version=1).key == "cebebf3ebba1298463ce"
+    assert case_of("turbo3", 2048, env=("GGML_X=1",), metrics_version=1).key == "db6d181db807ca9166ec"
 
 
 NOTATIONS = (
@@ -280,7 +284,7 @@ def test_a_turbo_type_in_one_layer_is_ours() -> None:
     assert spec.is_turbo(parse_types("q8_0 v=0:turbo3")) and spec.is_turbo(parse_types("q8_0 adaptive=5"))
     assert not spec.is_turbo(parse_types("q8_0 adaptive=1")) and not spec.is_turbo(parse_types("q8_0 k=0:f16"))
     plan = sweep.Sweep(run=(sweep.SweepRun(ctx=512, chunks=2, types=("f16 v=0:turbo3",)),))
-    assert [str(c.types) for c in sweep.cases(plan, SETUP)] == [str(spec.BASE), *COMPETITORS, "f16 v=0:turbo3"]
+    assert [str(c.types) for c in sweep.cases(plan, SETUP)] == [str(spec.BASE), "f16", *COMPETITORS, "f16 v=0:turbo3"]
 
 
 def test_options_of_the_tools_name_only_what_is_set() -> None:

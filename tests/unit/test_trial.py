@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from click.testing import Result as Called
@@ -26,7 +27,7 @@ from turbo_gguf.judge.trial import LIFE, Step, Trial
 from turbo_gguf.make.build import Build
 from turbo_gguf.make.snapshots import Upstream
 from turbo_gguf.measure import kld
-from turbo_gguf.measure.case import Case
+from turbo_gguf.measure.case import METRICS_VERSION, Case
 from turbo_gguf.measure.result import Result
 from turbo_gguf.patchset import series
 from turbo_gguf.patchset.tree import Tree
@@ -242,8 +243,8 @@ def test_all_writes_a_table_and_is_not_run_again(machine: Machine, two: dict[str
     assert text.startswith(f"# The patch set on every supported upstream\n\nMade with patches `{patchset.load().digest[:12]}`.\n")
     assert ", c++ 12.\n" in text
     assert "| new | b11 | `abc` | ok | ok | ok | 6/6 | " in text
-    assert "| q4_0 | turbo4 |" in text and "| 0.00280 | 0.00220 |" in text
-    assert "| turbo3t as typed |" in text and "| 0.00050 |" in text, "types are plain but for one"
+    assert "| q4_0 | turbo4 |" in text and "| 0.00280 (0.00168, 0.0560) | 0.00220 (0.00132, 0.0440) |" in text
+    assert "| turbo3t as typed |" in text and "| 0.00050 (" in text, "types are plain but for one"
     assert all(f"| {kind} " in text for kind in TURBO)
     assert machine.built == ["new", "old"]
     again = call("try", "--all", "--report", str(report))
@@ -321,20 +322,23 @@ def test_a_table_has_no_path_of_this_machine(machine: Machine, two: dict[str, Up
 
 def test_verdicts_of_other_versions_of_the_record_are_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Upstream(name="x", commit="abc")
-    made = Trial("x", 1, "abc", "d" * 64, "cc", "2026-11-28", 1.0, ())
+    made = Trial("x", 1, "abc", "d" * 64, "cc", "2026-11-28", 1.0, (), metrics_version=METRICS_VERSION)
     path = trial.keep(made)
     assert trial.kept(source, "d" * 64) == made
     assert trial.kept(Upstream(name="x", commit="def"), "d" * 64) is None
     monkeypatch.setenv("GGML_TURBO_SCALE", "rms")
     assert trial.kept(source, "d" * 64) is None, "it was measured without"
     monkeypatch.delenv("GGML_TURBO_SCALE")
+    trial.keep(msgspec.structs.replace(made, metrics_version=METRICS_VERSION - 1))
+    assert trial.kept(source, "d" * 64) is None, "its numbers have another base"
     path.write_text("{}")
     assert trial.kept(source, "d" * 64) is None
 
 
 @pytest.mark.parametrize("status", [trial.SKIPPED, trial.FAILED])
 def test_a_verdict_with_steps_that_did_not_pass_is_no_whole_one(machine: Machine, status: str) -> None:
-    made = Trial("x", 1, "abc", "d" * 64, "cc", "2026-11-28", 1.0, (Step("hooks", "ok"), Step("cache life", status)))  # type: ignore[arg-type]
+    steps = (Step("hooks", "ok"), Step("cache life", status))  # type: ignore[arg-type]
+    made = Trial("x", 1, "abc", "d" * 64, "cc", "2026-11-28", 1.0, steps, metrics_version=METRICS_VERSION)
     trial.keep(made)
     assert trial.kept(Upstream(name="x", commit="abc"), "d" * 64) is None
 

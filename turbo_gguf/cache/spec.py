@@ -99,8 +99,16 @@ def _value(text: str, word: str, value: str, *, logged: bool) -> Any:
 COMPETITORS = tuple(map(CacheSpec.parse, ("q8_0", "q5_0", "q4_0", "q4_0 sink=4 tail=64")))
 """Upstream's own types that every run measures beside ours; the last one has the exact tokens that ours have by default."""
 
-BASE = CacheSpec("f16", "f16")
-"""The cache that all others are compared with."""
+BASE = CacheSpec("f32", "f32")
+"""The cache that all others are compared with: nothing in it is rounded, and it is attended without flash attention."""
+
+PLAIN = CacheSpec("f16", "f16")
+"""What llama.cpp takes by itself: a row of every table, and what speeds are relative to."""
+
+
+def flash_attention(types: CacheSpec) -> bool:
+    """Whether a cache is attended with flash attention. It would round an f32 cache to f16 first."""
+    return types != BASE
 
 
 def parse_types(text: str) -> CacheSpec:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from turbo_gguf import assets
-from turbo_gguf.cache.spec import BASE, parse_types
+from turbo_gguf.cache.spec import PLAIN, parse_types
 from turbo_gguf.cache.types import RIVALS, TURBO
 from turbo_gguf.cli import options
 from turbo_gguf.judge import report
@@ -57,7 +57,7 @@ def command(
         raise click.UsageError("--prompt 0 and --gen 0 leave nothing to measure")
     named = [parse_types(name) for name in options.split(types) or DEFAULT_TYPES]
     plan = bench.BenchPlan(
-        types=tuple(dict.fromkeys([BASE, *named])),
+        types=tuple(dict.fromkeys([PLAIN, *named])),
         depths=tuple(sorted(set(depth))) or (0, 512, 1536),
         n_prompt=prompt,
         n_gen=gen,
@@ -70,7 +70,7 @@ def command(
     bench.check_fit(plan, model)  # before anything is compiled
     build = ensure_build(preset, upstream=upstream, targets=("llama-bench",))
     rows = bench.run(plan, build, model, Store(), lambda text: click.echo(text, err=True))
-    table = report.speed(rows, BASE)
+    table = report.speed(rows, PLAIN)
     click.echo(table)
     folder = out or assets.home() / "report" / "bench"
     write_result(folder / "table.md", table + "\n", patches=build.tree.digest)

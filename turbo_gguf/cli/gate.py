@@ -66,10 +66,11 @@ def command(
 ) -> None:
     """Measure what KV cache types cost in quality, and judge ours against upstream's.
 
-    For each context the f16 cache gives base logits. KL divergence, perplexity ratio, changed top tokens and real bits per value of
-    each type are measured against them. f16 at another batch size (the noise floor), upstream's q8_0, q5_0 and q4_0, and q4_0 with the
-    sink and tail that ours have by default are always measured, too. Our types are measured as they are typed, with all that they get by
-    default; 'cal=none sink=0 tail=0' behind a type takes it away. The table goes to standard output, progress to standard error. Results
+    For each context an f32 cache without flash attention gives base logits. KL divergence, perplexity ratio, changed top tokens and
+    real bits per value of each type are measured against them. The base at another batch size (the noise floor), plain f16, upstream's
+    q8_0, q5_0 and q4_0, and q4_0 with the sink and tail that ours have by default are always measured, too. Our types are measured as
+    they are typed, with all that they get by default; 'cal=none sink=0 tail=0' behind a type takes it away. The table goes to standard
+    output, progress to standard error. Results
     are kept, so the same command again continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")

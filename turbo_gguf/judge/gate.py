@@ -10,9 +10,9 @@ Each check ends in one of three ways, with z = ``sigmas`` standard errors:
 - ``fail``: value - z·error > limit,
 - ``within error``: the run cannot tell; more chunks can. It does not fail the gate, and it is never reported as a pass.
 
-A type may have limits relative to several competitors. It fails when one of its checks fails; it passes when all do. What makes the
-*run* unsound is an error and no verdict: a lossy type at or below the noise floor was not used at all, and upstream's types must come
-out in the order of their bits.
+A type may have limits relative to several competitors. It fails when one of its checks fails; it passes when all do. A metric
+without a limit is shown, and judges nothing. What makes the *run* unsound is an error and no verdict: a lossy type at or below the
+noise floor, or with the very numbers of f16, was not used at all, and upstream's types must come out in the order of their bits.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from turbo_gguf.cache.spec import CacheSpec, parse_types
+from turbo_gguf.cache.spec import PLAIN, CacheSpec, parse_types
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
 from turbo_gguf.measure.metrics import GATED, KldStats, Metric, of
 from turbo_gguf.measure.result import Result
 
-PASS, FAIL, WITHIN_ERROR = "pass", "fail", "within error"
+PASS, FAIL, WITHIN_ERROR, NO_LIMIT = "pass", "fail", "within error", "no limit"
 
 KLD_STEP = 0.5e-6
 """Half of the last digit of the KL divergence in the log: the smallest error that a printed value can have."""
@@ -92,7 +92,7 @@ class Check(msgspec.Struct, frozen=True):
     name: str
     value: float
     error: float
-    limit: float
+    limit: float | None  # None: shown only
     status: str
     reference: str = ""  # types that it is relative to; "": none
 
@@ -145,7 +145,7 @@ def judge(results: Sequence[Result], gates: Gates) -> list[Verdict]:
         gates: limits per type.
 
     Raises:
-        SilentFallback: a lossy type is not above the noise floor.
+        SilentFallback: a lossy type is not above the noise floor, or is no other than f16.
         ToolFailed: upstream's own types are out of order.
         UsageError: a result has nothing to be compared with.
     """
@@ -183,10 +183,12 @@ def ratio(a: Metric, b: Metric) -> Metric:
     return Metric(value, math.hypot(error_a / b.value, value * error_b / b.value))
 
 
-def decide(name: str, measured: Metric, limit: float, sigmas: float) -> Check:
+def decide(name: str, measured: Metric, limit: float | None, sigmas: float) -> Check:
     """Compare a value with its upper limit; see the module's text for the three outcomes."""
     margin = sigmas * measured.error
-    if not math.isfinite(measured.value) or not math.isfinite(measured.error):
+    if limit is None:
+        status = NO_LIMIT
+    elif not math.isfinite(measured.value) or not math.isfinite(measured.error):
         status = WITHIN_ERROR
     elif measured.value + margin <= limit:
         status = PASS
@@ -209,11 +211,11 @@ def _ratio(ours: KldStats, theirs: KldStats, field: str) -> Metric:
 def _verdict(result: Result, limits: Sequence[tuple[Limits, Result]], sigmas: float) -> Verdict:
     checks = [
         msgspec.structs.replace(
-            decide(gated.title, _ratio(result.stats, reference.stats, field), limit, sigmas), reference=str(reference.case.types)
+            decide(gated.title, _ratio(result.stats, reference.stats, field), gate.limit(gated.name), sigmas),
+            reference=str(reference.case.types),
         )
         for gate, reference in limits
         for field, gated in GATED.items()
-        if (limit := gate.limit(gated.name)) is not None
     ]
     bits_ok = result.bits.agrees
     checks.append(Check("bits per value", result.bits.nominal, 0.0, result.bits.nominal, PASS if bits_ok else FAIL))
@@ -223,12 +225,21 @@ def _verdict(result: Result, limits: Sequence[tuple[Limits, Result]], sigmas: fl
 
 
 def _check_noise_floor(result: Result, peers: Sequence[Result]) -> None:
-    """A lossy type that is no worse than f16 at another batch size did not run."""
+    """A lossy type that is no worse than the base at another batch size, or no other than f16, did not run.
+
+    f16 itself may be as far from the base as a good type: rounding the activations of a model with quantized weights moves with every
+    other sum (docs/design/0015-base-line.md). So a type may be as good as f16, within its error. It can't have the very same numbers.
+    """
     types = result.case.types
     bits = result.bits.nominal if types.by_layer else min(cache_type(types.k).bits, cache_type(types.v).bits)
     if bits >= CERTAINLY_LOSSY_BITS or _all_exact(result):
         return
     for floor in peers:
+        if floor.case.types == PLAIN and floor.case.batch == result.case.batch and floor.stats == result.stats:
+            raise SilentFallback(
+                f"{types} at ctx {result.case.ctx}: every number is that of f16, mean KLD {result.stats.mean.value:.6f} among them: "
+                f"a cache of {bits:g} bits was not used"
+            )
         if floor.case.is_noise_floor and result.stats.mean.value <= floor.stats.mean.value:
             raise SilentFallback(
                 f"{types} at ctx {result.case.ctx}: mean KLD {result.stats.mean.value:.6f} is not above the noise floor "

@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from turbo_gguf.cache.spec import CacheSpec, is_turbo
+from turbo_gguf.cache.spec import BASE, PLAIN, CacheSpec, is_turbo
 from turbo_gguf.judge.report import by_setting
 from turbo_gguf.measure.metrics import METRICS, POINT, WHISKER, of
 from turbo_gguf.measure.result import BenchRow, Result
@@ -17,7 +17,7 @@ _OURS, _THEIRS, _FLOOR = "#c8442a", "#2f6690", "#8a8a8a"
 _OUR_SERIES = ("#8c2313", "#c8442a", "#e98a2e", "#b0568c", "#d9ae2b")
 _THEIR_SERIES = ("#4d4d4d", "#2f6690", "#5aa0c8", "#3a8f6a", "#8fb8a8")
 
-_WHISKER_COLUMN = next(row.column for row in METRICS if row.field == WHISKER)
+_WHISKER_COLUMNS = " and ".join(row.column for row in METRICS if row.field in WHISKER)
 
 _LONG_NAME = 13
 """Characters beyond which a name stands below the panels instead of in them: turbo4/turbo3 still fits."""
@@ -29,34 +29,34 @@ _CHARACTER, _LINE = 4.7, 12.0
 def quality(results: Sequence[Result], path: Path) -> Path:
     """Write KL divergence (log scale) against bits per value, one panel per context. Returns ``path``.
 
-    Points are means with one standard error; the thin line goes up to the 99 % quantile. Our types are circles (a pair K/V:
-    diamonds; with settings by layer or by age: triangles), upstream's squares. The dashed line is the noise floor. Types with long
-    names are numbered, and named below the panels.
+    Points are means with one standard error; the thin line goes from the median to the 99.9 % quantile. Our types are circles (a pair
+    K/V: diamonds; with settings: triangles), upstream's squares. Dashed lines are f16 (its 16 bits would be far to the right) and
+    the noise floor. Types with long names are numbered, and named below the panels.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - a Figure of its own needs no display and no global state
 
     contexts = list(dict.fromkeys(r.case.ctx for r in results))
     figure = Figure(figsize=(1.2 + 5.4 * len(contexts), 5.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(contexts), squeeze=False, sharey=True)[0]
-    types = list(dict.fromkeys(r.case.types for r in results if not r.case.is_noise_floor))
+    types = list(dict.fromkeys(r.case.types for r in results if _is_point(r)))
     labels = _short_names(types)
     drawn = []
     for ax, ctx in zip(axes, contexts, strict=True):
         group = [r for r in results if r.case.ctx == ctx]
-        floors = [of(r.stats, POINT).value for r in group if r.case.is_noise_floor]
-        points = [r for r in group if not r.case.is_noise_floor and of(r.stats, POINT).value > 0]
+        lines = {_line_name(r): of(r.stats, POINT).value for r in group if not _is_point(r)}
+        points = [r for r in group if _is_point(r) and of(r.stats, POINT).value > 0]
         drawn.append((ax, points))
         for r in points:
             _point(ax, r)
         ax.set_yscale("log")
-        _floor(ax, floors)
+        _lines(ax, lines)
         ax.set_title(f"context {ctx}, {group[0].stats.tokens} tokens", fontsize=10)
         ax.set_xlabel("bits per value of the KV cache")
         ax.grid(which="major", color="#e4e4e4", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.15, y=0.08)
-    axes[0].set_ylabel("KL divergence from the f16 cache (nats)")
+    axes[0].set_ylabel(f"KL divergence from the {BASE} cache (nats)")
     _legend(axes[-1], types)
     if numbered := [t for t in types if labels[t] != str(t)]:
         _name_below(figure, [_key(*_marker(t)) for t in numbered], [f"{labels[t]} {t}" for t in numbered])
@@ -83,14 +83,26 @@ def _name_below(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> No
     figure.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelspacing=0.3)
 
 
-def _floor(ax: Any, floors: Sequence[float]) -> None:
-    """Dashed line at the noise floor, or a note when it lies below the last digit that the tool prints."""
-    if floors and floors[0] > 0:
-        ax.axhline(floors[0], color=_FLOOR, linestyle="--", linewidth=1)
-        place = {"xy": (1, floors[0]), "xycoords": ("axes fraction", "data"), "xytext": (-4, 3)}
-        ax.annotate("noise floor", **place, **_text("right", _FLOOR))
-    elif floors:
-        note = "noise floor below 0.000001"
+def _is_point(result: Result) -> bool:
+    """Whether a result is drawn as a point; f16 and the noise floor are lines."""
+    return not result.case.is_noise_floor and result.case.types != PLAIN
+
+
+def _line_name(result: Result) -> str:
+    return "noise floor" if result.case.is_noise_floor else str(result.case.types)
+
+
+def _lines(ax: Any, lines: Mapping[str, float]) -> None:
+    """Dashed lines, or notes for those that lie below the last digit that the tool prints."""
+    low = [name for name, value in lines.items() if value <= 0]
+    for name, value in lines.items():
+        if name not in low:
+            color = _FLOOR if name == "noise floor" else _THEIRS
+            ax.axhline(value, color=color, linestyle="--", linewidth=1)
+            place = {"xy": (0, value), "xycoords": ("axes fraction", "data"), "xytext": (6, 5)}
+            ax.annotate(name, **place, va="center", **_text("left", color))
+    if low:
+        note = f"{' and '.join(low)} below 0.000001"
         ax.annotate(note, (0, 0), xycoords="axes fraction", xytext=(6, 5), **_text("left", _FLOOR))
 
 
@@ -105,9 +117,9 @@ def _marker(types: CacheSpec) -> tuple[str, str]:
 def _point(ax: Any, result: Result) -> None:
     marker, color = _marker(result.case.types)
     x = result.bits.total
-    mean, high = of(result.stats, POINT), of(result.stats, WHISKER)
-    ax.plot([x, x], [mean.value, high.value], color=color, linewidth=0.8, alpha=0.45, zorder=2)
-    ax.plot([x], [high.value], "_", color=color, markersize=7, alpha=0.6, zorder=2)
+    mean, ends = of(result.stats, POINT), [of(result.stats, field).value for field in WHISKER]
+    ax.plot([x, x], ends, color=color, linewidth=0.8, alpha=0.45, zorder=2)
+    ax.plot([x, x], ends, "_", color=color, markersize=7, alpha=0.6, zorder=2)
     ax.errorbar(
         [x],
         [mean.value],
@@ -174,7 +186,7 @@ def _legend(ax: Any, types: Sequence[CacheSpec]) -> None:
         _key("D", _OURS, "turbo, K/V pair"),
         *([_key("^", _OURS, "turbo, with settings")] if any(t.has_settings for t in types) else []),
         _key("s", _THEIRS, "upstream"),
-        _key("_", _FLOOR, f"{_WHISKER_COLUMN} quantile"),
+        _key("_", _FLOOR, _WHISKER_COLUMNS),
     ]
     ax.legend(handles=entries, fontsize=8, frameon=False, loc="upper right")
 

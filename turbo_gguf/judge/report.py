@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.cache.spec import BASE, PLAIN, CacheSpec
 from turbo_gguf.judge.gate import Check, Verdict
 from turbo_gguf.measure.metrics import COLUMNS, Metric, of
 from turbo_gguf.measure.result import BenchRow, Result
@@ -43,7 +43,7 @@ def short(value: float) -> str:
 
 def name_of(result: Result) -> str:
     """Types, or what the noise floor is."""
-    return f"f16, batch {result.case.batch} (noise floor)" if result.case.is_noise_floor else types_text(result.case.types)
+    return f"{BASE}, batch {result.case.batch} (noise floor)" if result.case.is_noise_floor else types_text(result.case.types)
 
 
 def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
@@ -55,11 +55,12 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
         first = group[0]
         parts.append(
             f"### {first.model}, context {ctx}\n\n"
-            f"{first.stats.tokens} scored tokens in {first.stats.chunks} chunks of {first.text}; perplexity with f16 cache "
+            f"{first.stats.tokens} scored tokens in {first.stats.chunks} chunks of {first.text}; perplexity with {BASE} cache "
             f"{plus_minus(first.stats.ppl_base, 4)}; {first.case.backend}, llama.cpp {first.upstream_commit[:12]}, "
             f"patches {first.patch_digest[:12] or 'none'}.\n"
         )
-        header = ["cache K/V", "bits", *(row.column for row in COLUMNS), "verdict"]
+        header = ["cache K/V", "bits", "above f16", *(row.column for row in COLUMNS), "verdict"]
+        plain = next((r.stats.mean for r in group if r.case.types == PLAIN), None)
         rows = []
         for r in group:
             verdict = None if r.case.is_noise_floor else said.get((r.case.types, ctx))
@@ -67,6 +68,7 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
                 [
                     name_of(r),
                     short(r.bits.total),
+                    _above(r, plain),
                     *(plus_minus(row.shown(of(r.stats, row.field)), row.digits) for row in COLUMNS),
                     verdict.status if verdict else "",
                 ]
@@ -75,10 +77,26 @@ def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
     return "\n".join(parts)
 
 
+def _above(result: Result, plain: Metric | None) -> str:
+    """How far the mean KL divergence is above that of f16: about what the cache itself loses, without what any cache shows."""
+    if plain is None or result.case.types in (BASE, PLAIN):
+        return ""
+    mean = result.stats.mean
+    return plus_minus(Metric(mean.value - plain.value, math.hypot(mean.error, plain.error)), 6)
+
+
 def checks(verdicts: Sequence[Verdict]) -> str:
     """Table of all checks: what was compared with which limit."""
     rows = [
-        [types_text(v.types), str(v.ctx), c.name, _check_value(c), short(c.limit), _reference_text(c), c.status]
+        [
+            types_text(v.types),
+            str(v.ctx),
+            c.name,
+            _check_value(c),
+            "" if c.limit is None else short(c.limit),
+            _reference_text(c),
+            c.status,
+        ]
         for v in verdicts
         for c in v.checks
     ]

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,8 @@ from turbo_gguf.judge import gate
 from turbo_gguf.make.build import Build, build_folder, ensure_build, read_manifest
 from turbo_gguf.make.upstream import Upstream, fetch
 from turbo_gguf.measure import environment, kld, sweep
+from turbo_gguf.measure.case import METRICS_VERSION
+from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.patchset.tree import Tree
 from turbo_gguf.tools import describe_rc, run, tail
@@ -85,8 +87,10 @@ class Trial(msgspec.Struct, frozen=True):
     time: str  # UTC, ISO 8601
     seconds: float
     steps: tuple[Step, ...]
-    mean_kld: dict[str, float] = {}  # by cache specification
+    mean_kld: dict[str, float] = {}  # by cache specification, f32 is the base
+    kld_quantiles: dict[str, tuple[float, float]] = {}  # the same: median, and 99.9 %
     env: tuple[str, ...] = ()  # GGML_*, TURBO_* variables in force, as NAME=value
+    metrics_version: int = 1  # of what was measured; verdicts from before this field have 1
 
     @property
     def passed(self) -> bool:
@@ -118,7 +122,7 @@ def try_upstream(
     env = environment.settings_in_environment()
     started = time.monotonic()
     steps: list[Step] = []
-    klds: dict[str, float] = {}
+    measured: list[Result] = []
     patches = patchset.load()
 
     def done(step: Step) -> bool:
@@ -128,7 +132,19 @@ def try_upstream(
 
     def trial(compiler: str) -> Trial:
         seconds, now = time.monotonic() - started, datetime.now(UTC).isoformat(timespec="seconds")
-        return Trial(source.name, source.build, source.commit, patches.digest, compiler, now, seconds, tuple(steps), klds, env)
+        return Trial(
+            source.name,
+            source.build,
+            source.commit,
+            patches.digest,
+            compiler,
+            now,
+            seconds,
+            tuple(steps),
+            *_klds(measured),
+            env,
+            METRICS_VERSION,
+        )
 
     if not done(_hooks(patches, fetch(source))):
         return trial("")
@@ -141,7 +157,7 @@ def try_upstream(
     logs = assets.home() / "logs" / "try" / source.name
     done(_quantize_fns(built, logs))
     done(_backend_ops(built, logs))
-    done(_gate(built, threads, klds, env))
+    done(_gate(built, threads, measured, env))
     done(_life(built, logs))
     return trial(built.compiler)
 
@@ -161,7 +177,8 @@ def kept(source: Upstream, digest: str) -> Trial | None:
     except (OSError, msgspec.MsgspecError):
         return None
     whole = all(step.status == OK for step in found.steps)
-    same = (found.commit, found.digest, found.env) == (source.commit, digest, environment.settings_in_environment())
+    asked = (source.commit, digest, environment.settings_in_environment(), METRICS_VERSION)
+    same = (found.commit, found.digest, found.env, found.metrics_version) == asked
     return found if whole and same else None
 
 
@@ -222,7 +239,13 @@ def _unnamed(text: str) -> list[str]:
     return [kind for kind in TURBO if not re.search(rf"\b{kind}\b", text)]
 
 
-def _gate(build: Build, threads: int, klds: dict[str, float], env: tuple[str, ...]) -> Step:
+def _klds(results: Sequence[Result]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """KL divergence by cache specification: means, and quantiles."""
+    by_type = {str(r.case.types): r.stats for r in results if not r.case.is_noise_floor}
+    return {name: s.mean.value for name, s in by_type.items()}, {name: (s.median.value, s.p999.value) for name, s in by_type.items()}
+
+
+def _gate(build: Build, threads: int, measured: list[Result], env: tuple[str, ...]) -> Step:
     """Mean KL divergence of each type on the embedded model, plain, and of one as it is typed; judged as ``ppl-gate`` does."""
     model, text = models.embedded(), models.held_out_text()
     limits = gate.load(assets.eval_dir() / "gates.toml")
@@ -236,7 +259,7 @@ def _gate(build: Build, threads: int, klds: dict[str, float], env: tuple[str, ..
         raise
     except TurboError as error:
         return Step("gate", FAILED, error.message)
-    klds.update({str(r.case.types): r.stats.mean.value for r in results if not r.case.is_noise_floor})
+    measured += results
     failed = [str(verdict.types) for verdict in verdicts if verdict.status == gate.FAIL]
     return Step("gate", FAILED, f"failed: {', '.join(failed)}") if failed else Step("gate", OK, f"{len(verdicts)} types")
 
@@ -291,8 +314,8 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
         "# The patch set on every supported upstream",
         "",
         f"`make check-upstreams`, {date}, {compilers}.",
-        "Turbo cases of test-backend-ops that passed; runs of our native test programs; mean KL divergence of the embedded model, "
-        f"{CHUNKS} chunks of {CTX} tokens. Types are plain (`{OFF}`) but for the last column.",
+        "Turbo cases of test-backend-ops that passed; runs of our native test programs; mean KL divergence of the embedded model "
+        f"(median, 99.9 %), {CHUNKS} chunks of {CTX} tokens. Types are plain (`{OFF}`) but for the last column.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
@@ -300,7 +323,7 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
     for trial in trials:
         by_name = {step.name: step for step in trial.steps}
         cells = [_cell(by_name.get(name)) for name in steps]
-        values = [f"{trial.mean_kld[types]:.5f}" if types in trial.mean_kld else "" for types in measured.values()]
+        values = [_kld_cell(trial, kind) for kind in measured.values()]
         lines.append(f"| {' | '.join([trial.upstream, f'b{trial.build}' if trial.build else '', f'`{trial.commit}`', *cells, *values])} |")
     failures = [f"- {trial.upstream}, {text}" for trial in trials for text in trial.failures]
     failures += [f"- not tried: {text}" for text in not_tried]
@@ -308,6 +331,13 @@ def table(trials: Iterable[Trial], not_tried: Iterable[str] = ()) -> str:
         home = str(assets.home())
         lines += ["", "Failed:", "", *(re.sub(r"\n\s*", "\n  ", text.replace(home, "build")) for text in failures)]
     return "\n".join(lines) + "\n"
+
+
+def _kld_cell(trial: Trial, kind: str) -> str:
+    mean, quantiles = trial.mean_kld.get(kind), trial.kld_quantiles.get(kind)
+    if mean is None:
+        return ""
+    return f"{mean:.5f}" + (f" ({quantiles[0]:.5f}, {quantiles[1]:.4f})" if quantiles else "")
 
 
 def _cell(step: Step | None) -> str:

@@ -1,4 +1,6 @@
-"""Base logits: the f16 run that all other cache types are compared with, kept on disk.
+"""Base logits: the run with an f32 cache that all other cache types are compared with, kept on disk.
+
+Its attention has neither flash attention nor anything in f16, so its sums are right whatever the batch (docs/design/0015-base-line.md).
 
 ``llama-perplexity --kl-divergence-base FILE`` writes, for each scored token, the log-probabilities of the whole vocabulary as
 16-bit numbers. A file is only used when its run ended with a complete log and its size is exactly what the format says. It is

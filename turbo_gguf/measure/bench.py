@@ -105,9 +105,10 @@ def _missing(plan: BenchPlan, store: Store, key: str, types: CacheSpec, number: 
 
 
 def _argv(types: CacheSpec, plan: BenchPlan, build: Build, model: ModelFile) -> list[str]:
+    flash = "on" if spec.flash_attention(types) else "off"
     return [
         str(build.tool("llama-bench")),
-        *("-m", str(model.path), "-t", str(plan.threads), *spec.options(types), "-fa", "on", "-o", "jsonl"),
+        *("-m", str(model.path), "-t", str(plan.threads), *spec.options(types), "-fa", flash, "-o", "jsonl"),
         *gpu_layers(plan.backend),
     ]
 

@@ -9,8 +9,11 @@ import msgspec
 from turbo_gguf.cache import spec, written
 from turbo_gguf.cache.spec import CacheSpec
 
-METRICS_VERSION = 1
-"""Raised whenever the meaning of a stored metric changes: results of different versions are never compared."""
+METRICS_VERSION = 2
+"""Raised whenever the meaning of a stored metric changes: results of different versions are never compared.
+
+2: the base logits come from an f32 cache without flash attention; in results of 1 from an f16 cache with it.
+"""
 
 
 class Case(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from turbo_gguf.errors import UsageError
 _HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
 
 CACHE_SETTINGS = tuple(name for setting in SETTINGS for name in setting.variables)
-"""What the options of a case set. From outside, they would change all cases, the f16 base included."""
+"""What the options of a case set. From outside, they would change all cases, the base included."""
 
 
 def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> 
         )
     if ours := [name for name in CACHE_SETTINGS if name in os.environ]:
         raise UsageError(
-            f"the environment sets {', '.join(ours)}: it would change every case, the f16 cache that all are compared with included",
+            f"the environment sets {', '.join(ours)}: it would change every case, the base that all are compared with included",
             f"unset {' '.join(ours)}; ask for it in the type: --types 'turbo3 k=0,-1:q8_0', 'turbo3 decay=balanced', 'turbo3 {OFF}'",
         )
     return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and not k.startswith("TURBO_GGUF_")))

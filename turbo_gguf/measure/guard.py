@@ -16,7 +16,7 @@ import msgspec
 
 from turbo_gguf.cache.layer_map import LayerMap
 from turbo_gguf.cache.settings import AUTO, NONE
-from turbo_gguf.cache.spec import CacheSpec, is_turbo, layer_types, measured, with_defaults, with_settings
+from turbo_gguf.cache.spec import CacheSpec, flash_attention, is_turbo, layer_types, measured, with_defaults, with_settings
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import SilentFallback, UsageError
 from turbo_gguf.inputs.models import ModelFile
@@ -36,7 +36,7 @@ def check(facts: LogFacts, types: CacheSpec, *, backend: str, model: ModelFile, 
         types: cache types asked for.
         backend: "CPU", "CUDA" or "ROCm".
         model: gives the head sizes, which decide whether upstream rotates, and the layers that types by layer count.
-        base_splits: graph splits of the f16 run on the same device: more of them mean that attention left it.
+        base_splits: graph splits of the base run on the same device: more of them mean that attention left it.
 
     Raises:
         SilentFallback: names the first difference.
@@ -274,16 +274,17 @@ def check_decayed(facts: LogFacts, cells: int) -> None:
 
 
 def _check_context(facts: LogFacts, types: CacheSpec, *, backend: str, base_splits: int | None) -> None:
-    """Flash attention is on, and all of the work is on the device."""
-    if facts.flash_attn != "enabled":
-        raise SilentFallback(f"flash attention is {facts.flash_attn or 'not in the log'}; asked for was enabled")
+    """Flash attention is on, or off for the base, and all of the work is on the device."""
+    asked = "enabled" if flash_attention(types) else "disabled"
+    if facts.flash_attn != asked:
+        raise SilentFallback(f"flash attention is {facts.flash_attn or 'not in the log'}; asked for was {asked}")
     if not gpu_layers(backend):
         return
     if facts.offloaded is None or facts.offloaded[0] < facts.offloaded[1]:
         raise SilentFallback(f"only {facts.offloaded or 'no'} layers run on {backend}; asked for were all")
     if base_splits is not None and facts.splits is not None and facts.splits > base_splits:
         raise SilentFallback(
-            f"{facts.splits} graph splits with {types}, {base_splits} with f16: part of the attention runs on another device than {backend}"
+            f"{facts.splits} graph splits of {types}, {base_splits} of the base: part of attention runs on another device than {backend}"
         )
 
 

@@ -194,7 +194,7 @@ def _argv(case: Case, job: Job, types: CacheSpec, batch: int) -> list[str]:
         *("-m", str(job.model.path), "-f", str(job.text.path)),
         *("-c", str(case.ctx), "-b", str(batch), "-ub", str(_ubatch(batch)), "-t", str(job.threads)),
         *spec.options(types),
-        *("-fa", "on", "-fit", "off"),
+        *("-fa", "on" if spec.flash_attention(types) else "off", "-fit", "off"),
         *gpu_layers(case.backend),
         *("-lv", "4"),  # the lines about the KV cache are of level trace
     ]

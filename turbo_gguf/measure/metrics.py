@@ -69,10 +69,10 @@ def _exp(metric: Metric) -> Metric:
 
 METRICS = (
     Row("mean", r"Mean\s+KLD", column="mean KLD", digits=6, gate=Gated("mean_kld", "mean KLD")),
-    Row("median", quantile=0.5, column="median", digits=6),
+    Row("median", quantile=0.5, column="median", digits=6, gate=Gated("median_kld", "median KLD")),
     Row("p90", quantile=0.9),
     Row("p99", quantile=0.99, column="99 %", digits=5, gate=Gated("p99_kld", "99 % KLD")),
-    Row("p999", quantile=0.999, column="99.9 %", digits=4),
+    Row("p999", quantile=0.999, column="99.9 %", digits=4, gate=Gated("p999_kld", "99.9 % KLD")),
     Row(
         "same_top",
         "Same top p",
@@ -85,7 +85,7 @@ METRICS = (
     Row(
         "ln_ppl_ratio",
         r"Mean ln\(PPL\(Q\)/PPL\(base\)\)",
-        column="PPL / f16",
+        column="PPL / f32",
         digits=5,
         shown=_exp,
         gate=Gated("ppl", "PPL drift", amount=lambda m: Metric(abs(m.value), m.error), over="mean"),
@@ -98,8 +98,8 @@ METRICS = (
 COLUMNS = tuple(row for row in METRICS if row.column)
 GATED = {row.field: row.gate for row in METRICS if row.gate is not None}
 
-POINT, WHISKER = "mean", "p99"
-"""What a plot draws as a point, and up to where a line goes from it."""
+POINT, WHISKER = "mean", ("median", "p999")
+"""What a plot draws as a point, and from where to where a line goes through it."""
 
 
 def of(stats: KldStats, field: str) -> Metric:

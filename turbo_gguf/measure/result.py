@@ -20,7 +20,7 @@ SCHEMA_VERSION = 2
 
 
 class BaseRun(msgspec.Struct, frozen=True):
-    """Base logits on disk: the f16 run that the others are compared with."""
+    """Base logits on disk: the run of the base that the others are compared with."""
 
     key: str
     chunks: int  # really in the file; the text may be shorter than asked for

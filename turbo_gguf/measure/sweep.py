@@ -3,7 +3,7 @@
 ::
 
     batch = 512                          # tokens of a llama_decode call
-    noise_batch = 256                    # the f16 cache again at this batch size: the noise floor
+    noise_batch = 256                    # the base again at this batch size: the noise floor
 
     [[run]]
     ctx = 512
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from turbo_gguf.cache.spec import BASE, COMPETITORS, CacheSpec, is_turbo, parse_types, with_settings
+from turbo_gguf.cache.spec import BASE, COMPETITORS, PLAIN, CacheSpec, is_turbo, parse_types, with_settings
 from turbo_gguf.errors import UsageError
 from turbo_gguf.measure.case import Case
 
@@ -132,8 +132,8 @@ def override(
 def cases(sweep: Sweep, setup: Setup, references: Mapping[str, Sequence[str]] | None = None) -> list[Case]:
     """List the cases of a sweep, grouped by context so that each group needs one file of base logits.
 
-    Each group starts with the noise floor and what verdicts are relative to, whatever the file says: upstream's competitors, when
-    one of our types is in it, and ``references`` (type -> the types that its gate compares it with).
+    Each group starts with the noise floor, plain f16 and what verdicts are relative to, whatever the file says: upstream's
+    competitors, when one of our types is in it, and ``references`` (type -> the types that its gate compares it with).
     """
     found: dict[Case, None] = {}
     for run in sweep.run:
@@ -159,6 +159,6 @@ def cases(sweep: Sweep, setup: Setup, references: Mapping[str, Sequence[str]] | 
         asked = sweep.types_of(run)
         needed = COMPETITORS if any(is_turbo(types) for types in asked) else ()
         compared = [parse_types(name) for t in asked for name in (references or {}).get(str(t), ())]
-        for types in (*needed, *compared, *asked):
+        for types in (PLAIN, *needed, *compared, *asked):
             found[case(types, full)] = None
     return list(found)

@@ -84,9 +84,9 @@ def _ask(repo: str, file: str | None) -> list[tuple[str, Any]]:
 
 
 def _listed(repo: str) -> list[str]:
-    import huggingface_hub as hub  # noqa: PLC0415
+    from huggingface_hub import HfApi, constants  # noqa: PLC0415
 
-    info = hub.HfApi(endpoint=endpoint()).model_info(repo, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT)
+    info = HfApi(endpoint=endpoint()).model_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     return [sibling.rfilename for sibling in info.siblings or ()]
 
 

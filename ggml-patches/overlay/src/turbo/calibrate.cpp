@@ -11,11 +11,10 @@
 #include "parts.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <map>
+#include <mutex>
 #include <stdexcept>
-#include <thread>
 #include <utility>
 
 //
@@ -36,32 +35,47 @@ struct observing_scope {
     ~observing_scope() { is_observing = false; }
 };
 
-// Only warnings and errors of this thread are logged: what a context says of itself would be taken for the one that was asked for.
+// Only warnings and errors of this thread are logged: what a context says of itself would be taken for the one that was asked for. Several threads
+// may be at it at once; the log is that of the process, so the first one puts a filter before it, which the last one takes away.
 class quiet_scope {
   public:
-    quiet_scope() : thread(std::this_thread::get_id()) {
-        llama_log_get(&callback, &user_data);
-        llama_log_set(filter, this);
+    quiet_scope() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (n_scopes++ == 0) {
+            llama_log_get(&callback, &user_data);
+            llama_log_set(filter, nullptr);
+        }
+        is_quiet = true;
     }
 
-    ~quiet_scope() { llama_log_set(callback, user_data); }
+    ~quiet_scope() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        is_quiet = false;
+        if (--n_scopes > 0) {
+            return;
+        }
+        ggml_log_callback current   = nullptr;
+        void *            with_data = nullptr;
+        llama_log_get(&current, &with_data);
+        if (current == filter) {  // nobody has set another one since
+            llama_log_set(callback, user_data);
+        }
+    }
 
   private:
-    const std::thread::id thread;
-    ggml_log_callback     callback  = nullptr;
-    void *                user_data = nullptr;
+    static inline std::mutex        mutex;
+    static inline int               n_scopes  = 0;
+    static inline ggml_log_callback callback  = nullptr;
+    static inline void *            user_data = nullptr;
 
-    std::atomic<ggml_log_level> last{ GGML_LOG_LEVEL_NONE };
+    static inline thread_local bool           is_quiet = false;
+    static inline thread_local ggml_log_level last     = GGML_LOG_LEVEL_NONE;
 
-    static void filter(ggml_log_level level, const char * text, void * user_data) {
-        quiet_scope & self = *(quiet_scope *) user_data;
-        if (std::this_thread::get_id() == self.thread) {
-            self.last = level == GGML_LOG_LEVEL_CONT ? self.last.load() : level;
-            if (self.last != GGML_LOG_LEVEL_WARN && self.last != GGML_LOG_LEVEL_ERROR) {
-                return;
-            }
+    static void filter(ggml_log_level level, const char * text, void * /*user_data*/) {
+        last = level == GGML_LOG_LEVEL_CONT ? last : level;
+        if (!is_quiet || last == GGML_LOG_LEVEL_WARN || last == GGML_LOG_LEVEL_ERROR) {
+            callback(level, text, user_data);
         }
-        self.callback(level, text, self.user_data);
     }
 };
 
@@ -107,12 +121,22 @@ static llama_context_ptr make_context(llama_model & model, const llama_context_p
 static std::vector<llama_token> tokenize(const llama_vocab *              vocab,
                                          const std::vector<std::string> & text,
                                          size_t                           n_max) {
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw std::runtime_error("it has no vocabulary");  // upstream would abort
+    }
     std::vector<llama_token> res;
     for (const std::string & piece : text) {
+        const auto tokenize_into = [&](std::vector<llama_token> & tokens) {
+            return llama_tokenize(vocab, piece.data(), piece.size(), tokens.data(), tokens.size(),
+                                  /*add_special =*/false, /*parse_special =*/false);
+        };
         std::vector<llama_token> tokens(piece.size() + 1);
 
-        const int32_t n = llama_tokenize(vocab, piece.data(), piece.size(), tokens.data(), tokens.size(),
-                                         /*add_special =*/false, /*parse_special =*/false);
+        int32_t n = tokenize_into(tokens);
+        if (n < 0 && n != INT32_MIN) {  // more tokens than bytes: spaces may be three bytes, each a token
+            tokens.resize(-n);
+            n = tokenize_into(tokens);
+        }
         if (n < 0) {
             throw std::runtime_error("failed to tokenize");
         }

@@ -104,9 +104,13 @@ static void read_exact_sizes(llama_turbo_settings &       settings,
                              bool                         by_default) {
     const llama_turbo_exact_sizes rest = by_default ? default_exact_sizes(model, params) : llama_turbo_exact_sizes{};
 
-    settings.exact.sink       = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
-    settings.exact.tail       = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
-    settings.exact_by_default = env_text("TURBO_CACHE_SINK").empty() && env_text("TURBO_CACHE_TAIL").empty();
+    settings.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
+    settings.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
+
+    // switching one of them off asks for nothing
+    const bool asks_for_sink  = !env_text("TURBO_CACHE_SINK").empty() && settings.exact.sink > 0;
+    const bool asks_for_tail  = !env_text("TURBO_CACHE_TAIL").empty() && settings.exact.tail > 0;
+    settings.exact_by_default = !asks_for_sink && !asks_for_tail;
 }
 
 static void read_calibration(llama_turbo_settings & settings, const llama_model & model, bool by_default) {

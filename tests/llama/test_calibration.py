@@ -16,7 +16,7 @@ from turbo_gguf.cache import calibration
 from turbo_gguf.cli import main
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 CHECKS = {"equal": 13, "stored": 5, "types": 1, "shift": 6, "sequences": 4, "state": 26, "refusals": 24}
 """Checks that a scenario makes at least: a program that checks nothing passes nothing."""

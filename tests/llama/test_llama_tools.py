@@ -23,7 +23,7 @@ from conftest import QUIET, Tool
 
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 VERBOSE = ("-lv", "4")  # what the cache holds is logged at this level
 PROMPT = "def main(argv):\n    "

@@ -38,6 +38,7 @@ TARGETS = (
     "test-turbo-decay",
     "test-turbo-calibration",
     "test-turbo-exact",
+    "test-turbo-defaults",
     "llama-turbo-calibrate",
     "llama-quantize",
 )

@@ -264,6 +264,12 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
         throw std::invalid_argument("the text has " + std::to_string(tokens.size()) + " tokens, a calibration needs " +
                                     std::to_string(N_LEAST));
     }
+    // positions that were learnt end with the context that the model was trained on, which has room for BOS, too
+    const int32_t n_ctx_train = model.hparams.n_ctx_train;
+    const int32_t n_chunk     = n_ctx_train > 0 ? std::min(options.n_chunk, n_ctx_train - 1) : options.n_chunk;
+    if (n_chunk < N_LEAST) {
+        throw std::runtime_error("its context has " + std::to_string(n_ctx_train) + " tokens, too few");
+    }
     const auto chunk_of = [&](int32_t begin, int32_t n) {
         std::vector<llama_token> chunk(tokens.begin() + begin, tokens.begin() + begin + n);
         if (llama_vocab_get_add_bos(vocab)) {
@@ -273,7 +279,7 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
     };
 
     const quiet_scope quiet;
-    observation       seen(model, params, options.n_chunk + 1);
+    observation       seen(model, params, n_chunk + 1);
 
     options.progress(0, tokens.size());
     seen.read(chunk_of(0, N_TRIAL), /*is_counted =*/false);  // weights come from the disk
@@ -287,7 +293,7 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
 
     int32_t n_read = 0;
     while (n_all - n_read >= N_LEAST) {
-        const int32_t n = std::min(options.n_chunk, n_all - n_read);
+        const int32_t n = std::min(n_chunk, n_all - n_read);
         seen.read(chunk_of(n_read, n), /*is_counted =*/true);
         n_read += n;
         options.progress(n_read, n_all);

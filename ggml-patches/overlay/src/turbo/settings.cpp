@@ -129,7 +129,7 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
     res.layers = llama_turbo_layers_with_kv(model);
     read_types(res, params, is_alone);
     if (is_alone) {
-        const bool by_default = has_turbo_type(res);
+        const bool by_default = has_turbo_type(res) && llama_turbo_has_kv_cache(model);
 
         res.decay = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
         read_exact_sizes(res, model, params, by_default);

@@ -198,8 +198,8 @@ class observation {
     }
 
     std::shared_ptr<llama_turbo_calibration> calibration() const {
-        // of what models are trained on, but not so many that it takes time
-        const int64_t n_positions = std::clamp<int64_t>(model.hparams.n_ctx_train, 2048, 131072);
+        // of what a model is trained on; few contexts are filled beyond
+        const int64_t n_positions = std::clamp<int64_t>(model.hparams.n_ctx_train, 2048, 32768);
 
         std::vector<std::pair<llama_turbo_rope, llama_turbo_rope_mean>> ropes;
 

@@ -16,7 +16,7 @@ from turbo_gguf.cache import calibration
 from turbo_gguf.cli import main
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 CHECKS = {"equal": 13, "stored": 5, "types": 1, "shift": 6, "sequences": 4, "state": 26, "refusals": 24}
 """Checks that a scenario makes at least: a program that checks nothing passes nothing."""
@@ -103,7 +103,7 @@ def test_other_architectures(tool: Tool, tmp_path: Path, arch: str) -> None:
 def test_architectures_that_cannot_be_calibrated(tool: Tool, tmp_path: Path, arch: str) -> None:
     kind, why = REFUSED[arch]
     model = made_by_upstream(tool, tmp_path, arch, kind)
-    done = tool("llama-turbo-observe", "-m", model, "-o", "observation.gguf")
+    done = tool("llama-turbo-calibrate", "-m", model, "-o", "calibration.gguf")
     assert done.rc == 2, done.text
     assert f"error: this model can't be calibrated: {why}" in done.err
     file = calibration.write(calibration.Calibration(arch, "", "00000000", 0, {}), tmp_path / "a.gguf")

@@ -104,9 +104,13 @@ static void read_exact_sizes(llama_turbo_settings &       settings,
                              bool                         by_default) {
     const llama_turbo_exact_sizes rest = by_default ? default_exact_sizes(model, params) : llama_turbo_exact_sizes{};
 
-    settings.exact.sink       = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
-    settings.exact.tail       = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
-    settings.exact_by_default = env_text("TURBO_CACHE_SINK").empty() && env_text("TURBO_CACHE_TAIL").empty();
+    settings.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
+    settings.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
+
+    // switching one of them off asks for nothing
+    const bool asks_for_sink  = !env_text("TURBO_CACHE_SINK").empty() && settings.exact.sink > 0;
+    const bool asks_for_tail  = !env_text("TURBO_CACHE_TAIL").empty() && settings.exact.tail > 0;
+    settings.exact_by_default = !asks_for_sink && !asks_for_tail;
 }
 
 // What does not fit a model that is loaded to measure its memory is left out. The context that is made for real says what is wrong.
@@ -122,6 +126,23 @@ static void read_unless_measured(const llama_model & model, read_t read, skip_t 
     }
 }
 
+// A file is of the target's model. So its draft has what it would have without one.
+static void read_calibration(llama_turbo_settings & settings,
+                             const llama_model &    model,
+                             bool                   is_alone,
+                             bool                   by_default) {
+    const std::string text    = env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION");
+    const bool        is_none = text == "none";
+    const bool        is_auto = text == "auto";
+
+    if (is_alone && !is_none && !is_auto && !text.empty()) {
+        read_unless_measured(
+            model, [&] { settings.calibration = llama_turbo_load_calibration(text, model, settings.layers); }, [] {});
+        return;
+    }
+    settings.calibrates = !is_none && (by_default || (is_auto && is_alone));
+}
+
 // A model of its own, and layers of its own.
 static bool is_of_draft_model(const llama_model & model, const llama_context_params & params) {
     return params.ctx_type == LLAMA_CONTEXT_TYPE_DEFAULT && !llama_turbo_needs_other(model);
@@ -134,20 +155,14 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
     res.layers = llama_turbo_layers_with_kv(model);
     read_unless_measured(model, [&] { read_types(res, params, is_alone); }, [&] { read_types(res, params, false); });
 
-    const bool by_default = has_turbo_type(res) && (is_alone || is_of_draft_model(model, params));
+    const bool by_default =
+        has_turbo_type(res) && llama_turbo_has_kv_cache(model) && (is_alone || is_of_draft_model(model, params));
     if (is_alone || by_default) {
         read_exact_sizes(res, model, params, by_default);
     }
-    const std::string calibration = env_text("TURBO_CACHE_CALIBRATION", "TURBO_CALIBRATION");
-    const bool        is_file     = !calibration.empty() && calibration != "auto" && calibration != "none";
-
-    res.calibrates = by_default ? calibration != "none" && !(is_file && is_alone) : is_alone && calibration == "auto";
+    read_calibration(res, model, is_alone, by_default);
     if (is_alone) {
         res.decay = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
-    }
-    if (is_alone && is_file) {
-        read_unless_measured(
-            model, [&] { res.calibration = llama_turbo_load_calibration(calibration, model, res.layers); }, [] {});
     }
 
     return res;

@@ -38,7 +38,7 @@ TARGETS = (
     "test-turbo-decay",
     "test-turbo-calibration",
     "test-turbo-exact",
-    "llama-turbo-observe",
+    "llama-turbo-calibrate",
     "llama-quantize",
 )
 PRISTINE_TARGETS = ("llama-perplexity", "llama-completion")

@@ -8,6 +8,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -296,17 +297,18 @@ void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
              (unsigned long long) std::chrono::steady_clock::now().time_since_epoch().count());
     const std::string part = path + unique;
 
-    std::error_code error;
-    std::string     why = "no folder, or no right to write to it";
-    if (gguf_write_to_file(meta.get(), part.c_str(), /*only_meta =*/false)) {
-        const bool is_whole = std::filesystem::file_size(part, error) >= gguf_get_meta_size(meta.get()) + n_values;
-        if (is_whole) {
-            std::filesystem::rename(part, path, error);
-        }
-        why = error ? error.message() : is_whole ? "" : "no space left";
+    errno                      = 0;
+    const bool      is_written = gguf_write_to_file(meta.get(), part.c_str(), /*only_meta =*/false);
+    std::error_code error(is_written ? 0 : errno ? errno : EIO, std::generic_category());
+    if (is_written && std::filesystem::file_size(part, error) < gguf_get_meta_size(meta.get()) + n_values) {
+        error = std::make_error_code(std::errc::no_space_on_device);  // what is left is written when the file is closed
     }
-    if (!why.empty()) {
-        std::filesystem::remove(part, error);
-        throw std::runtime_error(path + ": can't be written: " + why);
+    if (!error) {
+        std::filesystem::rename(part, path, error);
+    }
+    if (error) {
+        std::error_code ignored;
+        std::filesystem::remove(part, ignored);
+        throw std::runtime_error(path + ": can't be written: " + error.message());
     }
 }

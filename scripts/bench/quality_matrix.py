@@ -44,7 +44,7 @@ from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import default_threads
 
 CALIBRATION_MODULES = ("bisect.py", "asyncio/queues.py", "copy.py", "textwrap.py", "email/message.py", "ast.py", "pathlib.py")
-"""Modules of the standard library whose first few thousand tokens a calibration is made from. The text that is measured has none of them."""
+"""Modules of the standard library whose first few thousand tokens make a calibration. The text that is measured has none of them."""
 CALIBRATION = "calibration.gguf"
 """Name of the file, as eval/matrix/sweep.toml has it: relative to the folder of the model, in which a sweep runs."""
 

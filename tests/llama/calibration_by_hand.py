@@ -161,10 +161,8 @@ def _layer(shape: Shape, chunks: list[Seen], wo: Array) -> Layer:
 
 
 def columns_sq(wo: Array, n_head_kv: int, head_v: int) -> Array:
-    """Squares of sums of columns of the output projection: those of the query heads of a KV head, with the signs that the library takes."""
-    number = np.arange(wo.shape[1])
-    sign = np.where((number * 2654435761 & 0xFFFFFFFF) >> 16 & 1, 1.0, -1.0)
-    return np.square((wo * sign).reshape(len(wo), n_head_kv, -1, head_v).sum(2)).sum(0)
+    """Squares of the columns of the output projection, summed over the query heads of a KV head."""
+    return np.square(wo).reshape(len(wo), n_head_kv, -1, head_v).sum((0, 2))
 
 
 def balance(reader_sq: Array, stored_sq: Array) -> Array:

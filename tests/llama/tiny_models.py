@@ -87,9 +87,11 @@ SHAPES = {
     "hybrid": Shape("lfm2", 64, 64, 64, n_layer=6, n_embd=N_HEAD * 64, attention=(1, 2, 4)),
     "one-kv-head": Shape("llama", 64, 64, 64, heads=((4, 1),) * 2),
     "heads-differ": Shape("deci", 64, 64, 64, n_layer=3, heads=((4, 2), (2, 1), (8, 4))),
+    "many-heads": Shape("llama", 256, 256, 256, n_layer=1, heads=((16, 8),)),
 }
 """By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows; more layers; biases;
-norms of Q and K; attention sinks; layers without a KV cache; one KV head; other numbers of heads in each layer."""
+norms of Q and K; attention sinks; layers without a KV cache; one KV head; other numbers of heads in each layer; more channels of V
+than a calibration projects one by one."""
 
 
 def write(name: str, folder: Path, seed: int = 0) -> Path:

@@ -109,10 +109,17 @@ static std::vector<llama_token> tokenize(const llama_vocab *              vocab,
                                          size_t                           n_max) {
     std::vector<llama_token> res;
     for (const std::string & piece : text) {
+        const auto read = [&](std::vector<llama_token> & tokens) {
+            return llama_tokenize(vocab, piece.data(), piece.size(), tokens.data(), tokens.size(),
+                                  /*add_special =*/false, /*parse_special =*/false);
+        };
         std::vector<llama_token> tokens(piece.size() + 1);
 
-        const int32_t n = llama_tokenize(vocab, piece.data(), piece.size(), tokens.data(), tokens.size(),
-                                         /*add_special =*/false, /*parse_special =*/false);
+        int32_t n = read(tokens);
+        if (n < 0 && n > INT32_MIN) {  // a space may be three bytes, and so three tokens
+            tokens.resize(-n);
+            n = read(tokens);
+        }
         if (n < 0) {
             throw std::runtime_error("failed to tokenize");
         }
@@ -151,6 +158,9 @@ class observation {
 
     // Reads tokens as a text of their own.
     void read(std::vector<llama_token> tokens, bool is_counted) {
+        for (llama_turbo_observed * cache : caches) {
+            cache->projects = is_counted && moments.empty();
+        }
         llama_memory_clear(llama_get_memory(ctx.get()), /*data =*/false);
         const int32_t status = llama_decode(ctx.get(), llama_batch_get_one(tokens.data(), tokens.size()));
         llama_synchronize(ctx.get());
@@ -169,7 +179,6 @@ class observation {
                 const int64_t n_group = model.hparams.n_head(il) / model.hparams.n_head_kv(il);
                 moments[il].add(layer, tokens.size() - llama_turbo_observed::n_first, n_group);
             }
-            cache->projects = false;
         }
     }
 

@@ -268,7 +268,7 @@ def test_it_fits_quantizations_of_the_model(tool: Tool, tiny: Callable[[str], Pa
         (("{model}", "{missing}"), 2, "No such file"),
         (("{model}", "{empty}"), 2, "empty"),
         (("{model}", "{text}", "--tokens", "0"), 2, "0 is not in the range"),
-        (("{model}", "{short}"), 2, "the text has 18 tokens, a calibration needs 64"),
+        (("{model}", "{short}"), 2, "the text has 19 tokens, a calibration needs 64"),
         (("{model}", "--out", "{folder}/no/such/folder.gguf"), 2, "No such file or directory"),
         (("{model}", "--out", "/dev/full/x"), 2, "Not a directory"),
     ],

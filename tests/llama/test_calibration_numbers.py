@@ -62,5 +62,4 @@ def test_numbers(tool: Tool, tiny: Callable[[str], Path], prose: Path, model: st
             print(f"{model} {number} {field.name}: {error:.1e}")
             assert error < (ERROR_OF_COLUMNS if (model, field.name) == ("many-heads", "v_scale") else ERROR), (number, field.name)
     distances = np.max([layer.distances for layer in by_hand], axis=0)
-    assert made.sink == np.argmax(distances)
-    np.testing.assert_allclose(made.sink_distance, distances.max(), rtol=1e-3)
+    np.testing.assert_allclose([made.sink_distance, distances[made.sink]], distances.max(), rtol=1e-3)  # equal tokens are equally far

@@ -211,8 +211,11 @@ uint32_t llama_turbo_calibration::digest() const {
 }
 
 void llama_turbo_check_calibration(const llama_turbo_calibration & calibration) {
-    const auto all_of = [](const std::vector<float> & values, auto is_right) {
-        return std::all_of(values.begin(), values.end(), is_right);
+    const auto check = [](uint32_t il, const char * name, const std::vector<float> & values, auto is_right,
+                          const char * wrong) {
+        if (!std::all_of(values.begin(), values.end(), is_right)) {
+            throw std::runtime_error("blk." + std::to_string(il) + "." + name + ": " + wrong);
+        }
     };
     const auto is_scale = [](float s) {
         return s >= SCALE_MIN && s <= SCALE_MAX;
@@ -221,12 +224,10 @@ void llama_turbo_check_calibration(const llama_turbo_calibration & calibration) 
         return std::isfinite(m);
     };
     for (const auto & [il, layer] : calibration.layers) {
-        if (!all_of(layer.k_scale, is_scale) || !all_of(layer.v_scale, is_scale)) {
-            throw std::runtime_error("layer " + std::to_string(il) + ": a scale is not within 2^-20 and 2^20");
-        }
-        if (!all_of(layer.k_mean, is_finite) || !all_of(layer.v_mean, is_finite)) {
-            throw std::runtime_error("layer " + std::to_string(il) + ": a value is not finite");
-        }
+        check(il, "k_scale", layer.k_scale, is_scale, "a scale is not within 2^-20 and 2^20");
+        check(il, "v_scale", layer.v_scale, is_scale, "a scale is not within 2^-20 and 2^20");
+        check(il, "k_mean", layer.k_mean, is_finite, "a value is not finite");
+        check(il, "v_mean", layer.v_mean, is_finite, "a value is not finite");
     }
 }
 

@@ -38,6 +38,7 @@ TARGETS = (
     "test-turbo-decay",
     "test-turbo-calibration",
     "test-turbo-exact",
+    "test-turbo-defaults",
     "llama-turbo-calibrate",
     "llama-quantize",
 )
@@ -87,6 +88,28 @@ def pristine_bin() -> Path:
     """Folder with the programs of an unpatched build, built on first use."""
     given = os.environ.get("TURBO_GGUF_PRISTINE_BIN")
     return Path(given) if given else ensure_build("cpu", targets=PRISTINE_TARGETS, pristine=True).path / "bin"
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where llama.cpp keeps calibrations: a folder of this test, which is not there yet. No setting comes from outside."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LLAMA_CACHE", str(folder))
+    for name in [name for name in os.environ if name.startswith("TURBO_CACHE_")]:
+        monkeypatch.delenv(name)
+    return folder
+
+
+PLAIN = {"TURBO_CACHE_CALIBRATION": "none", "TURBO_CACHE_SINK": "0", "TURBO_CACHE_TAIL": "0"}
+"""Variables that leave out what turbo types get by default."""
+
+
+@pytest.fixture
+def plain(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The types alone, as they are without the defaults of turbo types."""
+    del cache_folder  # which takes settings away, first
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

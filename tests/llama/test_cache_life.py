@@ -12,7 +12,7 @@ from conftest import Tool
 
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 TURBO = tuple(t.name for t in tables.SCALAR)
 TRELLIS = tuple(t.name for t in tables.TRELLIS)

@@ -13,7 +13,7 @@ from conftest import Tool
 
 from turbo_gguf.cache import decay
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 CHECKS = {
     "by-hand": 6,

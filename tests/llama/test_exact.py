@@ -14,7 +14,7 @@ from test_calibration import PROGRAMS, calibrate, made_by_upstream
 
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 CHECKS = {"equal": 9, "window": 4, "batches": 4, "shift": 4, "sequences": 10, "removal": 4, "state": 60, "refusals": 19}
 """Checks that a scenario makes at least: a program that checks nothing passes nothing."""

@@ -15,7 +15,7 @@ from conftest import Tool
 from turbo_gguf.cache.layer_map import LayerMap
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 CHECKS = {
     "uniform": 12,

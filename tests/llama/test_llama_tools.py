@@ -23,7 +23,7 @@ from conftest import QUIET, Tool
 
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 VERBOSE = ("-lv", "4")  # what the cache holds is logged at this level
 PROMPT = "def main(argv):\n    "
@@ -201,7 +201,8 @@ def test_a_variable_by_its_old_name(tool: Tool, trained: Path, prose: Path, old:
     assert cache_lines(done.text)[-1].settings != settings
 
 
-def test_a_calibration_by_its_old_name(tool: Tool, trained: Path, prose: Path, tmp_path: Path) -> None:
+def test_a_calibration_by_its_old_name(tool: Tool, trained: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TURBO_CACHE_CALIBRATION")
     missing = tmp_path / "missing.gguf"
     done = tool("llama-completion", *tool_args("llama-completion", trained, prose), env={"TURBO_CALIBRATION": str(missing)})
     assert done.refused, done.text[-3000:]

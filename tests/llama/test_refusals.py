@@ -11,7 +11,7 @@ from conftest import Tool
 
 from turbo_gguf.codec import tables
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
 
 def complete(tool: Tool, model: Path, *args: str) -> tuple[bool, str]:

@@ -31,10 +31,11 @@ struct setup {
     std::string layer_mode = "";  // ready-made ones
     std::string decay      = "";
 
-    std::string calibration = "";  // file
+    // What is measured is the type: without the defaults, see src/turbo/settings.h. Empty: the defaults.
+    std::string calibration = "none";  // or a file
 
-    std::string sink = "";         // exact tokens, see src/turbo/exact.h
-    std::string tail = "";
+    std::string sink = "0";            // exact tokens, see src/turbo/exact.h
+    std::string tail = "0";
 
     bool rotate_f32 = false;  // f32 takes the path of turbo
     bool rotate_off = false;  // upstream's switch

@@ -5,9 +5,10 @@ llama_build(test-turbo-layers.cpp test-turbo-layers-contexts.cpp)
 llama_build(test-turbo-decay.cpp test-turbo-decay-life.cpp)
 llama_build(test-turbo-calibration.cpp test-turbo-calibration-life.cpp)
 llama_build(test-turbo-exact.cpp test-turbo-exact-life.cpp)
+llama_build(test-turbo-defaults.cpp test-turbo-defaults-kinds.cpp)
 
 # They look into ggml's own headers.
-foreach(subject cache layers decay calibration exact)
+foreach(subject cache layers decay calibration exact defaults)
     target_include_directories(test-turbo-${subject} PRIVATE ${PROJECT_SOURCE_DIR}/ggml/src)
 endforeach()
 

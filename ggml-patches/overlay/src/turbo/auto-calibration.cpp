@@ -117,6 +117,10 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_auto_calibration(llam
         why_not = why;
         return nullptr;
     }
+    if (llama_model_has_encoder(&model)) {
+        why_not = "it has an encoder";  // in a plan, too
+        return nullptr;
+    }
     if (model.hparams.no_alloc) {
         return llama_turbo_planned_calibration(model, layers);
     }

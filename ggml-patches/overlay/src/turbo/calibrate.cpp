@@ -11,11 +11,10 @@
 #include "parts.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <map>
+#include <mutex>
 #include <stdexcept>
-#include <thread>
 #include <utility>
 
 //
@@ -36,32 +35,47 @@ struct observing_scope {
     ~observing_scope() { is_observing = false; }
 };
 
-// Only warnings and errors of this thread are logged: what a context says of itself would be taken for the one that was asked for.
+// Only warnings and errors of this thread are logged: what a context says of itself would be taken for the one that was asked for. Several threads
+// may be at it at once; the log is that of the process, so the first one puts a filter before it, which the last one takes away.
 class quiet_scope {
   public:
-    quiet_scope() : thread(std::this_thread::get_id()) {
-        llama_log_get(&callback, &user_data);
-        llama_log_set(filter, this);
+    quiet_scope() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (n_scopes++ == 0) {
+            llama_log_get(&callback, &user_data);
+            llama_log_set(filter, nullptr);
+        }
+        is_quiet = true;
     }
 
-    ~quiet_scope() { llama_log_set(callback, user_data); }
+    ~quiet_scope() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        is_quiet = false;
+        if (--n_scopes > 0) {
+            return;
+        }
+        ggml_log_callback current   = nullptr;
+        void *            with_data = nullptr;
+        llama_log_get(&current, &with_data);
+        if (current == filter) {  // nobody has set another one since
+            llama_log_set(callback, user_data);
+        }
+    }
 
   private:
-    const std::thread::id thread;
-    ggml_log_callback     callback  = nullptr;
-    void *                user_data = nullptr;
+    static inline std::mutex        mutex;
+    static inline int               n_scopes  = 0;
+    static inline ggml_log_callback callback  = nullptr;
+    static inline void *            user_data = nullptr;
 
-    std::atomic<ggml_log_level> last{ GGML_LOG_LEVEL_NONE };
+    static inline thread_local bool           is_quiet = false;
+    static inline thread_local ggml_log_level last     = GGML_LOG_LEVEL_NONE;
 
-    static void filter(ggml_log_level level, const char * text, void * user_data) {
-        quiet_scope & self = *(quiet_scope *) user_data;
-        if (std::this_thread::get_id() == self.thread) {
-            self.last = level == GGML_LOG_LEVEL_CONT ? self.last.load() : level;
-            if (self.last != GGML_LOG_LEVEL_WARN && self.last != GGML_LOG_LEVEL_ERROR) {
-                return;
-            }
+    static void filter(ggml_log_level level, const char * text, void * /*user_data*/) {
+        last = level == GGML_LOG_LEVEL_CONT ? last : level;
+        if (!is_quiet || last == GGML_LOG_LEVEL_WARN || last == GGML_LOG_LEVEL_ERROR) {
+            callback(level, text, user_data);
         }
-        self.callback(level, text, self.user_data);
     }
 };
 
@@ -107,18 +121,21 @@ static llama_context_ptr make_context(llama_model & model, const llama_context_p
 static std::vector<llama_token> tokenize(const llama_vocab *              vocab,
                                          const std::vector<std::string> & text,
                                          size_t                           n_max) {
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw std::runtime_error("it has no vocabulary");  // upstream would abort
+    }
     std::vector<llama_token> res;
     for (const std::string & piece : text) {
-        const auto read = [&](std::vector<llama_token> & tokens) {
+        const auto tokenize_into = [&](std::vector<llama_token> & tokens) {
             return llama_tokenize(vocab, piece.data(), piece.size(), tokens.data(), tokens.size(),
                                   /*add_special =*/false, /*parse_special =*/false);
         };
         std::vector<llama_token> tokens(piece.size() + 1);
 
-        int32_t n = read(tokens);
-        if (n < 0 && n > INT32_MIN) {  // a space may be three bytes, and so three tokens
+        int32_t n = tokenize_into(tokens);
+        if (n < 0 && n != INT32_MIN) {  // more tokens than bytes: spaces may be three bytes, each a token
             tokens.resize(-n);
-            n = read(tokens);
+            n = tokenize_into(tokens);
         }
         if (n < 0) {
             throw std::runtime_error("failed to tokenize");
@@ -257,6 +274,12 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
         throw std::invalid_argument("the text has " + std::to_string(tokens.size()) + " tokens, a calibration needs " +
                                     std::to_string(N_LEAST));
     }
+    // positions that were learnt end with the context that the model was trained on, which has room for BOS, too
+    const int32_t n_ctx_train = model.hparams.n_ctx_train;
+    const int32_t n_chunk     = n_ctx_train > 0 ? std::min(options.n_chunk, n_ctx_train - 1) : options.n_chunk;
+    if (n_chunk < N_LEAST) {
+        throw std::runtime_error("its context has " + std::to_string(n_ctx_train) + " tokens, too few");
+    }
     const auto chunk_of = [&](int32_t begin, int32_t n) {
         std::vector<llama_token> chunk(tokens.begin() + begin, tokens.begin() + begin + n);
         if (llama_vocab_get_add_bos(vocab)) {
@@ -266,7 +289,7 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
     };
 
     const quiet_scope quiet;
-    observation       seen(model, params, options.n_chunk + 1);
+    observation       seen(model, params, n_chunk + 1);
 
     options.progress(0, tokens.size());
     seen.read(chunk_of(0, N_TRIAL), /*is_counted =*/false);  // weights come from the disk
@@ -280,7 +303,7 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
 
     int32_t n_read = 0;
     while (n_all - n_read >= N_LEAST) {
-        const int32_t n = std::min(options.n_chunk, n_all - n_read);
+        const int32_t n = std::min(n_chunk, n_all - n_read);
         seen.read(chunk_of(n_read, n), /*is_counted =*/true);
         n_read += n;
         options.progress(n_read, n_all);

@@ -170,12 +170,20 @@ static bool check_devices(const llama_model & model, const llama_turbo_settings 
     return true;
 }
 
+// Biases of scores by position, as T5 has them, leave no room for flash attention.
+static bool has_position_bias(const llama_model & model) {
+    return model.arch == LLM_ARCH_T5;
+}
+
 // Why there can't be an exact sink and tail; "": there can.
 static std::string why_not_exact(const llama_model &          model,
                                  const llama_turbo_settings & settings,
                                  const llama_context_params & params) {
     if (const char * why = llama_turbo_cant_attend(model)) {
         return why;
+    }
+    if (has_position_bias(model)) {
+        return "its scores have biases by position";
     }
     for (const auto & device : model.devices) {
         if (!knows_our_ops(device.dev)) {  // the scheduler may give it attention, wherever the cache is
@@ -219,6 +227,20 @@ static bool check_exact(const llama_model &          model,
         __func__, why.c_str());
 
     return false;
+}
+
+// Without flash attention V has to be turned over, which a turbo type can't be.
+static bool check_position_bias(const llama_model & model, const llama_turbo_settings & settings) {
+    for (ggml_type type : settings.types_v) {
+        if (has_position_bias(model) && ggml_is_turbo(type)) {
+            LLAMA_LOG_ERROR(
+                "%s: V cache type %s needs flash attention, which this architecture does not support: use -ctv f16\n",
+                __func__, ggml_type_name(type));
+            return false;
+        }
+    }
+
+    return true;
 }
 
 // What needs flash attention: turbo types, V in any quantized type, an exact sink and tail. "": nothing.
@@ -286,7 +308,8 @@ static bool check_settings(const llama_model & model, llama_turbo_settings & set
     const std::string what       = what_needs_flash_attn(settings, params);
     const bool        flash_attn = !what.empty();
 
-    return (!flash_attn || check_flash_attn(model, what, params)) && check_head_sizes(model.hparams, settings) &&
+    return check_position_bias(model, settings) && (!flash_attn || check_flash_attn(model, what, params)) &&
+           check_head_sizes(model.hparams, settings) &&
            (!params.offload_kqv || check_devices(model, settings, flash_attn));
 }
 

@@ -38,12 +38,16 @@ static bool is_architecture(const llama_model & model, const char * const * name
     return false;
 }
 
+bool llama_turbo_has_kv_cache(const llama_model & model) {
+    return !llm_arch_is_recurrent(model.arch) && !llm_arch_is_diffusion(model.arch);
+}
+
 bool llama_turbo_has_latent_attention(const llama_model & model) {
     return model.hparams.is_mla() || model.hparams.n_lora_kv > 0 || is_architecture(model, LLAMA_TURBO_LATENT_ARCHS);
 }
 
 const char * llama_turbo_cant_attend(const llama_model & model) {
-    if (llm_arch_is_recurrent(model.arch) || llm_arch_is_diffusion(model.arch)) {
+    if (!llama_turbo_has_kv_cache(model)) {
         return "it has no KV cache";
     }
     if (llama_turbo_has_latent_attention(model)) {

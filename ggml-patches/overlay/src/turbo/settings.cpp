@@ -104,9 +104,13 @@ static void read_exact_sizes(llama_turbo_settings &       settings,
                              bool                         by_default) {
     const llama_turbo_exact_sizes rest = by_default ? default_exact_sizes(model, params) : llama_turbo_exact_sizes{};
 
-    settings.exact.sink       = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
-    settings.exact.tail       = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
-    settings.exact_by_default = env_text("TURBO_CACHE_SINK").empty() && env_text("TURBO_CACHE_TAIL").empty();
+    settings.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
+    settings.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
+
+    // switching one of them off asks for nothing
+    const bool asks_for_sink  = !env_text("TURBO_CACHE_SINK").empty() && settings.exact.sink > 0;
+    const bool asks_for_tail  = !env_text("TURBO_CACHE_TAIL").empty() && settings.exact.tail > 0;
+    settings.exact_by_default = !asks_for_sink && !asks_for_tail;
 }
 
 static void read_calibration(llama_turbo_settings & settings, const llama_model & model, bool by_default) {
@@ -125,7 +129,7 @@ llama_turbo_settings llama_turbo_read_settings(const llama_model & model, const 
     res.layers = llama_turbo_layers_with_kv(model);
     read_types(res, params, is_alone);
     if (is_alone) {
-        const bool by_default = has_turbo_type(res);
+        const bool by_default = has_turbo_type(res) && llama_turbo_has_kv_cache(model);
 
         res.decay = llama_turbo_parse_decay(env_text("TURBO_CACHE_DECAY", "TURBO_DECAY"));
         read_exact_sizes(res, model, params, by_default);

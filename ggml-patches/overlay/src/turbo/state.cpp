@@ -93,7 +93,9 @@ static bool read_calibration(const llama_turbo_calibrated * calibrated, llama_io
     }
 
     const char * hint =
-        "give the same --cache-calibration to the program that saves a state and to the one that loads it";
+        "give the same --cache-calibration to the program that saves a state and to the one that loads it; of an "
+        "automatic one keep the file in the "
+        "cache folder, or copy it along";
     if (!is_state_calibrated) {
         LLAMA_LOG_ERROR("%s: the state was saved without a calibration, this cache has one: %s\n", __func__, hint);
         return false;

@@ -2,7 +2,7 @@
 
 One wing per step; a module imports from its own wing and from those before it::
 
-    errors, files, tools, assets -> codec -> inputs, cache -> patchset -> make -> measure -> judge -> calibrate -> cli
+    errors, files, tools, assets -> codec -> inputs, cache -> patchset -> make -> measure -> judge -> cli
 
 The values that flow are immutable::
 

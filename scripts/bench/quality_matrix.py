@@ -27,10 +27,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "lab"))  # called as a
 import plant_model
 
 from turbo_gguf import assets
-from turbo_gguf.cache import calibration
 from turbo_gguf.cache.settings import NONE
 from turbo_gguf.cache.spec import BASE, CacheSpec, with_defaults
-from turbo_gguf.calibrate import observation, scales, weight_moments
 from turbo_gguf.failures import exit_code
 from turbo_gguf.files import write_text
 from turbo_gguf.inputs import models
@@ -40,16 +38,14 @@ from turbo_gguf.judge import gate, plot, report
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.measure import environment, kld, sweep
+from turbo_gguf.measure import calibrate, environment, kld, sweep
 from turbo_gguf.measure.metrics import Metric, of
 from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import default_threads
 
 CALIBRATION_MODULES = ("bisect.py", "asyncio/queues.py", "copy.py", "textwrap.py", "email/message.py", "ast.py", "pathlib.py")
-"""Modules of the standard library that a calibration is made from: about 60,000 tokens, none of them in the text that is measured."""
-
-CALIBRATION_CTX, CALIBRATION_CHUNKS = 4096, 8
+"""Modules of the standard library whose first few thousand tokens make a calibration. The text that is measured has none of them."""
 CALIBRATION = "calibration.gguf"
 """Name of the file, as eval/matrix/sweep.toml has it: relative to the folder of the model, in which a sweep runs."""
 
@@ -141,13 +137,6 @@ def calibration_text(folder: Path) -> TextFile:
     )
 
 
-def calibrate(build: Build, model: ModelFile, text: TextFile, path: Path, threads: int) -> None:
-    """Write the calibration of a model, as ``turbo-gguf calibrate`` does."""
-    found = observation.observe(build, model, [text], ctx=CALIBRATION_CTX, chunks=CALIBRATION_CHUNKS, threads=threads)
-    output_sq = weight_moments.output_sq(found, weight_moments.Weights(model.path))
-    calibration.write(scales.compute(found, found.moments, output_sq), path)
-
-
 # --- measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +146,7 @@ def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -
     folder.mkdir(parents=True, exist_ok=True)
     model = prepare(name, folder)
     if not (folder / CALIBRATION).is_file():
-        calibrate(build, model, calibration_text(folder.parent), folder / CALIBRATION, args.threads)
+        calibrate.calibrate(build, model, [calibration_text(folder.parent)], folder / CALIBRATION, threads=args.threads)
     with contextlib.chdir(folder):
         plan = sweep.load(assets.eval_dir() / "matrix" / "sweep.toml")
         if args.small:
@@ -297,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and write what was found after each model."""
-    build = ensure_build(args.preset, targets=("llama-perplexity", observation.TARGET))
+    build = ensure_build(args.preset, targets=("llama-perplexity", calibrate.TARGET))
     text = models.held_out_text()
     found: dict[str, Sequence[Result]] = {}
     for name in args.models:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
-import numpy as np
+import gguf
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from conftest import Done, Tool
 
 from turbo_gguf.cache import calibration
@@ -26,7 +26,7 @@ MODELS = (
     *("partial64", "partial96"),  # RoPE of channels half a head apart, on a part of it
     *("bias", "qk-norm", "sinks"),
     *("head192-128", "swa", "swa6"),  # two caches
-    *("hybrid", "layers4"),
+    *("hybrid", "layers4", "one-kv-head", "heads-differ"),
 )
 TYPES = (*(t.name for t in tables.ALL), "q8_0", "q5_0", "q4_0", "f16", "bf16")
 
@@ -99,14 +99,25 @@ def test_other_architectures(tool: Tool, tmp_path: Path, arch: str) -> None:
     assert len(re.findall(r"^ok ", done.out, re.MULTILINE)) >= CHECKS["equal"]
 
 
+def calibration_without_layers(arch: str, path: Path) -> Path:
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_type(calibration.TYPE)
+    writer.add_uint32("turbo.calibration.version", calibration.VERSION)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
 @pytest.mark.parametrize("arch", REFUSED)
 def test_architectures_that_cannot_be_calibrated(tool: Tool, tmp_path: Path, arch: str) -> None:
     kind, why = REFUSED[arch]
     model = made_by_upstream(tool, tmp_path, arch, kind)
-    done = tool("llama-turbo-calibrate", "-m", model, "-o", "calibration.gguf")
-    assert done.rc == 2, done.text
-    assert f"error: this model can't be calibrated: {why}" in done.err
-    file = calibration.write(calibration.Calibration(arch, "", "00000000", 0, {}), tmp_path / "a.gguf")
+    refused = turbo_gguf("calibrate", model, "--out", tmp_path / "no.gguf")
+    assert refused.exit_code == 2, refused.output
+    assert f"error: this model can't be calibrated: {why}; log: " in refused.stderr
+    assert not (tmp_path / "no.gguf").exists()
+    file = calibration_without_layers(arch, tmp_path / "a.gguf")
     done = tool("llama-completion", "-m", model, "-p", "a", "-n", "1", "-no-cnv", "--cache-calibration", str(file))
     assert done.refused, done.text
     assert f"calibration {file}: this model can't be calibrated: {why}" in done.text
@@ -115,12 +126,18 @@ def test_architectures_that_cannot_be_calibrated(tool: Tool, tmp_path: Path, arc
 # --- turbo-gguf calibrate, and what llama.cpp makes of its file -----------------------------------------------------------------
 
 
+def turbo_gguf(*args: str | Path) -> Result:
+    """Run a command in this process; the programs are built already."""
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
 def calibrate(model: Path, folder: Path, *args: str | Path) -> Path:
-    """Run the command in this process; the programs are built already."""
+    """Run ``turbo-gguf calibrate``."""
     folder.mkdir(exist_ok=True)
     out = folder / f"{model.stem}.calibration.gguf"
-    done = CliRunner().invoke(main, ["calibrate", str(model), *map(str, args), "--out", str(out), "--threads", "1"])
+    done = turbo_gguf("calibrate", model, *args, "--out", out, "--threads", "1")
     assert done.exit_code == 0, done.output
+    assert done.stdout == f"{out}\n"
     return out
 
 
@@ -141,8 +158,8 @@ def logits_error(tool: Tool, model: Path, text: Path, folder: Path, *args: str) 
 
 @pytest.mark.parametrize("model", ["head64", "head128", "partial64", "bias", "qk-norm", "sinks", "swa6", "hybrid", "head192-128"])
 def test_less_error_with_the_same_bits(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, model: str) -> None:
-    """The tiny models have outlier channels in K and V, and one a large bias of K: a text shows them, and the weights tell them."""
-    files = {"text": calibrate(tiny(model), tmp_path / "text", prose), "weights": calibrate(tiny(model), tmp_path / "weights")}
+    """The tiny models have outlier channels in K and V, and one a large bias of K: every text shows them."""
+    files = {"text": calibrate(tiny(model), tmp_path / "text", prose), "built-in": calibrate(tiny(model), tmp_path / "built-in")}
     for name in ("turbo3", "q4_0"):
         types = ("-ctk", name, "-ctv", name)
         plain = logits_error(tool, tiny(model), prose, tmp_path, *types)
@@ -152,18 +169,42 @@ def test_less_error_with_the_same_bits(tool: Tool, tiny: Callable[[str], Path], 
             assert better < 0.85 * plain, (name, source, plain, better)
 
 
-def test_what_a_text_shows_is_what_the_weights_say(tiny: Callable[[str], Path], prose: Path, tmp_path: Path) -> None:
-    """The tiny models are random, so the estimate from the weights is right up to a few percent."""
-    seen = calibration.read(calibrate(tiny("bias"), tmp_path, prose))
-    told = calibration.read(calibrate(tiny("bias"), tmp_path))
-    for number, layer in seen.layers.items():
-        assert layer.k_mean is not None
-        slow = np.abs(layer.k_mean) > 10  # the planted bias
-        assert slow.sum() == 8
-        np.testing.assert_allclose(told.layers[number].k_mean[slow], layer.k_mean[slow], rtol=0.2)
-        for name in ("k_scale", "v_scale"):
-            ratio = np.log(getattr(seen.layers[number], name) / getattr(told.layers[number], name))
-            assert np.abs(ratio).mean() < 0.25, (number, name)
+SHAPES = {
+    "head192-128": ((0, 1), (2, 192), (2, 128)),
+    "hybrid": ((1, 2, 4), (2, 64), (2, 64)),
+    "one-kv-head": ((0, 1), (1, 64), (1, 64)),
+}
+"""Model -> layers of its file, shapes of K and of V."""
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_a_file_has_the_shape_of_the_model(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, model: str) -> None:
+    layers, shape_k, shape_v = SHAPES[model]
+    made = calibration.read(calibrate(tiny(model), tmp_path, prose))
+    assert tuple(made.layers) == layers
+    for layer in made.layers.values():
+        assert layer.k_scale is not None and layer.v_scale is not None
+        assert (layer.k_scale.shape, layer.v_scale.shape) == (shape_k, shape_v)
+
+
+@pytest.mark.parametrize("model", ["head192-128", "hybrid", "one-kv-head", "heads-differ"])
+def test_it_fits_its_model(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, model: str) -> None:
+    file = calibrate(tiny(model), tmp_path, prose)
+    done = run(tool, "llama-bench", tiny(model), prose, file, "-ctk", "turbo3", "-ctv", "turbo3")
+    assert done.rc == 0, done.text
+    n = len(calibration.read(file).layers)
+    counts = [
+        re.findall(r"calibrated K (\d+) (\d+) V (\d+) (\d+) of", line) for line in done.text.splitlines() if "llama_turbo_cache: " in line
+    ]
+    assert f" cal={calibration.digest(calibration.read(file))} " in done.text
+    assert sum(int(found[0][1]) for found in counts) == n, done.text  # scaled layers of K, of all caches
+
+
+def test_the_same_text_gives_the_same_file(tiny: Callable[[str], Path], prose: Path, tmp_path: Path) -> None:
+    files = [calibrate(tiny("head64"), tmp_path / name, prose, "--tokens", "500") for name in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    other = calibrate(tiny("head64"), tmp_path / "c", prose, "--tokens", "900")
+    assert other.read_bytes() != files[0].read_bytes()
 
 
 PROGRAMS = {
@@ -174,9 +215,9 @@ PROGRAMS = {
 }
 
 
-def run(tool: Tool, program: str, model: Path, prose: Path, file: Path) -> Done:
+def run(tool: Tool, program: str, model: Path, prose: Path, file: Path, *args: str) -> Done:
     text = ("-f", prose) if program == "llama-perplexity" else ()
-    return tool(program, "-m", model, "-t", "1", *PROGRAMS[program], *text, "--cache-calibration", str(file), timeout=60)
+    return tool(program, "-m", model, "-t", "1", *PROGRAMS[program], *text, *args, "--cache-calibration", str(file), timeout=60)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -200,10 +241,16 @@ def test_tools_refuse_another_models(tool: Tool, tiny: Callable[[str], Path], pr
 
 def test_it_fits_quantizations_of_the_model(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path) -> None:
     made = calibrate(tiny("head64"), tmp_path)
-    other = tmp_path / "other.gguf"
-    done = tool("llama-quantize", tiny("head64"), other, "q8_0")
-    assert done.rc == 0, done.text
-    assert run(tool, "llama-completion", other, prose, made).rc == 0
+    digest = calibration.digest(calibration.read(made))
+    for kind in ("q8_0", "q4_0"):
+        other = tmp_path / f"{kind}.gguf"
+        done = tool("llama-quantize", tiny("head64"), other, kind)
+        assert done.rc == 0, done.text
+        done = run(tool, "llama-bench", other, prose, made)
+        assert done.rc == 0, done.text
+        assert f" cal={digest} " in done.text
+        theirs = calibration.read(calibrate(other, tmp_path / kind))
+        assert theirs.fingerprint == calibration.read(made).fingerprint
 
 
 # --- the command with input that is wrong ---------------------------------------------------------------------------------------
@@ -216,7 +263,8 @@ def test_it_fits_quantizations_of_the_model(tool: Tool, tiny: Callable[[str], Pa
         (("{truncated}",), 2, "truncated"),
         (("{model}", "{missing}"), 2, "No such file"),
         (("{model}", "{empty}"), 2, "empty"),
-        (("{model}", "{text}", "--chunks", "0"), 2, "leaves nothing to measure"),
+        (("{model}", "{text}", "--tokens", "0"), 2, "0 is not in the range"),
+        (("{model}", "{short}"), 2, "the text has 19 tokens, a calibration needs 64"),
         (("{model}", "--out", "{folder}/no/such/folder.gguf"), 2, "No such file or directory"),
         (("{model}", "--out", "/dev/full/x"), 2, "Not a directory"),
     ],
@@ -226,15 +274,17 @@ def test_bad_input(tiny: Callable[[str], Path], tmp_path: Path, args: tuple[str,
 
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "text.txt").write_text("once upon a time " * 50)
+    (tmp_path / "short.txt").write_text("once,upon,a,time")
     names = {
         "missing": tmp_path / "missing.gguf",
         "truncated": tiny_models.truncated(tiny("head64"), tmp_path),
         "model": tiny("head64"),
         "empty": tmp_path / "empty.txt",
         "text": tmp_path / "text.txt",
+        "short": tmp_path / "short.txt",
         "folder": tmp_path,
     }
-    done = CliRunner().invoke(main, ["calibrate", *(arg.format(**names) for arg in args)])
+    done = turbo_gguf("calibrate", *(arg.format(**names) for arg in args))
     assert done.exit_code == code, done.output
     assert message in done.output
     assert not list(tmp_path.glob("*.calibration.gguf*"))

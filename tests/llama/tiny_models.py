@@ -46,15 +46,20 @@ class Shape:
     attention: tuple[int, ...] = ()  # layers with attention, if not all: the others are convolutions
     bias: float = 0.0  # of K in the slowest RoPE pairs; those of Q and V are small
     sinks: bool = False  # scores that are compared with those of the tokens
+    heads: tuple[tuple[int, int], ...] = ()  # of Q and of KV by layer, if not N_HEAD and N_HEAD_KV
 
     @property
     def neox(self) -> bool:
         """Whether RoPE pairs channel i with i + n_rot/2, instead of 2i with 2i + 1."""
-        return self.arch != "llama"
+        return self.arch not in ("llama", "deci")
 
     def attends(self, il: int) -> bool:
         """Whether a layer has a KV cache."""
         return not self.attention or il in self.attention
+
+    def n_heads(self, il: int) -> tuple[int, int]:
+        """Heads of Q and of KV in a layer."""
+        return self.heads[il] if self.heads else (N_HEAD, N_HEAD_KV if self.attends(il) else 0)
 
 
 def _llama(head: int) -> Shape:
@@ -80,9 +85,13 @@ SHAPES = {
     "qk-norm": Shape("qwen3", 128, 128, 128),
     "sinks": Shape("mimo2", 64, 64, 32, window=32, sinks=True),
     "hybrid": Shape("lfm2", 64, 64, 64, n_layer=6, n_embd=N_HEAD * 64, attention=(1, 2, 4)),
+    "one-kv-head": Shape("llama", 64, 64, 64, heads=((4, 1),) * 2),
+    "heads-differ": Shape("deci", 64, 64, 64, n_layer=3, heads=((4, 2), (2, 1), (8, 4))),
+    "many-heads": Shape("llama", 256, 256, 256, n_layer=1, heads=((16, 8),)),
 }
 """By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows; more layers; biases;
-norms of Q and K; attention sinks; layers without a KV cache."""
+norms of Q and K; attention sinks; layers without a KV cache; one KV head; other numbers of heads in each layer; more channels of V
+than a calibration projects one by one."""
 
 
 def write(name: str, folder: Path, seed: int = 0) -> Path:
@@ -115,8 +124,9 @@ def _metadata(w: gguf.GGUFWriter, name: str, shape: Shape) -> None:
     w.add_embedding_length(shape.n_embd)
     w.add_block_count(shape.n_layer)
     w.add_feed_forward_length(N_FF)
-    w.add_head_count(N_HEAD)
-    w.add_head_count_kv([N_HEAD_KV if shape.attends(il) else 0 for il in range(shape.n_layer)] if shape.attention else N_HEAD_KV)
+    n_head, n_head_kv = zip(*(shape.n_heads(il) for il in range(shape.n_layer)), strict=True)
+    w.add_head_count(n_head[0] if len(set(n_head)) == 1 else list(n_head))
+    w.add_head_count_kv(n_head_kv[0] if len(set(n_head_kv)) == 1 else list(n_head_kv))
     w.add_key_length(shape.head_k)
     w.add_value_length(shape.head_v)
     w.add_rope_dimension_count(shape.n_rot)
@@ -162,23 +172,24 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> dict[str, Array]:
         tensors |= _norm(f"{block}.attn_norm", shape) | _norm(f"{block}.ffn_norm", shape)
         if shape.arch == "gemma2":
             tensors |= _norm(f"{block}.post_attention_norm", shape) | _norm(f"{block}.post_ffw_norm", shape)
-        tensors |= (_attention if shape.attends(il) else _convolution)(block, shape, matrix)
+        tensors |= _attention(il, shape, matrix) if shape.attends(il) else _convolution(block, shape, matrix)
         tensors[f"{block}.ffn_gate.weight"] = matrix(n_ff, n_embd)
         tensors[f"{block}.ffn_up.weight"] = matrix(n_ff, n_embd)
         tensors[f"{block}.ffn_down.weight"] = matrix(n_embd, n_ff)
     return tensors
 
 
-def _attention(block: str, shape: Shape, matrix: Matrix) -> dict[str, Array]:
+def _attention(il: int, shape: Shape, matrix: Matrix) -> dict[str, Array]:
     """Queries, keys, values and the output projection of one layer."""
-    n_embd, (scale_k, scale_v) = shape.n_embd, _outliers(shape)
+    block, n_embd, (scale_k, scale_v) = f"blk.{il}", shape.n_embd, _outliers(shape)
+    n_head, n_head_kv = shape.n_heads(il)
     normed = shape.arch in ("lfm2", "qwen3")  # Q and K get their size from a norm behind the matrix
     gain, scale = (1.0, np.ones_like(scale_k)) if normed else (QK_GAIN, scale_k)
     tensors = {
-        "attn_q": matrix(N_HEAD * shape.head_k, n_embd, gain) / np.tile(scale, N_HEAD)[:, None],
-        "attn_k": matrix(N_HEAD_KV * shape.head_k, n_embd, gain) * np.tile(scale, N_HEAD_KV)[:, None],
-        "attn_v": matrix(N_HEAD_KV * shape.head_v, n_embd, 2.0) * np.tile(scale_v, N_HEAD_KV)[:, None],
-        "attn_output": matrix(n_embd, N_HEAD * shape.head_v) / np.tile(scale_v, N_HEAD)[None, :],
+        "attn_q": matrix(n_head * shape.head_k, n_embd, gain) / np.tile(scale, n_head)[:, None],
+        "attn_k": matrix(n_head_kv * shape.head_k, n_embd, gain) * np.tile(scale, n_head_kv)[:, None],
+        "attn_v": matrix(n_head_kv * shape.head_v, n_embd, 2.0) * np.tile(scale_v, n_head_kv)[:, None],
+        "attn_output": matrix(n_embd, n_head * shape.head_v) / np.tile(scale_v, n_head)[None, :],
     }
     if normed:
         tensors |= {"attn_q_norm": QK_GAIN / scale_k, "attn_k_norm": QK_GAIN * scale_k}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import calibration_writer
 import msgspec
 import numpy as np
 import pytest
@@ -329,7 +330,7 @@ _CALIBRATED = "calibrated K 4 4 V 4 4 of 4"
 def calibrated(tmp_path: Path) -> CacheSpec:
     ones = np.ones((2, 128), np.float32)
     made = calibration.Calibration("llama", "tiny", "0123abcd", 0, {0: calibration.LayerCalibration(ones, ones, None, None)})
-    return parse_types(f"turbo3 cal={calibration.write(made, tmp_path / 'a.gguf')}")
+    return parse_types(f"turbo3 cal={calibration_writer.write(made, tmp_path / 'a.gguf')}")
 
 
 def test_calibration_is_part_of_the_types(calibrated: CacheSpec) -> None:

@@ -17,7 +17,6 @@ FLOORS = (
     ("make",),
     ("measure",),
     ("judge",),
-    ("calibrate",),
     ("cli", "ppl-gate"),
 )
 """From the ground up. A wing imports from its own and from lower floors; of two wings on one floor, the right one may use the left one."""

@@ -1,4 +1,4 @@
-"""The file of a calibration, which llama.cpp loads with ``--cache-calibration``."""
+"""The file of a calibration, which llama.cpp writes, and loads with ``--cache-calibration``: ``overlay/src/turbo/calibration.h``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
-from turbo_gguf import files
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs.gguf_file import GgufFile, Tensor
 
@@ -49,8 +46,10 @@ class Calibration:
     arch: str
     name: str  # of the model
     fingerprint: str
-    tokens: int  # of the text that it comes from; 0: from the weights
+    tokens: int  # of the text that it comes from; 0: not known
     layers: Mapping[int, LayerCalibration]
+    sink: int = 0  # the one of the first tokens whose K lies farthest from the mean
+    sink_distance: float = 0.0  # how far, over how far other tokens lie from it; 0: not known
 
 
 def digest(calibration: Calibration) -> str:
@@ -65,50 +64,12 @@ def digest(calibration: Calibration) -> str:
     return f"{crc:08x}"
 
 
-def write(calibration: Calibration, path: Path) -> Path:
-    """Write a file; it is there whole or not at all.
-
-    Raises:
-        UsageError: its folder is missing or cannot be written to.
-        OSError: the disk is full.
-    """
-
-    try:
-        with files.whole(path) as temporary:
-            writer = gguf.GGUFWriter(temporary, calibration.arch)
-            try:
-                _fill(writer, calibration)
-                writer.write_header_to_file()
-                writer.write_kv_data_to_file()
-                writer.write_tensors_to_file()
-            finally:
-                writer.close()
-    except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
-        raise UsageError(f"{path}: {error.strerror}", "name another file with --out") from error
-    return path
-
-
-def _fill(writer: Any, calibration: Calibration) -> None:
-    """Put metadata and tensors into a file that is to be written."""
-    writer.add_type(TYPE)
-    writer.add_name(f"{calibration.name} calibration".strip())
-    writer.add_uint32("turbo.calibration.version", VERSION)
-    writer.add_string("turbo.calibration.model", calibration.fingerprint)
-    writer.add_uint32("turbo.calibration.tokens", calibration.tokens)
-    for number, layer in sorted(calibration.layers.items()):
-        for name in _PARTS:
-            values = getattr(layer, name)
-            if values is not None:
-                writer.add_tensor(f"blk.{number}.{name}", np.ascontiguousarray(values, np.float32))
-
-
 def read(path: Path) -> Calibration:
     """Read a file.
 
     Raises:
         UsageError: it is missing, damaged, truncated, of another version, or something else.
     """
-
     found = GgufFile(path, what="calibration", hint="write it again: turbo-gguf calibrate")
     fields = found.fields
     if fields.get("general.type") != TYPE:
@@ -125,6 +86,8 @@ def read(path: Path) -> Calibration:
             fingerprint=fields["turbo.calibration.model"],
             tokens=int(fields.get("turbo.calibration.tokens", 0)),
             layers={number: LayerCalibration(*(tensors.get(f"blk.{number}.{part}") for part in _PARTS)) for number in numbers},
+            sink=int(fields.get("turbo.calibration.sink", 0)),
+            sink_distance=float(fields.get("turbo.calibration.sink_distance", 0.0)),
         )
     except KeyError as error:
         raise UsageError(f"calibration {path}: damaged: no {error.args[0]}", "write it again: turbo-gguf calibrate") from error

@@ -1,21 +1,23 @@
-"""``turbo-gguf calibrate``: measure what Q, K and V of a model look like, and write how to store them with less error."""
+"""``turbo-gguf calibrate``: a model reads a text, and how to store its K and V with less error is written to a file."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
-from turbo_gguf.cache import calibration
-from turbo_gguf.calibrate import observation, scales, weight_moments
+from turbo_gguf.cache.calibration import Calibration
 from turbo_gguf.cli import options
 from turbo_gguf.inputs import models
-from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make.build import ensure_build
+from turbo_gguf.measure import calibrate
 from turbo_gguf.tools import default_threads
 
-LONGEST_CHUNK = 4096
-"""Tokens of a chunk of the text, unless the user says otherwise. Without flash attention the scores of a chunk take memory."""
+SINK_DISTANCE = 2.0
+"""A token whose K lies so many times as far from the mean as that of others is named; llama.cpp warns from there on, too."""
+
+_PROGRESS = re.compile(r"\d+ of \d+ tokens")
 
 
 @click.command(name="calibrate")
@@ -23,11 +25,12 @@ LONGEST_CHUNK = 4096
 @click.argument("texts", metavar="[TEXT]...", nargs=-1, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: MODEL.calibration.gguf, here]")
 @click.option(
-    "--ctx",
-    type=click.IntRange(min=16),
-    help="Tokens of a chunk of the text: about the contexts that the cache is for.  [default: those of the training, at most 4096]",
+    "--tokens",
+    default=calibrate.TOKENS,
+    show_default=True,
+    type=click.IntRange(min=calibrate.LEAST_TOKENS),
+    help="Read at most so many tokens.",
 )
-@click.option("--chunks", default=-1, show_default=True, type=click.IntRange(min=-1), help="At most so many chunks; -1: the whole text.")
 @options.threads
 @options.preset
 @options.upstream
@@ -36,8 +39,7 @@ def command(
     model_spec: str,
     texts: tuple[Path, ...],
     out: Path | None,
-    ctx: int | None,
-    chunks: int,
+    tokens: int,
     threads: int | None,
     preset: str,
     upstream: str | None,
@@ -45,27 +47,30 @@ def command(
     """Write a calibration of MODEL (a path or a hub id) for --cache-calibration of llama.cpp's tools.
 
     K and V are centered. The channels of K are balanced against those of Q, and those of V against the output projection. The model
-    computes the same as before, and a cache of few bits loses less. The numbers come from the TEXTs (UTF-8, a few thousand tokens), or
-    from the weights alone when there is no text. A calibration fits all quantizations of the same model. Use it with --cache-sink 4.
+    computes the same as before, and a cache of few bits loses less. The numbers come from the TEXTs (UTF-8), or from the text that is
+    built in, which --cache-calibration auto reads as well. A calibration fits all quantizations of the same model.
     """
-    if chunks == 0:
-        raise click.UsageError("--chunks 0 leaves nothing to measure")
     model = models.resolve(model_spec)
     sources = [models.text_file(text) for text in texts]
-    build = ensure_build(preset, upstream=upstream, targets=(observation.TARGET,))
-    found = observation.observe(build, model, sources, ctx=ctx or _context(model), chunks=chunks, threads=threads or default_threads())
-    weights = weight_moments.Weights(model.path)
-    moments = found.moments if found.tokens else weight_moments.estimate(found, weights)
-    made = scales.compute(found, moments, weight_moments.output_sq(found, weights))
-    path = calibration.write(made, out or Path(f"{model.path.stem}.calibration.gguf"))
-    source = f"{found.tokens} tokens" if found.tokens else "the weights"
-    centered = ", ".join(
-        f"{side} of {sum(getattr(layer, f'{side.lower()}_mean') is not None for layer in made.layers.values())} centered" for side in "KV"
-    )
-    click.echo(f"{len(made.layers)} layers from {source}, {centered}", err=True)
+    path = out or Path(f"{model.path.stem}.calibration.gguf")
+    build = ensure_build(preset, upstream=upstream, targets=(calibrate.TARGET,))
+    made = calibrate.calibrate(build, model, sources, path, tokens=tokens, threads=threads or default_threads(), on_line=_show_progress)
+    click.echo(_summary(made), err=True)
     click.echo(path)
 
 
-def _context(model: ModelFile) -> int:
-    """Long chunks: RoPE turns the mean of K with the position, so the mean over short ones does not fit the later positions."""
-    return min(model.n_ctx_train or LONGEST_CHUNK, LONGEST_CHUNK)
+def _show_progress(line: str) -> None:
+    if _PROGRESS.fullmatch(line):
+        click.echo(line, err=True)
+
+
+def _summary(made: Calibration) -> str:
+    layers = made.layers.values()
+    centered = ", ".join(
+        f"{side} of {sum(getattr(layer, f'{side.lower()}_mean') is not None for layer in layers)} centered" for side in "KV"
+    )
+    words = f"{len(layers)} layers from {made.tokens} tokens, {centered}"
+    if made.sink_distance > SINK_DISTANCE:
+        far = f"its K lies {made.sink_distance:.1f} times as far from the mean as that of others"
+        words += f"; token {made.sink} is an attention sink ({far}): keep --cache-sink above {made.sink}"
+    return words

@@ -255,8 +255,8 @@ static void check_tensors() {
     {
         calibration_file file("heads");
         file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
-        file.tensors.back().n_embd *= file.tensors.back().n_head;
-        file.tensors.back().n_head = 1;
+        file.tensors.back().n_embd /= 2;
+        file.tensors.back().n_head *= 2;
         check_file_refused("another number of heads", file, layer + "v_scale: f32 [");
     }
 }

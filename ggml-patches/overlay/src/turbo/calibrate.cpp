@@ -175,6 +175,9 @@ class observation {
 
     // Reads tokens as a text of their own.
     void read(std::vector<llama_token> tokens, bool is_counted) {
+        for (llama_turbo_observed * cache : caches) {
+            cache->projects = is_counted && moments.empty();
+        }
         llama_memory_clear(llama_get_memory(ctx.get()), /*data =*/false);
         const int32_t status = llama_decode(ctx.get(), llama_batch_get_one(tokens.data(), tokens.size()));
         llama_synchronize(ctx.get());
@@ -193,7 +196,6 @@ class observation {
                 const int64_t n_group = model.hparams.n_head(il) / model.hparams.n_head_kv(il);
                 moments[il].add(layer, tokens.size() - llama_turbo_observed::n_first, n_group);
             }
-            cache->projects = false;
         }
     }
 
@@ -243,6 +245,17 @@ class observation {
 static constexpr int32_t N_TRIAL = 16;  // tokens that show how fast the model is
 static constexpr int32_t N_LEAST = 64;  // tokens without which there is nothing to be learnt
 
+const char * llama_turbo_cant_calibrate(const llama_model & model) {
+    if (const char * why = llama_turbo_cant_attend(model)) {
+        return why;
+    }
+    if (llama_model_has_encoder(&model)) {
+        return "it has an encoder";
+    }
+
+    return llama_turbo_layers_with_kv(model).empty() ? "it has no KV cache" : nullptr;
+}
+
 static double seconds_since(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -251,11 +264,8 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
                                                                      const llama_context_params &          params,
                                                                      const std::vector<std::string> &      text,
                                                                      const llama_turbo_calibrate_options & options) {
-    if (const char * why = llama_turbo_cant_attend(model)) {
+    if (const char * why = llama_turbo_cant_calibrate(model)) {
         throw std::runtime_error(why);
-    }
-    if (llama_model_has_encoder(&model)) {
-        throw std::runtime_error("it has an encoder");
     }
 
     const llama_vocab *            vocab  = llama_model_get_vocab(&model);

@@ -31,6 +31,9 @@ struct llama_turbo_calibrate_options {
     };
 };
 
+// Why a model can't be calibrated; nullptr: it can.
+const char * llama_turbo_cant_calibrate(const llama_model & model);
+
 // The context in which this is done: one of the model, with f32 cache and without flash attention.
 //   params: of the context that the calibration is for; its RoPE, threads, devices and abort callback count
 //   text:   pieces, one behind the other

@@ -8,6 +8,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -210,8 +211,11 @@ uint32_t llama_turbo_calibration::digest() const {
 }
 
 void llama_turbo_check_calibration(const llama_turbo_calibration & calibration) {
-    const auto all_of = [](const std::vector<float> & values, auto is_right) {
-        return std::all_of(values.begin(), values.end(), is_right);
+    const auto check = [](uint32_t il, const char * name, const std::vector<float> & values, auto is_right,
+                          const char * wrong) {
+        if (!std::all_of(values.begin(), values.end(), is_right)) {
+            throw std::runtime_error("blk." + std::to_string(il) + "." + name + ": " + wrong);
+        }
     };
     const auto is_scale = [](float s) {
         return s >= SCALE_MIN && s <= SCALE_MAX;
@@ -220,12 +224,10 @@ void llama_turbo_check_calibration(const llama_turbo_calibration & calibration) 
         return std::isfinite(m);
     };
     for (const auto & [il, layer] : calibration.layers) {
-        if (!all_of(layer.k_scale, is_scale) || !all_of(layer.v_scale, is_scale)) {
-            throw std::runtime_error("layer " + std::to_string(il) + ": a scale is not within 2^-20 and 2^20");
-        }
-        if (!all_of(layer.k_mean, is_finite) || !all_of(layer.v_mean, is_finite)) {
-            throw std::runtime_error("layer " + std::to_string(il) + ": a value is not finite");
-        }
+        check(il, "k_scale", layer.k_scale, is_scale, "a scale is not within 2^-20 and 2^20");
+        check(il, "v_scale", layer.v_scale, is_scale, "a scale is not within 2^-20 and 2^20");
+        check(il, "k_mean", layer.k_mean, is_finite, "a value is not finite");
+        check(il, "v_mean", layer.v_mean, is_finite, "a value is not finite");
     }
 }
 
@@ -296,17 +298,18 @@ void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
              (unsigned long long) std::chrono::steady_clock::now().time_since_epoch().count());
     const std::string part = path + unique;
 
-    std::error_code error;
-    std::string     why = "no folder, or no right to write to it";
-    if (gguf_write_to_file(meta.get(), part.c_str(), /*only_meta =*/false)) {
-        const bool is_whole = std::filesystem::file_size(part, error) >= gguf_get_meta_size(meta.get()) + n_values;
-        if (is_whole) {
-            std::filesystem::rename(part, path, error);
-        }
-        why = error ? error.message() : is_whole ? "" : "no space left";
+    errno                      = 0;
+    const bool      is_written = gguf_write_to_file(meta.get(), part.c_str(), /*only_meta =*/false);
+    std::error_code error(is_written ? 0 : errno ? errno : EIO, std::generic_category());
+    if (is_written && std::filesystem::file_size(part, error) < gguf_get_meta_size(meta.get()) + n_values) {
+        error = std::make_error_code(std::errc::no_space_on_device);  // what is left is written when the file is closed
     }
-    if (!why.empty()) {
-        std::filesystem::remove(part, error);
-        throw std::runtime_error(path + ": can't be written: " + why);
+    if (!error) {
+        std::filesystem::rename(part, path, error);
+    }
+    if (error) {
+        std::error_code ignored;
+        std::filesystem::remove(part, ignored);
+        throw std::runtime_error(path + ": can't be written: " + error.message());
     }
 }

@@ -116,7 +116,7 @@ llama_turbo_calibration_layer llama_turbo_moments::calibrate(bool               
 
             const std::complex<double> turned = rope_mean.turn[pair] * std::complex<double>(mean[a], mean[b]);
 
-            left[a] = left[b] = (keys[a] + keys[b] - std::norm(turned / rope_mean.size)) / 2;
+            left[a] = left[b] = (rope_mean.size * rope_mean.size * (keys[a] + keys[b]) - std::norm(turned)) / 2;
             queries[a] = queries[b] = (queries[a] + queries[b]) / 2;
 
             mean[a] = turned.real();

@@ -13,6 +13,9 @@
 
 static constexpr int64_t PROBES_AT_ONCE = 512;
 
+// Projections of a layer: what they cost must be little beside the tokens that are read.
+static constexpr int64_t PROBES = 2048;
+
 //
 // tensors
 //
@@ -45,10 +48,26 @@ static std::vector<float> probe_values(int64_t n_embd_head, int64_t n_head, int6
     return res;
 }
 
-void llama_turbo_observed::allocate(const llama_model & model, ggml_backend_buffer_type_t buft) {
-    ggml_context_ptr ctx = llama_turbo_tensors(9 * by_number.size());
+// 1 where a channel belongs to a query head of the part, 0 elsewhere.
+static std::vector<float> part_values(int64_t n_embd_head, int64_t n_head, int64_t n_head_kv, int64_t n_parts) {
+    const int64_t n_group = n_head / n_head_kv;
+    const int64_t n_embd  = n_embd_head * n_head;
 
-    std::map<std::vector<int64_t>, ggml_tensor *> probes;  // by head size and numbers of heads
+    std::vector<float> res(n_embd * n_parts);
+    for (int64_t i = 0; i < n_embd * n_parts; ++i) {
+        const int64_t h = i % n_embd / n_embd_head;
+
+        res[i] = h % n_group % n_parts == i / n_embd ? 1.0f : 0.0f;
+    }
+
+    return res;
+}
+
+void llama_turbo_observed::allocate(const llama_model & model, ggml_backend_buffer_type_t buft) {
+    ggml_context_ptr ctx = llama_turbo_tensors(10 * by_number.size());
+
+    // by head size and numbers of heads
+    std::map<std::vector<int64_t>, std::pair<ggml_tensor *, ggml_tensor *>> probes;
 
     for (auto & [il, layer] : by_number) {
         if (ggml_backend_dev_buffer_type(model.dev_layer(il)) != buft) {
@@ -71,15 +90,25 @@ void llama_turbo_observed::allocate(const llama_model & model, ggml_backend_buff
         layer.v_weight = add(n_head_kv, 1, 1);
         layer.out_sq   = add(n_embd_v * n_head_kv, 1, 1);
 
-        ggml_tensor *& probe = probes[{ n_embd_v, n_head, n_head_kv }];
-        probe                = probe ? probe : add(n_embd_v * n_head, n_embd_v * n_head_kv, 1);
-        layer.probe          = probe;
+        auto & [probe, parts] = probes[{ n_embd_v, n_head, n_head_kv }];
+        if (!probe) {
+            const int64_t n_probes = n_embd_v * n_head_kv;
+
+            probe = add(n_embd_v * n_head, n_probes, 1);
+            parts = add(n_embd_v * n_head, std::clamp<int64_t>(PROBES / n_probes, 1, n_head / n_head_kv), 1);
+        }
+        layer.probe = probe;
+        layer.parts = parts;
     }
 
     ggml_backend_buffer_ptr buffer = llama_turbo_allocate(model, ctx.get(), buft, "sums of a calibration");
-    for (const auto & [shape, probe] : probes) {
+    for (const auto & [shape, tensors] : probes) {
+        const auto & [probe, parts] = tensors;
+
         const std::vector<float> values = probe_values(shape[0], shape[1], shape[2]);
         ggml_backend_tensor_set(probe, values.data(), 0, ggml_nbytes(probe));
+        const std::vector<float> members = part_values(shape[0], shape[1], shape[2], parts->ne[1]);
+        ggml_backend_tensor_set(parts, members.data(), 0, ggml_nbytes(parts));
     }
     buffers.emplace_back(std::move(ctx), std::move(buffer));
 }
@@ -208,7 +237,13 @@ void llama_turbo_observed::build(const llm_graph_context & graph,
         const int64_t n = std::min(PROBES_AT_ONCE, layer.probe->ne[1] - i);
         ggml_tensor * probe =
             ggml_view_2d(ctx, layer.probe, layer.probe->ne[0], n, layer.probe->nb[1], i * layer.probe->nb[1]);
-        ggml_tensor * norms = ggml_sum_rows(ctx, ggml_sqr(ctx, ggml_mul_mat(ctx, wo, probe)));
+        ggml_tensor * norms = nullptr;
+        for (int64_t part = 0; part < layer.parts->ne[1]; ++part) {
+            ggml_tensor * members = ggml_view_1d(ctx, layer.parts, layer.parts->ne[0], part * layer.parts->nb[1]);
+            ggml_tensor * columns = ggml_mul_mat(ctx, wo, ggml_mul(ctx, probe, members));
+            ggml_tensor * squares = ggml_sum_rows(ctx, ggml_sqr(ctx, columns));
+            norms                 = norms ? ggml_add(ctx, norms, squares) : squares;
+        }
         ggml_build_forward_expand(
             graph.gf, ggml_cpy(ctx, norms, ggml_view_2d(ctx, layer.out_sq, 1, n, sizeof(float), i * sizeof(float))));
     }
@@ -216,11 +251,12 @@ void llama_turbo_observed::build(const llm_graph_context & graph,
 
 uint32_t llama_turbo_observed::n_nodes() const {
     static constexpr uint32_t SUMS  = 64;
-    static constexpr uint32_t PROBE = 6;
+    static constexpr uint32_t PROBE = 4;
+    static constexpr uint32_t PART  = 6;
 
     uint32_t res = 0;
     for (const auto & [il, layer] : by_number) {
-        res += SUMS + PROBE * (layer.probe->ne[1] / PROBES_AT_ONCE + 1);
+        res += SUMS + (PROBE + PART * layer.parts->ne[1]) * (layer.probe->ne[1] / PROBES_AT_ONCE + 1);
     }
 
     return res;

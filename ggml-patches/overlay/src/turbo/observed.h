@@ -42,9 +42,11 @@ struct llama_turbo_observed_layer {
     ggml_tensor * v_weight = nullptr;  // [n_head_kv]
 
     // Squares of the columns of the output projection, summed over the query heads of a KV head. The weights may lie in a layout that only
-    // products can read, so unit vectors are projected; those of a KV head's query heads at once, with signs.
+    // products can read, so unit vectors are projected. In large models some query heads of a KV head are projected at once, with signs: what
+    // is left of the products of their columns is an error.
     ggml_tensor * out_sq = nullptr;  // [n_embd_head_v * n_head_kv]
     ggml_tensor * probe  = nullptr;  // [n_embd_head_v * n_head, n_embd_head_v * n_head_kv]
+    ggml_tensor * parts  = nullptr;  // [n_embd_head_v * n_head, n_parts]  which query heads are projected at once
 
     // Found in the graph.
     mutable llama_turbo_rope rope;

@@ -9,7 +9,6 @@
 #include "../../src/llama-model.h"
 #include "../../src/turbo/auto-calibration.h"
 #include "../../src/turbo/calibrate.h"
-#include "../../src/turbo/model.h"
 #include "llama-cpp.h"
 #include "llama.h"
 
@@ -101,7 +100,7 @@ static void run(const options & opts) {
     if (!model) {
         throw input_error(opts.model + ": failed to load the model");
     }
-    if (const char * why = llama_turbo_cant_attend(*model)) {
+    if (const char * why = llama_turbo_cant_calibrate(*model)) {
         throw input_error(std::string("this model can't be calibrated: ") + why);
     }
 
@@ -119,8 +118,10 @@ static void run(const options & opts) {
         llama_turbo_save_calibration(*calibration, *model, opts.out);
         printf("%u tokens, %zu layers, digest %08x\n", calibration->n_tokens, calibration->layers.size(),
                calibration->digest());
-        printf("token %u stands out: its K is %.1f times as far from the mean as others are\n", calibration->sink,
-               calibration->sink_distance);
+        printf(
+            "token %u of the first ones is the farthest: its K lies %.1f times as far from the mean as that of "
+            "others\n",
+            calibration->sink, calibration->sink_distance);
     } catch (const std::invalid_argument & err) {
         throw input_error(err.what());
     }

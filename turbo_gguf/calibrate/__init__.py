@@ -1,1 +1,0 @@
-"""From what Q, K and V look like to a calibration."""

@@ -85,32 +85,44 @@ static bool has_turbo_type(const llama_turbo_settings & settings) {
     return any_of(settings.types_k) || any_of(settings.types_v);
 }
 
-// Most of what a tail gains comes from few tokens. Of short sequences it is a small part, too, so that copies never outweigh the cache.
-static llama_turbo_exact_sizes default_exact_sizes(const llama_model & model, const llama_context_params & params) {
-    static constexpr uint32_t SINK = 4;
-    static constexpr uint32_t TAIL = 64;
-    static constexpr uint32_t PART = 16;  // of a sequence
-    static constexpr uint32_t STEP = 4;
+// Copies may add two bits to each value of a cache, an eighth of its cells. What a stream has beyond sink and tail is in it (exact.h).
+static void read_default_exact_sizes(llama_turbo_settings &       settings,
+                                     const llama_model &          model,
+                                     const llama_context_params & params) {
+    static constexpr uint32_t SINK  = 4;
+    static constexpr uint32_t TAIL  = 64;
+    static constexpr uint32_t SPARE = 16;
+    static constexpr uint32_t LEAST = 4;    // a shorter tail is worth nothing
+    static constexpr uint32_t PAD   = 256;  // of streams
 
-    const uint32_t n_ctx = params.n_ctx > 0 ? params.n_ctx : model.hparams.n_ctx_train;
-    const uint32_t n_seq = n_ctx / std::max(1u, params.n_seq_max);
-
-    return { SINK, std::min(TAIL, n_seq / PART / STEP * STEP) };
+    const uint32_t n_ctx   = params.n_ctx > 0 ? params.n_ctx : model.hparams.n_ctx_train;
+    const uint32_t n_part  = n_ctx / std::max(1u, params.n_seq_max);
+    const uint32_t n_cells = params.kv_unified ? n_part : GGML_PAD(n_part, PAD);
+    const uint32_t room    = n_cells / 8 / LEAST * LEAST;
+    if (room < SINK + SPARE + LEAST) {
+        settings.why_not_exact = format("%u cells for each sequence are too few", n_cells);
+        return;
+    }
+    settings.exact = { SINK, std::min(TAIL, room - SINK - SPARE) };
 }
 
 static void read_exact_sizes(llama_turbo_settings &       settings,
                              const llama_model &          model,
                              const llama_context_params & params,
                              bool                         by_default) {
-    const llama_turbo_exact_sizes rest = by_default ? default_exact_sizes(model, params) : llama_turbo_exact_sizes{};
-
-    settings.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink", rest.sink);
-    settings.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", rest.tail);
+    const bool is_sink_set = !env_text("TURBO_CACHE_SINK").empty();
+    const bool is_tail_set = !env_text("TURBO_CACHE_TAIL").empty();
+    if (by_default && !(is_sink_set && is_tail_set)) {
+        read_default_exact_sizes(settings, model, params);
+    }
+    settings.exact.sink = env_tokens("TURBO_CACHE_SINK", "--cache-sink", settings.exact.sink);
+    settings.exact.tail = env_tokens("TURBO_CACHE_TAIL", "--cache-tail", settings.exact.tail);
 
     // switching one of them off asks for nothing
-    const bool asks_for_sink  = !env_text("TURBO_CACHE_SINK").empty() && settings.exact.sink > 0;
-    const bool asks_for_tail  = !env_text("TURBO_CACHE_TAIL").empty() && settings.exact.tail > 0;
-    settings.exact_by_default = !asks_for_sink && !asks_for_tail;
+    settings.exact_by_default = !(is_sink_set && settings.exact.sink > 0) && !(is_tail_set && settings.exact.tail > 0);
+    if (settings.exact || (is_sink_set && is_tail_set)) {
+        settings.why_not_exact = "";
+    }
 }
 
 // What does not fit a model that is loaded to measure its memory is left out. The context that is made for real says what is wrong.

@@ -212,7 +212,7 @@ void test_no_vocabulary(const setup & types) {
     llama_model *         loaded = model;
     const llama_model_ptr bare   = load_without_vocabulary();
     forget_files();
-    model                        = bare.get();
+    model = bare.get();
     check("without a vocabulary there is a context", computes(with_defaults(types), "it"));
     check_cache_line_has("... that says why it is not calibrated", " | no calibration: it has no vocabulary");
     check_cache_line_has("... and has its exact tokens", " sink=4 tail=16 ");

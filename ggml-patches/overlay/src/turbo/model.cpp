@@ -39,7 +39,8 @@ static bool is_architecture(const llama_model & model, const char * const * name
 }
 
 bool llama_turbo_has_kv_cache(const llama_model & model) {
-    return !llm_arch_is_recurrent(model.arch) && !llm_arch_is_diffusion(model.arch);
+    return !llm_arch_is_recurrent(model.arch) && !llm_arch_is_diffusion(model.arch) &&
+           !is_architecture(model, LLAMA_TURBO_NO_CACHE_ARCHS);
 }
 
 bool llama_turbo_has_latent_attention(const llama_model & model) {

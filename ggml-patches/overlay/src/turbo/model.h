@@ -12,7 +12,7 @@ struct llama_model;
 // Layers that have a KV cache, ascending.
 std::vector<uint32_t> llama_turbo_layers_with_kv(const llama_model & model);
 
-// Recurrent models have none, those of diffusion neither.
+// Recurrent models have none, nor those of diffusion, nor encoders.
 bool llama_turbo_has_kv_cache(const llama_model & model);
 
 // Whether K and V come from a common latent vector (DeepSeek, MiniCPM3, PLM). Then K has its RoPE at the end of the head, or there is no V.

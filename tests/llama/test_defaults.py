@@ -86,8 +86,17 @@ def test_one_file_for_all_quantizations(tool: Tool, tiny: Callable[[str], Path],
     assert tool("llama-quantize", tiny("head64"), other, "q8_0").rc == 0
     first, second = (complete(tool, model, *TURBO) for model in (tiny("head64"), other))
     assert digest_of(first) == digest_of(second) and READS not in second.text
-    assert digest_of(complete(tool, tiny("qk-norm"), *TURBO)) != digest_of(first)
-    assert len(kept(cache_folder)) == 2
+    assert len(kept(cache_folder)) == 1
+
+
+def test_a_file_for_each_shape(tool: Tool, tiny: Callable[[str], Path], cache_folder: Path) -> None:
+    """The norms of these models are the same: none of them overwrites what another has made."""
+    models = [tiny(name) for name in ("head64", "head128", "layers4", "layers12")]
+    digests = [digest_of(complete(tool, model, *TURBO)) for model in models]
+    assert len(set(digests)) == len(kept(cache_folder)) == 4
+    for model, digest in zip(models, digests, strict=True):
+        again = complete(tool, model, *TURBO)
+        assert digest_of(again) == digest and READS not in again.text
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "zeros", "not GGUF", "another model's"])

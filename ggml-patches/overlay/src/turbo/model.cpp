@@ -112,13 +112,23 @@ static bool ends_with(const std::string & text, const std::string & end) {
     return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-std::string llama_turbo_model_fingerprint(const llama_model & model) {
-    std::map<std::string, const ggml_tensor *> norms;
+static std::map<std::string, const ggml_tensor *> norms_of(const llama_model & model) {
+    std::map<std::string, const ggml_tensor *> res;
     for (const auto & [name, tensor] : model.tensors_by_name) {
         if (ends_with(name, "norm.weight") && tensor->type == GGML_TYPE_F32) {
-            norms[name] = tensor;
+            res[name] = tensor;
         }
     }
+
+    return res;
+}
+
+bool llama_turbo_has_fingerprint(const llama_model & model) {
+    return !norms_of(model).empty();
+}
+
+std::string llama_turbo_model_fingerprint(const llama_model & model) {
+    const std::map<std::string, const ggml_tensor *> norms = norms_of(model);
 
     uint32_t             crc = 0;
     std::vector<uint8_t> data;

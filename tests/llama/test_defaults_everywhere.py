@@ -39,6 +39,18 @@ def test_tools(tool: Tool, tiny: Callable[[str], Path], prose: Path, cache_folde
         assert log.index(READS) < log.index(" cal=")  # before the context that is measured, which says so when it is there
 
 
+def test_tools_share_a_file(tool: Tool, tiny: Callable[[str], Path], prose: Path, cache_folder: Path) -> None:
+    """So does a program that calls the library with what it has by default."""
+    digest = digest_of(complete(tool, tiny("head64"), *TURBO))
+    for program, args in PROGRAMS.items():
+        text = ("-f", prose) if program == "llama-perplexity" else ()
+        done = tool(program, "-m", tiny("head64"), "-t", "1", *args, *text, *TURBO, timeout=60)
+        assert digest_of(done) == digest and READS not in done.text
+    done = tool("test-turbo-defaults", tiny("head64"), "architecture", "turbo3", "turbo3", "-v")
+    assert READS not in done.err and digest in done.out
+    assert len(kept(cache_folder)) == 1
+
+
 def test_server(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, cache_folder: Path) -> None:
     with serve(native_bin, tiny("head64"), tmp_path, "-c", "1024", *TURBO) as server:
         assert server.complete("once", 4)["tokens_predicted"] == 4

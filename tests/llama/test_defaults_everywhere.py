@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gguf
@@ -161,12 +162,13 @@ def test_lora(tool: Tool, tiny: Callable[[str], Path], tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def architectures(native_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with upstream's tiny models of all architectures: ARCH-dense.gguf and ARCH-moe.gguf."""
+def architectures(native_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with upstream's tiny models of all architectures: ARCH-dense.gguf and ARCH-moe.gguf, a gigabyte."""
     folder, logs = (tmp_path_factory.mktemp(name) for name in ("architectures", "logs"))
     done = run_tool(native_bin, logs, "test-llama-archs", "-s", "1", "-o", f"{folder}/")
     assert done.rc == 0, done.text[-3000:]
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 OWN = "no calibration: its architecture has an attention of its own", "no exact tokens: its architecture has an attention of its own"

@@ -223,8 +223,7 @@ static bool check_exact(const llama_model &          model,
     }
     LLAMA_LOG_ERROR(
         "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail, or keep the "
-        "cache in "
-        "host memory with -nkvo\n",
+        "cache in host memory with -nkvo\n",
         __func__, why.c_str());
 
     return false;

@@ -100,3 +100,8 @@ template <typename T> void llama_turbo_limit_outputs(T &, long) {}
 constexpr const char * LLAMA_TURBO_LATENT_ARCHS[]        = { "deepseek4", nullptr };
 constexpr const char * LLAMA_TURBO_DEPENDENT_ARCHS[]     = { "dflash", "eagle3", "gemma4-assistant", nullptr };
 constexpr const char * LLAMA_TURBO_OWN_ATTENTION_ARCHS[] = { "dflash", "minimax-m3", "qwen4exp", nullptr };
+constexpr const char * LLAMA_TURBO_NO_CACHE_ARCHS[]      = {
+    "bert",     "jina-bert-v2",     "jina-bert-v3", "nomic-bert",      "nomic-bert-moe",   "neo-bert",
+    "eurobert", "wavtokenizer-dec", "modern-bert",  "gemma-embedding", "gemma-embedding2", "clef",
+    nullptr
+};  // encoders

@@ -27,7 +27,7 @@ from turbo_gguf.inputs import models
 from turbo_gguf.judge import gate
 from turbo_gguf.make.build import Build, build_folder, ensure_build, read_manifest
 from turbo_gguf.make.upstream import Upstream, fetch
-from turbo_gguf.measure import environment, kld, sweep
+from turbo_gguf.measure import calibrate, environment, kld, sweep
 from turbo_gguf.measure.case import METRICS_VERSION
 from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
@@ -55,7 +55,7 @@ LIFE = {
 }
 """Our native test programs -> model, scenario and types of a few of their runs."""
 
-TARGETS = ("llama-completion", "llama-perplexity", "llama-bench", "test-quantize-fns", "test-backend-ops", *LIFE)
+TARGETS = ("llama-completion", "llama-perplexity", "llama-bench", "test-quantize-fns", "test-backend-ops", calibrate.TARGET, *LIFE)
 
 TINY = "tiny-{}.gguf"
 """File name of a model of those runs, as ``tiny_models.py`` of the tests writes it."""

@@ -92,7 +92,7 @@ static llama_context_params observing_params(llama_context_params params, uint32
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.swa_full        = true;
     params.embeddings      = false;
-    params.pooling_type    = LLAMA_POOLING_TYPE_NONE;
+    params.pooling_type    = LLAMA_POOLING_TYPE_UNSPECIFIED;  // another one than that of the model is warned of
     params.no_perf         = true;
     params.samplers        = nullptr;
     params.n_samplers      = 0;

@@ -111,6 +111,13 @@ def test_run_that_cannot_tell_upstream_types_apart_judges_nothing() -> None:
     assert caught.value.exit_code == 4
 
 
+def test_types_that_have_collapsed_are_in_no_order() -> None:
+    """Qwen2.5 at 512 tokens: q5_0 1.29, q4_0 1.21."""
+    assert _status(run_of(q8_0=0.007, q5_0=1.29, q4_0=1.21, turbo4=0.01)) == PASS
+    with pytest.raises(ToolFailed, match="unsound"):
+        gate.judge(run_of(q8_0=0.19, q5_0=0.15, q4_0=1.21, turbo4=0.01), GATES)
+
+
 def test_order_within_error_is_no_alarm() -> None:
     results = [*run_of(turbo4=0.002)[:-2], result("q4_0", 0.00069, 0.0001), result("turbo4", 0.0004, 0.00001)]
     assert gate.judge(results, GATES)

@@ -213,6 +213,14 @@ def test_all_architectures(native_bin: Path, architectures: Path, tmp_path: Path
     assert {*REFUSED, *NO_CACHE, *WITHOUT} <= seen
 
 
+@pytest.mark.parametrize(("name", "why"), [("deepseek2-moe", "it has multi-head latent attention"), ("mamba-dense", "it has no KV cache")])
+def test_automatic_where_there_is_none(tool: Tool, architectures: Path, name: str, why: str) -> None:
+    """It is no error to ask for it: an automatic calibration is one that is there if it can be."""
+    done = complete(tool, architectures / f"{name}.gguf", "--cache-calibration", "auto")
+    assert f"the KV cache is not calibrated, and loses more: {why}" in done.text
+    assert all(line.more == (f"no calibration: {why}",) for line in cache_lines(done.text))
+
+
 def test_encoder_and_decoder(tool: Tool) -> None:
     """T5: upstream saves no model of this kind, but makes one."""
     args = ("-s", "1", "-v", "5", "-a", "t5")

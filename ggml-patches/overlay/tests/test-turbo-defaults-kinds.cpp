@@ -66,11 +66,20 @@ static std::string size_of_buffers() {
     return res;
 }
 
+// Without mapping the file. Older upstreams have a flag for it, later ones a mode, of which 0 is none.
+template <typename T> static auto map_no_file(T & params, int) -> decltype((void) params.load_mode) {
+    params.load_mode = static_cast<decltype(params.load_mode)>(0);
+}
+
+template <typename T> static void map_no_file(T & params, long) {
+    params.use_mmap = false;
+}
+
 void test_planned(const setup & types) {
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers       = 0;
     params.no_alloc           = true;
-    params.load_mode          = LLAMA_LOAD_MODE_NONE;
+    map_no_file(params, 0);
 
     llama_model *         loaded = model;
     const llama_model_ptr planned{ llama_model_load_from_file(model_path.c_str(), params) };

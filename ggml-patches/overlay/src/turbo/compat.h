@@ -90,8 +90,7 @@ template <typename T> void llama_turbo_add_up_in_f32(T * cur, long) {
 
 // Outputs of a ubatch, which memory is reserved for. Older upstreams reserve it for all tokens.
 template <typename T> auto llama_turbo_limit_outputs(T & params, int) -> decltype((void) params.n_outputs_max) {
-    params.n_outputs_max         = 1;
-    params.n_outputs_max_per_seq = 1;
+    params.n_outputs_max = 1;
 }
 
 template <typename T> void llama_turbo_limit_outputs(T &, long) {}

@@ -1,4 +1,7 @@
-"""What turbo types get by default, in every tool and kind of context: docs/reference/defaults.md is a list of these tests."""
+"""What turbo types get by default: the file of an automatic calibration, what is asked for instead, and warnings.
+
+docs/reference/defaults.md is a list of these tests and of those in test_defaults_everywhere.py.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from cache_lines import CacheLine, cache_lines
-from conftest import PLAIN, QUIET, Done, Tool, run_tool
-from test_llama_tools import serve
+from cache_lines import cache_lines
+from conftest import PLAIN, QUIET, Tool
+from default_settings import READS, TURBO, complete, digest_of, kept, line_of, words
 
 pytestmark = pytest.mark.native
 
-TURBO = ("-ctk", "turbo3", "-ctv", "turbo3")
-READS = "tokens to calibrate the KV cache"
 WROTE = "llama_turbo_calibrate: wrote "
 FAILED = "the next start has to calibrate again: "
-
-
-def complete(tool: Tool, model: Path, *args: str | Path, env: dict[str, str] | None = None) -> Done:
-    common = ("-p", "once", "-n", "4", "-c", "256", "-no-cnv", "-t", "1", "-lv", "4", "--temp", "0")
-    done = tool("llama-completion", "-m", model, *common, *args, env=env, timeout=60)
-    assert done.rc == 0, done.text[-3000:]
-    return done
-
-
-def line_of(done: Done) -> CacheLine:
-    """The last one: contexts that are made to measure memory come first."""
-    return cache_lines(done.text)[-1]
-
-
-def digest_of(done: Done) -> str:
-    return line_of(done).settings["cal"]
-
-
-def kept(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
 
 # --- our program ----------------------------------------------------------------------------------------------------------------
 
@@ -106,8 +86,17 @@ def test_one_file_for_all_quantizations(tool: Tool, tiny: Callable[[str], Path],
     assert tool("llama-quantize", tiny("head64"), other, "q8_0").rc == 0
     first, second = (complete(tool, model, *TURBO) for model in (tiny("head64"), other))
     assert digest_of(first) == digest_of(second) and READS not in second.text
-    assert digest_of(complete(tool, tiny("qk-norm"), *TURBO)) != digest_of(first)
-    assert len(kept(cache_folder)) == 2
+    assert len(kept(cache_folder)) == 1
+
+
+def test_a_file_for_each_shape(tool: Tool, tiny: Callable[[str], Path], cache_folder: Path) -> None:
+    """The norms of these models are the same: none of them overwrites what another has made."""
+    models = [tiny(name) for name in ("head64", "head128", "layers4", "layers12")]
+    digests = [digest_of(complete(tool, model, *TURBO)) for model in models]
+    assert len(set(digests)) == len(kept(cache_folder)) == 4
+    for model, digest in zip(models, digests, strict=True):
+        again = complete(tool, model, *TURBO)
+        assert digest_of(again) == digest and READS not in again.text
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "zeros", "not GGUF", "another model's"])
@@ -232,11 +221,6 @@ ASKED = {
 }
 
 
-def words(line: CacheLine) -> set[str]:
-    """Settings of the line as in :data:`ASKED`."""
-    return {name if name == "cal" else f"{name}={value}" for name, value in line.settings.items() if name not in "kv"}
-
-
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("how", ["options", "variables"])
 def test_what_is_asked_for(tool: Tool, tiny: Callable[[str], Path], how: str, asked: str) -> None:
@@ -273,127 +257,14 @@ def test_the_tool_calibrates_as_the_library(tool: Tool, tiny: Callable[[str], Pa
     assert digest_of(complete(tool, tiny("head64"), *TURBO)) in made.out
 
 
-@pytest.mark.parametrize("model", ["head64", "bias", "partial64", "qk-norm", "sinks", "hybrid"])
+@pytest.mark.parametrize("model", ["head64", "sinks", "hybrid"])
 def test_threads_change_nothing(tool: Tool, tiny: Callable[[str], Path], tmp_path: Path, model: str) -> None:
     """A state that was saved with a calibration is read with one that was made anew."""
     digests = {
         digest_of(complete(tool, tiny(model), *TURBO, "-t", str(n), "-tb", str(n), env={"LLAMA_CACHE": str(tmp_path / str(n))}))
-        for n in (1, 2, 3)
+        for n in (1, 2)
     }
     assert len(digests) == 1
-
-
-# --- tools ----------------------------------------------------------------------------------------------------------------------
-
-PROGRAMS = {
-    "llama-completion": ("-p", "once", "-n", "4", "-no-cnv", "-c", "1024", "-lv", "4"),
-    "llama-cli": ("-p", "once", "-n", "4", "-st", "-c", "1024", "-lv", "4"),
-    "llama-perplexity": ("-c", "1024", "-b", "1024", "--chunks", "1", "-lv", "4"),
-    "llama-bench": ("-p", "1024", "-n", "0", "-r", "1", "-v", "-o", "jsonl"),
-}
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_tools(tool: Tool, tiny: Callable[[str], Path], prose: Path, cache_folder: Path, program: str) -> None:
-    text = ("-f", prose) if program == "llama-perplexity" else ()
-    done = tool(program, "-m", tiny("head64"), "-t", "1", *PROGRAMS[program], *text, *TURBO, timeout=60)
-    assert done.rc == 0, done.text[-3000:]
-    assert words(line_of(done)) == {"cal", "sink=4", "tail=64"}
-    assert len(kept(cache_folder)) == 1
-    if program == "llama-bench":
-        assert '"avg_ts"' in done.out
-        log = done.err
-        assert log.index(READS) < log.index(" cal=")  # before the context that is measured, which says so when it is there
-
-
-def test_server(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, cache_folder: Path) -> None:
-    with serve(native_bin, tiny("head64"), tmp_path, "-c", "1024", *TURBO) as server:
-        assert server.complete("once", 4)["tokens_predicted"] == 4
-        text = server.log.read_text("utf-8", errors="replace")
-    assert words(cache_lines(text)[-1]) == {"cal", "sink=4", "tail=64"}
-    assert text.count(READS) == 1 and len(kept(cache_folder)) == 1
-
-
-def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    draft = ("-md", str(tiny("head128")), "-ctkd", "turbo3", "-ctvd", "turbo3")
-    with serve(native_bin, tiny("head64"), tmp_path, "-c", "256", *TURBO, *draft) as server:
-        assert server.complete("once", 16, n_probs=0)["tokens_predicted"] == 16
-        text = server.log.read_text("utf-8", errors="replace")
-    begin = text.rindex("loading draft model")
-    assert words(cache_lines(text[:begin])[-1]) == {"cal", "sink=4", "tail=16"}
-    assert cache_lines(text[begin:])[-1].types == "turbo3"
-    assert all(not line.settings for line in cache_lines(text[begin:]))
-
-
-def test_a_slot_outlives_the_calibration(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, cache_folder: Path) -> None:
-    args = ("-c", "512", *TURBO, "--slot-save-path", str(tmp_path))
-    prompt = "def main(argv):\n    "
-    with serve(native_bin, tiny("head64"), tmp_path, *args) as server:
-        server.complete(prompt, 1)
-        saved = server.call("/slots/0?action=save", {"filename": "slot"})
-        more = server.complete(prompt + "x", 8)["content"]
-    for is_kept in (True, False):
-        if not is_kept:
-            kept(cache_folder)[0].unlink()
-        with serve(native_bin, tiny("head64"), tmp_path, *args) as server:
-            assert server.call("/slots/0?action=restore", {"filename": "slot"})["n_restored"] == saved["n_saved"]
-            assert server.complete(prompt + "x", 8)["content"] == more
-
-
-# --- models that are special ----------------------------------------------------------------------------------------------------
-
-PARTS = {
-    "head128": "K 2 2 V 2 2 of 2",
-    "swa6": "K 0 3 V 3 3 of 3",  # scores are capped: K is not centered
-    "sinks": "K 0 1 V 0 1 of 1",  # attention sinks: neither is
-    "hybrid": "K 3 3 V 3 3 of 3",
-    "head192-128": "K 1 1 V 1 1 of 1",
-}
-"""What is calibrated in each cache: means and scales of K, of V."""
-
-
-@pytest.mark.parametrize("model", PARTS)
-def test_what_is_calibrated(tool: Tool, tiny: Callable[[str], Path], model: str) -> None:
-    done = complete(tool, tiny(model), *TURBO)
-    for line in cache_lines(done.text):
-        assert words(line) == {"cal", "sink=4", "tail=16"}
-        assert f"calibrated {PARTS[model]}" in line.more
-
-
-@pytest.mark.parametrize("model", ["head96", "partial128", "qk-norm", "bias", "layers28"])
-@pytest.mark.parametrize("args", [(), ("-nkvo",), ("-ngl", "0"), ("-fit", "on"), ("--swa-full",)], ids=" ".join)
-def test_contexts(tool: Tool, tiny: Callable[[str], Path], model: str, args: tuple[str, ...]) -> None:
-    done = complete(tool, tiny(model), *TURBO, *args)
-    assert words(line_of(done)) == {"cal", "sink=4", "tail=16"}
-    assert done.text.count(READS) == 1  # not where memory is planned
-
-
-def lora(model: Path, folder: Path) -> Path:
-    path = folder / "lora.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 4.0)
-    rng = np.random.default_rng(0)
-    shapes = {tensor.name: tensor.shape for tensor in gguf.GGUFReader(model).tensors}
-    for name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.1.attn_v.weight", "blk.1.attn_output.weight"):
-        n_in, n_out = map(int, shapes[name])
-        writer.add_tensor(f"{name}.lora_a", rng.standard_normal((4, n_in)).astype(np.float32) / 8)
-        writer.add_tensor(f"{name}.lora_b", rng.standard_normal((n_out, 4)).astype(np.float32) / 8)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def test_lora(tool: Tool, tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """It is loaded when the context is there; the calibration is that of the model without it."""
-    args = (tiny("head64"), *TURBO, "-n", "24", "--temp", "0", "--ignore-eos")
-    plain = complete(tool, *args)
-    adapted = complete(tool, *args, "--lora", lora(tiny("head64"), tmp_path))
-    assert digest_of(adapted) == digest_of(plain)
-    assert adapted.out != plain.out
 
 
 # --- warnings -------------------------------------------------------------------------------------------------------------------
@@ -434,75 +305,3 @@ def with_sink(file: Path, out: Path, distance: float) -> Path:
         data[start : start + 4] = value.tobytes()
     out.write_bytes(data)
     return out
-
-
-# --- architectures of upstream ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def architectures(native_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with upstream's tiny models of all architectures: ARCH-dense.gguf and ARCH-moe.gguf."""
-    folder, logs = (tmp_path_factory.mktemp(name) for name in ("architectures", "logs"))
-    done = run_tool(native_bin, logs, "test-llama-archs", "-s", "1", "-o", f"{folder}/")
-    assert done.rc == 0, done.text[-3000:]
-    return folder
-
-
-OWN = "no calibration: its architecture has an attention of its own", "no exact tokens: its architecture has an attention of its own"
-WITHOUT = {"minimax-m3-moe": OWN, "qwen4exp-moe": OWN}
-"""Models that get neither, and what the log says."""
-
-NO_CACHE = {"dream-dense", "llada-dense", "llada-moe-moe", "mamba-dense", "mamba2-dense", "rnd1-moe"}
-"""Models that have no KV cache."""
-
-LATENT = "do not support models with multi-head latent attention yet"
-REFUSED = {
-    **dict.fromkeys(("bailingmoe3-moe", "deepseek2-moe", "deepseek32-moe", "deepseek4-moe", "dots3note-moe", "glm-dsa-moe"), LATENT),
-    **dict.fromkeys(("glm5-next-moe", "hy_v4-moe", "kimi-k3-moe", "kimi-linear-moe", "minicpm3-dense", "mistral4-moe"), LATENT),
-    "grok-moe": "needs flash attention, which this architecture does not support",
-    "laguna-moe": "needs a head size that is a multiple of 32, but layer 0 has 80",
-}
-"""Models that can't have the type, with or without what it gets by default."""
-
-
-def test_all_architectures(native_bin: Path, architectures: Path, tmp_path: Path, cache_folder: Path) -> None:
-    """Where the type alone works, the defaults do: there, or left out with a reason. Nothing aborts."""
-    models = sorted(architectures.glob("*.gguf"))
-    assert len(models) > 100
-    seen = set()
-    for model in models:
-        done = run_tool(native_bin, tmp_path, "test-turbo-defaults", model, "architecture", "turbo3", "turbo3")
-        assert done.rc == 0, f"{model.name}\n{done.text[-3000:]}"
-        plain, default = done.out.split("default: llama_turbo_cache" if "default: llama_turbo_cache" in done.out else "default: ", 1)
-        lines = cache_lines("llama_turbo_cache" + default)
-        name = model.stem
-        seen.add(name)
-        if name in REFUSED:
-            assert REFUSED[name] in plain, (name, plain)
-        elif name in NO_CACHE:
-            assert "plain: works" in plain and not lines, (name, done.out)
-        elif name in WITHOUT:
-            assert all(not line.settings and line.more == WITHOUT[name] for line in lines), (name, lines)
-        else:
-            assert lines and all(words(line) == {"cal", "sink=4", "tail=16"} for line in lines), (name, done.out)
-        for file in kept(cache_folder):
-            file.unlink()
-    assert {*REFUSED, *NO_CACHE, *WITHOUT} <= seen
-
-
-def test_encoder_and_decoder(tool: Tool) -> None:
-    """T5: upstream saves no model of this kind, but makes one."""
-    args = ("-s", "1", "-v", "5", "-a", "t5")
-    done = tool("test-llama-archs", *args, env={"TURBO_CACHE_TYPE_K_LAYERS": "*:turbo3"})
-    assert done.rc == 0, done.text[-3000:]
-    reasons = ("no calibration: it has an encoder", "no exact tokens: its scores have biases by position")
-    assert {line.more for line in cache_lines(done.text)} == {reasons}
-    done = tool("test-llama-archs", *args, env={"TURBO_CACHE_TYPE_V_LAYERS": "*:turbo3"})
-    assert done.rc > 0, done.text[-3000:]
-    assert "V cache type turbo3 needs flash attention, which this architecture does not support: use -ctv f16" in done.text
-
-
-def test_positions_that_were_learnt(tool: Tool, architectures: Path) -> None:
-    """GPT-2: there are no more of them than the context of the training."""
-    done = complete(tool, architectures / "gpt2-dense.gguf", *TURBO, "-c", "128")
-    assert words(line_of(done)) == {"cal", "sink=4", "tail=8"}

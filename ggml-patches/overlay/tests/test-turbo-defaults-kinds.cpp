@@ -144,6 +144,25 @@ void test_kinds(const setup & types) {
     check("... and computes", !prompt_and_generate(layer).empty());
 }
 
+// Of a model that has no KV cache, so that a type means nothing.
+void test_encoder(const setup & types) {
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx                = 256;
+    params.n_ubatch             = 256;
+    params.type_k               = types.type_k;
+    params.type_v               = types.type_v;
+    params.embeddings           = true;
+
+    log_text.clear();
+    const llama_context_ptr  ctx{ llama_init_from_model(model, params) };
+    std::vector<llama_token> tokens(24, 7);
+    check("an encoder has a context", ctx != nullptr);
+    check("... for which it reads nothing", !has_read_text() && !log_has("calibrated"));
+    check("... that computes", ctx && llama_encode(ctx.get(), llama_batch_get_one(tokens.data(), tokens.size())) == 0);
+    const float * embedding = ctx ? llama_get_embeddings_seq(ctx.get(), 0) : nullptr;
+    check("... an embedding", embedding && std::isfinite(embedding[0]) && embedding[0] != 0.0f);
+}
+
 //
 // architectures
 //
@@ -212,7 +231,7 @@ void test_no_vocabulary(const setup & types) {
     llama_model *         loaded = model;
     const llama_model_ptr bare   = load_without_vocabulary();
     forget_files();
-    model                        = bare.get();
+    model = bare.get();
     check("without a vocabulary there is a context", computes(with_defaults(types), "it"));
     check_cache_line_has("... that says why it is not calibrated", " | no calibration: it has no vocabulary");
     check_cache_line_has("... and has its exact tokens", " sink=4 tail=16 ");

@@ -210,6 +210,7 @@ int main(int argc, char ** argv) {
           { "sizes", test_sizes },
           { "planned", test_planned },
           { "kinds", test_kinds },
+          { "encoder", test_encoder },
           { "architecture", test_architecture },
           { "no-vocabulary", test_no_vocabulary },
           },

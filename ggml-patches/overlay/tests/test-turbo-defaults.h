@@ -67,5 +67,6 @@ inline std::string digest_in_log() {
 void test_sizes(const setup & types);
 void test_planned(const setup & types);
 void test_kinds(const setup & types);
+void test_encoder(const setup & types);
 void test_architecture(const setup & types);
 void test_no_vocabulary(const setup & types);

@@ -161,7 +161,7 @@ struct saved_context {
         expected  = generate(writer, 12, n_prompt);
     }
 
-    setup plain() const { return with(s, "", ""); }
+    setup plain() const { return with(s, "0", "0"); }
 
     // all sequences in one stream
     setup shared() const {

@@ -26,12 +26,12 @@ static void test_equal(const setup & types) {
     }
 
     for (const auto & [sink, tail] : std::vector<std::pair<const char *, const char *>>{
-             { "4",   ""    },
-             { "",    "8"   },
+             { "4",   "0"   },
+             { "0",   "8"   },
              { "4",   "8"   },
              { "100", "100" },
-             { "500", ""    },
-             { "",    "1"   }
+             { "500", "0"   },
+             { "0",   "1"   }
     }) {
         const std::string what = std::string("an f16 cache, sink ") + sink + ", tail " + tail;
         check_at_most(what, nmse(expected, prompt_and_generate(session::make(with(half(types), sink, tail)))),
@@ -112,8 +112,8 @@ static void check_window(const setup & s, int n_sink, int n_tail) {
 
 static void test_window(const setup & types) {
     check_window(window(types), SINK, TAIL);
-    check_window(with(types, std::to_string(SINK), ""), SINK, 0);
-    check_window(with(types, "", std::to_string(TAIL)), 0, TAIL);
+    check_window(with(types, std::to_string(SINK), "0"), SINK, 0);
+    check_window(with(types, "0", std::to_string(TAIL)), 0, TAIL);
 }
 
 //
@@ -157,9 +157,9 @@ static void test_refusals(const setup & types) {
         "an exact sink and tail (--cache-sink, --cache-tail) needs flash attention, which was switched off");
 
     for (const char * wrong : { "x", "-1", "1.5", "4x", " 4", "16777217", "99999999", "123456789012" }) {
-        check_no_session(std::string("a sink of '") + wrong + "'", with(types, wrong, ""),
+        check_no_session(std::string("a sink of '") + wrong + "'", with(types, wrong, "0"),
                          std::string("--cache-sink ") + wrong + ": not a number of tokens from 0 to 16777216");
-        check_no_session(std::string("a tail of '") + wrong + "'", with(types, "", wrong),
+        check_no_session(std::string("a tail of '") + wrong + "'", with(types, "0", wrong),
                          std::string("--cache-tail ") + wrong + ": not a number of tokens from 0 to 16777216");
     }
 

@@ -17,13 +17,13 @@ inline setup with(setup s, const std::string & sink, const std::string & tail) {
 
 // Copies of all cells, which attention takes for whole ubatches.
 inline setup all_copied(const setup & s) {
-    return with(s, "", "100000");
+    return with(s, "0", "100000");
 }
 
 // Every token of the texts below is in the tail, and there are fewer copies than cells: large ubatches are attended from their graph.
 inline setup all_in_tail(setup s) {
     s.n_ctx = 1024;
-    return with(s, "", "120");
+    return with(s, "0", "120");
 }
 
 inline setup window(const setup & s) {

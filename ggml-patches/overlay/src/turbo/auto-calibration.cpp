@@ -50,7 +50,10 @@ static std::filesystem::path cache_folder() {
 #endif
 }
 
-static uint32_t method_of(const llama_context_params & params, const llama_turbo_calibrate_options & options) {
+static uint32_t method_of(const llama_model &                   model,
+                          const std::vector<uint32_t> &         layers,
+                          const llama_context_params &          params,
+                          const llama_turbo_calibrate_options & options) {
     uint32_t   res = METHOD;
     const auto add = [&](const auto & value) {
         res = llama_turbo_crc32(res, &value, sizeof(value));
@@ -61,7 +64,21 @@ static uint32_t method_of(const llama_context_params & params, const llama_turbo
     add(options.n_tokens);
     add(options.n_chunk);
 
+    // norms may be the same in models of several sizes, or not be there, as in OLMo
+    for (uint32_t il : layers) {
+        for (uint32_t n : { il, model.hparams.n_head(il), model.hparams.n_head_kv(il), model.hparams.n_embd_head_k(il),
+                            model.hparams.n_embd_head_v(il) }) {
+            add(n);
+        }
+    }
+    if (!llama_turbo_has_fingerprint(model)) {
+        res = llama_turbo_crc32(res, model.name.data(), model.name.size());
+    }
+
     // the mean of K depends on how it is turned
+    add(model.hparams.n_ctx_train);
+    add(model.hparams.rope_freq_base_train);
+    add(model.hparams.rope_freq_scale_train);
     add((int32_t) params.rope_scaling_type);
     add(params.rope_freq_base);
     add(params.rope_freq_scale);
@@ -131,7 +148,7 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_auto_calibration(llam
     const std::filesystem::path folder = cache_folder();
     const std::filesystem::path path =
         folder / format("turbo-calibration-%s-%08x.gguf", llama_turbo_model_fingerprint(model).c_str(),
-                        method_of(params, options));
+                        method_of(model, layers, params, options));
 
     std::error_code ignored;
     if (!folder.empty() && std::filesystem::exists(path, ignored)) {

@@ -99,3 +99,8 @@ template <typename T> void llama_turbo_limit_outputs(T &, long) {}
 // Architectures that not all upstreams have an enumerator for; nullptr ends the list.
 constexpr const char * LLAMA_TURBO_LATENT_ARCHS[]        = { "deepseek4", nullptr };
 constexpr const char * LLAMA_TURBO_OWN_ATTENTION_ARCHS[] = { "dflash", "minimax-m3", "qwen4exp", nullptr };
+constexpr const char * LLAMA_TURBO_NO_CACHE_ARCHS[]      = {
+    "bert",     "jina-bert-v2",     "jina-bert-v3", "nomic-bert",      "nomic-bert-moe",   "neo-bert",
+    "eurobert", "wavtokenizer-dec", "modern-bert",  "gemma-embedding", "gemma-embedding2", "clef",
+    nullptr
+};  // encoders

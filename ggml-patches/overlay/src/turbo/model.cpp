@@ -39,7 +39,8 @@ static bool is_architecture(const llama_model & model, const char * const * name
 }
 
 bool llama_turbo_has_kv_cache(const llama_model & model) {
-    return !llm_arch_is_recurrent(model.arch) && !llm_arch_is_diffusion(model.arch);
+    return !llm_arch_is_recurrent(model.arch) && !llm_arch_is_diffusion(model.arch) &&
+           !is_architecture(model, LLAMA_TURBO_NO_CACHE_ARCHS);
 }
 
 bool llama_turbo_has_latent_attention(const llama_model & model) {
@@ -111,13 +112,23 @@ static bool ends_with(const std::string & text, const std::string & end) {
     return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-std::string llama_turbo_model_fingerprint(const llama_model & model) {
-    std::map<std::string, const ggml_tensor *> norms;
+static std::map<std::string, const ggml_tensor *> norms_of(const llama_model & model) {
+    std::map<std::string, const ggml_tensor *> res;
     for (const auto & [name, tensor] : model.tensors_by_name) {
         if (ends_with(name, "norm.weight") && tensor->type == GGML_TYPE_F32) {
-            norms[name] = tensor;
+            res[name] = tensor;
         }
     }
+
+    return res;
+}
+
+bool llama_turbo_has_fingerprint(const llama_model & model) {
+    return !norms_of(model).empty();
+}
+
+std::string llama_turbo_model_fingerprint(const llama_model & model) {
+    const std::map<std::string, const ggml_tensor *> norms = norms_of(model);
 
     uint32_t             crc = 0;
     std::vector<uint8_t> data;

@@ -12,7 +12,7 @@ struct llama_model;
 // Layers that have a KV cache, ascending.
 std::vector<uint32_t> llama_turbo_layers_with_kv(const llama_model & model);
 
-// Recurrent models have none, those of diffusion neither.
+// Recurrent models have none, nor those of diffusion, nor encoders.
 bool llama_turbo_has_kv_cache(const llama_model & model);
 
 // Whether K and V come from a common latent vector (DeepSeek, MiniCPM3, PLM). Then K has its RoPE at the end of the head, or there is no V.
@@ -28,6 +28,9 @@ const char * llama_turbo_cant_center_v(const llama_model & model, uint32_t il);
 // CRC-32 (that of zlib) of the names and bytes of all weights of norms, in the order of their names, as 8 hexadecimal digits. They are f32 in
 // every quantization of a model, and differ between models and their fine-tunes. A few KiB per layer are read from the devices.
 std::string llama_turbo_model_fingerprint(const llama_model & model);
+
+// Whether it has any such norm.
+bool llama_turbo_has_fingerprint(const llama_model & model);
 
 // CRC-32 of more bytes; 0 to begin with.
 uint32_t llama_turbo_crc32(uint32_t crc, const void * data, size_t size);

@@ -270,7 +270,7 @@ static void check_values() {
         file.add(il, "v_scale", model->hparams.n_embd_head_v(il), one);
         file.tensors.back().values[3] = wrong;
         check_file_refused(format("a scale of %g", wrong), file,
-                           "layer " + std::to_string(il) + ": a scale is not within 2^-20 and 2^20");
+                           layer + "v_scale: a scale is not within 2^-20 and 2^20");
     }
     for (part what : { K_MEAN, V_MEAN }) {
         const bool        is_k = what == K_MEAN;
@@ -280,8 +280,7 @@ static void check_values() {
                  [] { return 0.0f; });
         if (can_center(what)) {
             file.tensors.back().values[3] = NAN;
-            check_file_refused("a mean that is no number", file,
-                               "layer " + std::to_string(il) + ": a value is not finite");
+            check_file_refused("a mean that is no number", file, layer + name + ": a value is not finite");
         } else {
             check_file_refused("a mean where there can't be one", file,
                                layer + name + (is_k ? ": keys" : ": values") + " of this model can't be centered: ");

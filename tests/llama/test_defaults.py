@@ -72,7 +72,7 @@ def test_second_start_reads_the_file_of_the_first(tool: Tool, tiny: Callable[[st
     (file,) = kept(cache_folder)
     assert re.fullmatch(r"turbo-calibration-[0-9a-f]{8}-[0-9a-f]{8}\.gguf", file.name)
     assert READS in first.text and f"{WROTE}{file}" in first.text
-    assert line_of(first).settings == {"cal": digest_of(first), "sink": "4", "tail": "16"}
+    assert line_of(first).settings == {"cal": digest_of(first), "sink": "4", "tail": "12"}
     before = (file.read_bytes(), file.stat().st_mtime_ns)
     second = complete(tool, tiny("head64"), *TURBO)
     assert READS not in second.text
@@ -202,11 +202,11 @@ def test_a_start_that_is_killed_leaves_nothing(
 # --- what is asked for ----------------------------------------------------------------------------------------------------------
 
 ASKED = {
-    "default": ((), {"cal", "sink=4", "tail=16"}),
-    "none": (("--cache-calibration", "none"), {"sink=4", "tail=16"}),
-    "auto": (("--cache-calibration", "auto"), {"cal", "sink=4", "tail=16"}),
+    "default": ((), {"cal", "sink=4", "tail=12"}),
+    "none": (("--cache-calibration", "none"), {"sink=4", "tail=12"}),
+    "auto": (("--cache-calibration", "auto"), {"cal", "sink=4", "tail=12"}),
     "no exact tokens": (("--cache-sink", "0", "--cache-tail", "0"), {"cal"}),
-    "no sink": (("--cache-sink", "0"), {"cal", "tail=16"}),
+    "no sink": (("--cache-sink", "0"), {"cal", "tail=12"}),
     "no tail": (("--cache-tail", "0"), {"cal", "sink=4"}),
     "sizes": (("--cache-sink", "2", "--cache-tail", "80"), {"cal", "sink=2", "tail=80"}),
     "nothing": (("--cache-calibration", "none", "--cache-sink", "0", "--cache-tail", "0"), set[str]()),
@@ -214,9 +214,9 @@ ASKED = {
     "q8_0": (("-ctk", "q8_0", "-ctv", "q8_0"), set[str]()),
     "q4_0": (("-ctk", "q4_0", "-ctv", "q4_0", "--cache-calibration", "auto"), {"cal"}),
     "f16, auto": (("-ctk", "f16", "-ctv", "f16", "--cache-calibration", "auto"), {"cal"}),
-    "K alone": (("-ctk", "turbo4", "-ctv", "f16"), {"cal", "sink=4", "tail=16"}),
-    "V alone": (("-ctk", "q8_0", "-ctv", "turbo2"), {"cal", "sink=4", "tail=16"}),
-    "one layer": (("-ctk", "f16", "-ctv", "f16", "--cache-type-v-layers", "-1:turbo3"), {"cal", "sink=4", "tail=16"}),
+    "K alone": (("-ctk", "turbo4", "-ctv", "f16"), {"cal", "sink=4", "tail=12"}),
+    "V alone": (("-ctk", "q8_0", "-ctv", "turbo2"), {"cal", "sink=4", "tail=12"}),
+    "one layer": (("-ctk", "f16", "-ctv", "f16", "--cache-type-v-layers", "-1:turbo3"), {"cal", "sink=4", "tail=12"}),
     "no layer": (("-ctk", "turbo3", "-ctv", "turbo3", "--cache-type-k-layers", "*:f16", "--cache-type-v-layers", "*:q8_0"), set[str]()),
 }
 
@@ -237,7 +237,7 @@ def test_what_is_asked_for(tool: Tool, tiny: Callable[[str], Path], how: str, as
 
 
 def test_a_variable_that_is_empty_means_the_default(tool: Tool, tiny: Callable[[str], Path]) -> None:
-    assert words(line_of(complete(tool, tiny("head64"), *TURBO, env=dict.fromkeys(PLAIN, "")))) == {"cal", "sink=4", "tail=16"}
+    assert words(line_of(complete(tool, tiny("head64"), *TURBO, env=dict.fromkeys(PLAIN, "")))) == {"cal", "sink=4", "tail=12"}
 
 
 def test_a_file_of_ones_own(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, cache_folder: Path) -> None:

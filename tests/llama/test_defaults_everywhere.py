@@ -66,9 +66,9 @@ def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_
         assert server.complete("once", 16, n_probs=0)["tokens_predicted"] == 16
         text = server.log.read_text("utf-8", errors="replace")
     begin = text.rindex("loading draft model")
-    assert words(cache_lines(text[:begin])[-1]) == {"cal", "sink=4", "tail=16"}
+    assert words(cache_lines(text[:begin])[-1]) == {"cal", "sink=4", "tail=12"}
     assert cache_lines(text[begin:])[-1].types == "turbo3"
-    assert all(not line.settings for line in cache_lines(text[begin:]))
+    assert words(cache_lines(text[begin:])[-1]) == {"cal", "sink=4", "tail=12"}
 
 
 def test_a_slot_outlives_the_calibration(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, cache_folder: Path) -> None:
@@ -118,7 +118,7 @@ PARTS = {
 def test_what_is_calibrated(tool: Tool, tiny: Callable[[str], Path], model: str) -> None:
     done = complete(tool, tiny(model), *TURBO)
     for line in cache_lines(done.text):
-        assert words(line) == {"cal", "sink=4", "tail=16"}
+        assert words(line) == {"cal", "sink=4", "tail=12"}
         assert f"calibrated {PARTS[model]}" in line.more
 
 
@@ -126,7 +126,7 @@ def test_what_is_calibrated(tool: Tool, tiny: Callable[[str], Path], model: str)
 @pytest.mark.parametrize("args", [(), ("-nkvo",), ("-ngl", "0"), ("-fit", "on"), ("--swa-full",)], ids=" ".join)
 def test_contexts(tool: Tool, tiny: Callable[[str], Path], model: str, args: tuple[str, ...]) -> None:
     done = complete(tool, tiny(model), *TURBO, *args)
-    assert words(line_of(done)) == {"cal", "sink=4", "tail=16"}
+    assert words(line_of(done)) == {"cal", "sink=4", "tail=12"}
     assert done.text.count(READS) == 1  # not where memory is planned
 
 
@@ -207,7 +207,7 @@ def test_all_architectures(native_bin: Path, architectures: Path, tmp_path: Path
         elif name in WITHOUT:
             assert all(not line.settings and line.more == WITHOUT[name] for line in lines), (name, lines)
         else:
-            assert lines and all(words(line) == {"cal", "sink=4", "tail=16"} for line in lines), (name, done.out)
+            assert lines and all(words(line) == {"cal", "sink=4", "tail=12"} for line in lines), (name, done.out)
         for file in kept(cache_folder):
             file.unlink()
     assert {*REFUSED, *NO_CACHE, *WITHOUT} <= seen
@@ -236,7 +236,7 @@ def test_encoder_and_decoder(tool: Tool) -> None:
 def test_positions_that_were_learnt(tool: Tool, architectures: Path) -> None:
     """GPT-2: there are no more of them than the context of the training."""
     done = complete(tool, architectures / "gpt2-dense.gguf", *TURBO, "-c", "128")
-    assert words(line_of(done)) == {"cal", "sink=4", "tail=8"}
+    assert words(line_of(done)) == {"cal", "sink=4", "tail=12"}
 
 
 def bert(folder: Path) -> Path:

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy_llama import Array, Layer, Model, Tokenizer
+from numpy_llama import Array, Layer, Model, Tokenizer, attend
 
 SKIP = 4  # first tokens of a chunk, which moments leave out
 FIRST = 512  # first position whose prediction counts
 SINK, TAIL = 4, 64
+MOMENTS = ("q", "k", "q_raw", "k_raw", "v", "v_far", "q_out", "k_out")
 
 
 # --- moments --------------------------------------------------------------------------------------------------------------
@@ -33,12 +34,13 @@ class Moments:
     """Sums over chunks of a text. Second moments are whole matrices, [layers, KV heads, head, head]; K and Q before and after RoPE.
 
     V is weighted by the squares of the attention weights: of all queries (v), and of those only that read the key from the cache (v_far).
+    Q and K are also weighted by what an error of a score does to the output, p^2 |v - o|^2, where the key is read from the cache (q_out, k_out).
     """
 
     def __init__(self, model: Model) -> None:
         self.model, shape = model, (model.layers, model.kv_heads)
         self.sums: dict[str, Array] = {}
-        for name in ("q", "k", "q_raw", "k_raw", "v", "v_far"):
+        for name in MOMENTS:
             self.sums[name] = np.zeros((*shape, model.head, model.head))
             self.sums[f"{name}_mean"] = np.zeros((*shape, model.head))
             self.sums[f"{name}_n"] = np.zeros(shape)
@@ -51,14 +53,20 @@ class Moments:
         def watch(layer: Layer) -> None:
             self._flush()
             self.layer = layer
-            self.squares = {"v": np.zeros((self.model.kv_heads, n)), "v_far": np.zeros((self.model.kv_heads, n))}
+            self.squares = {name: np.zeros((self.model.kv_heads, n)) for name in ("v", "v_far", "k_out")}
+            self.squares["q_out"] = np.zeros((self.model.kv_heads, self.model.heads // self.model.kv_heads, n))
 
         def weights(_layer: int, first: int, head: int, p: Array) -> None:
             rows, end = p.shape[1], p.shape[2]
-            squares = np.einsum("gqk,gqk->qk", p, p)
-            self.squares["v"][head, :end] += squares.sum(0)
-            far = at[:end] <= np.arange(first, first + rows)[:, None] - TAIL
-            self.squares["v_far"][head, :end] += (squares * far).sum(0)
+            squares = p * p
+            self.squares["v"][head, :end] += squares.sum((0, 1))
+            squares *= (at[:end] <= np.arange(first, first + rows)[:, None] - TAIL) & (at[:end] >= SINK)
+            self.squares["v_far"][head, :end] += squares.sum((0, 1))
+            v = self.layer.v[head, :end]
+            o = p @ v
+            squares *= np.maximum(np.square(v).sum(1) + np.square(o).sum(2)[..., None] - 2 * (o @ v.T), 0)
+            self.squares["k_out"][head, :end] += squares.sum((0, 1))
+            self.squares["q_out"][head, :, first : first + rows] += squares.sum(2)
 
         self.model.hidden(tokens, watch=watch, weights=weights)
         self._flush()
@@ -69,10 +77,17 @@ class Moments:
         layer = self.layer
         for name in ("q", "k", "q_raw", "k_raw"):
             rows = getattr(layer, name)
-            self._add(name, rows.reshape(self.model.kv_heads, -1, *rows.shape[1:])[:, :, SKIP:], None)
-        for name, squares in self.squares.items():
-            self._add(name, layer.v[:, None, SKIP:], squares[:, None, SKIP:])
+            self._add(name, self._grouped(rows), None)
+            weight = self.squares.get(f"{name}_out")
+            if weight is not None:
+                shape = (*rows.shape[:-1], 1)
+                self._add(f"{name}_out", self._grouped(rows), self._grouped(weight.reshape(shape))[..., 0])
+        for name in ("v", "v_far"):
+            self._add(name, layer.v[:, None, SKIP:], self.squares[name][:, None, SKIP:])
         self.squares = {}
+
+    def _grouped(self, rows: Array) -> Array:
+        return rows.reshape(self.model.kv_heads, -1, *rows.shape[1:])[:, :, SKIP:]
 
     def _add(self, name: str, rows: Array, weight: Array | None) -> None:
         """Rows [KV heads, query heads of a group, tokens, head]."""
@@ -86,7 +101,7 @@ class Moments:
     def result(self) -> dict[str, Array]:
         """Means instead of sums."""
         res = {}
-        for name in ("q", "k", "q_raw", "k_raw", "v", "v_far"):
+        for name in MOMENTS:
             n = self.sums[f"{name}_n"]
             res[name] = self.sums[name] / n[..., None, None]
             res[f"{name}_mean"] = self.sums[f"{name}_mean"] / n[..., None]
@@ -128,6 +143,12 @@ def hadamard(n: int) -> Array:
     return h / np.sqrt(n)
 
 
+def coded(codec: Codec, name: str, rows: Array) -> Array:
+    """Rows in one type, or their halves in two. Blocks of halves take them from neighbouring tokens."""
+    halves = np.split(rows, name.count("+") + 1, axis=-1)
+    return np.concatenate([codec(part, half).reshape(half.shape) for part, half in zip(name.split("+"), halves, strict=True)], axis=-1)
+
+
 @dataclass
 class Maps:
     """What is stored: matrix @ (row - mean), of [layers, KV heads, ...]; what is read is multiplied by gain, [layers, KV heads]."""
@@ -138,25 +159,24 @@ class Maps:
     v: Array
     k_gain: Array | float = 1.0
     v_gain: Array | float = 1.0
-    k_type: str = ""  # other types than the one that is measured; "a+b": half of the channels each
-    v_type: str = ""
+    k_type: str | Array = ""  # other types than the one that is measured, or one for each head; "a+b": half of the channels each
+    v_type: str | Array = ""
 
     def cache(self, codec: Codec, default: str) -> Callable[[int, Array, Array], tuple[Array, Array]]:
         back_k, back_v = np.linalg.inv(self.k), np.linalg.inv(self.v)
 
-        def through(i: int, x: Array, mean: Array, there: Array, back: Array, gain: Array | float, name: str) -> Array:
+        def through(i: int, x: Array, mean: Array, there: Array, back: Array, gain: Array | float, name: str | Array) -> Array:
             stored = (x - mean[i][:, None]).astype(np.float32) @ there[i].transpose(0, 2, 1).astype(np.float32)
-            read = np.concatenate(
-                [codec(part, half) for part, half in zip(name.split("+"), np.split(stored, name.count("+") + 1, -1), strict=True)], -1
-            )
+            names = [name or default] * len(x) if isinstance(name, str) else list(name[i])
+            read = np.stack([coded(codec, *pair) for pair in zip(names, stored, strict=True)])
             if not np.isscalar(gain):
                 read *= gain[i][:, None, None].astype(np.float32)
             return read @ back[i].transpose(0, 2, 1).astype(np.float32) + mean[i][:, None].astype(np.float32)
 
         def cache(i: int, k: Array, v: Array) -> tuple[Array, Array]:
             return (
-                through(i, k, self.k_mean, self.k, back_k, self.k_gain, self.k_type or default),
-                through(i, v, self.v_mean, self.v, back_v, self.v_gain, self.v_type or default),
+                through(i, k, self.k_mean, self.k, back_k, self.k_gain, self.k_type),
+                through(i, v, self.v_mean, self.v, back_v, self.v_gain, self.v_type),
             )
 
         return cache
@@ -184,7 +204,7 @@ class Lab:
     def observe(self) -> None:
         args = self.args
         file = self.work / "moments" / f"{self.name}.{args.tag}.{args.chunk}x{args.chunks}.npz"
-        if file.exists():
+        if file.exists() and not set(MOMENTS) - set(np.load(file).files):
             return
         tokens = self.tokens("fit", args.chunk * args.chunks)
         found, start = Moments(self.model), time.time()
@@ -222,28 +242,66 @@ class Lab:
                 print(f"{file.parent.name} {name} {window}: {kl.mean():.4f} ({np.median(kl):.4f}) {time.time() - start:.0f} s", flush=True)
 
 
+    def screen(self) -> None:
+        """Error of what attention adds to the stream, relative to it, per layer and token, with the exact K, V and Q of each layer."""
+        from variants import make  # noqa: PLC0415
+
+        args, model = self.args, self.model
+        codec = Codec(Path(args.bin))
+        tokens = self.tokens("measure", args.ctx * (max(args.windows) + 1))
+        caches = {name: make(self, name).cache(codec, args.type) for name in args.variants}
+        folder = self.work / "screen" / f"{self.name}.{args.type}.{args.ctx}.s{args.sink}t{args.tail}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for window in args.windows:
+            errors = {name: np.empty((model.layers, args.ctx - args.first), np.float32) for name in caches}
+            start = time.time()
+
+            def watch(layer: Layer, errors: dict[str, Array] = errors) -> None:
+                i = layer.number
+                w = model.get(i, "attn_output.weight").T
+                exact = attend(layer.q, layer.k, layer.v, (layer.k, layer.v), (0, 0), None)
+                level = np.square(exact[args.first :] @ w).sum(1).mean()
+                for name, cache in caches.items():
+                    out = attend(layer.q, layer.k, layer.v, cache(i, layer.k, layer.v), (args.sink, args.tail), None)
+                    errors[name][i] = np.square((out - exact)[args.first :] @ w).sum(1) / level
+
+            model.hidden(tokens[window * args.ctx : (window + 1) * args.ctx], watch=watch)
+            for name, error in errors.items():
+                np.save(folder / f"{name}.{window}.npy", error)
+                print(f"{folder.name} {name} {window}: mean of layers {error.mean():.6f}, geometric {np.exp(np.log(error.mean(1)).mean()):.6f}")
+            print(f"{time.time() - start:.0f} s", flush=True)
+
+
 def report(args: argparse.Namespace) -> None:
-    """Means, medians and comparisons with the first variant of each folder, position by position."""
-    for folder in sorted((Path(args.work) / "kl").glob(args.only)):
+    """Means, medians, and ratios to one variant."""
+    for folder in sorted((Path(args.work) / args.kind).glob(args.only)):
         found: dict[str, dict[int, Array]] = {}
         for file in sorted(folder.glob("*.npy")):
             name, window = file.stem.rsplit(".", 1)
             found.setdefault(name, {})[int(window)] = np.load(file).astype(np.float64)
-        print(f"\n{folder.name}\n| variant | windows | mean | median | against {args.against}: difference | ratio | of logarithms |\n|" + "---|" * 7)
-        names = args.variants or list(found)
-        for name in names:
-            if name not in found:
+        print(f"\n{folder.name}\n| variant | windows | mean | median | mean against {args.against} | geometric mean against it |\n|" + "---|" * 6)
+        for name in args.variants or list(found):
+            common = sorted(set(found.get(name, ())) & set(found.get(args.against, ())))
+            if not common:
                 continue
-            kl = np.concatenate([found[name][w] for w in sorted(found[name])])
-            row = f"| {name} | {len(found[name])} | {kl.mean():.4f} ± {_error(kl):.4f} | {np.median(kl):.4f} |"
-            common = sorted(set(found[name]) & set(found.get(args.against, {})))
-            if common:
-                a = np.concatenate([found[name][w] for w in common])
-                b = np.concatenate([found[args.against][w] for w in common])
-                logs = np.log(np.maximum(a, 1e-7) / np.maximum(b, 1e-7))
-                row += f" {(a - b).mean():+.4f} ± {_error(a - b):.4f} | {a.mean() / b.mean():.3f} ± {_error(a - a.mean() / b.mean() * b) / b.mean():.3f} |"
-                row += f" {np.exp(logs.mean()):.3f} ± {_error(logs):.3f} |"
-            print(row)
+            pairs = [(found[name][w], found[args.against][w]) for w in common]
+            kl = np.concatenate([a.mean(0) if a.ndim > 1 else a for a, _ in pairs])
+            print(
+                f"| {name} | {len(common)} | {kl.mean():.5f} ± {_error(kl):.5f} | {np.median(kl):.5f} "
+                f"| {_ratio([a.mean() for a, _ in pairs], [b.mean() for _, b in pairs])} | {_ratio(*[[_geometric(x) for x in xs] for xs in zip(*pairs, strict=True)])} |"
+            )
+
+
+def _geometric(x: Array) -> float:
+    """Of positions, or of the means of layers."""
+    return float(np.exp(np.log(np.maximum(x.mean(1) if x.ndim > 1 else x, 1e-7)).mean()))
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> str:
+    """Windows are the samples: within one, positions share the noise of their keys."""
+    logs = np.log(np.array(ours) / np.array(theirs))
+    error = f" ± {logs.std(ddof=1) / np.sqrt(len(logs)):.3f}" if len(logs) > 1 else ""
+    return f"{np.exp(logs.mean()):.3f}{error}"
 
 
 def _error(x: Array, block: int = 16) -> float:
@@ -256,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="build/transform-search")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("observe", "measure"):
+    for name in ("observe", "measure", "screen"):
         command = commands.add_parser(name)
         command.add_argument("model")
         command.add_argument("--text", required=True)
@@ -275,6 +333,7 @@ def main() -> None:
             command.add_argument("--tail", type=int, default=TAIL)
             command.add_argument("--variants", nargs="+", required=True)
     command = commands.add_parser("report")
+    command.add_argument("--kind", default="kl", choices=("kl", "screen"))
     command.add_argument("--only", default="*")
     command.add_argument("--against", default="post-2048x4")
     command.add_argument("--variants", nargs="*")

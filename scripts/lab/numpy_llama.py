@@ -1,11 +1,12 @@
 """A Llama or Qwen2 model from a GGUF file in numpy, with attention whose cached K and V may be replaced.
 
-Enough for experiments that a build of llama.cpp cannot do without new code: float32 everywhere, one window of tokens at a time. K and V that
-attention reads from the cache are whatever a function makes of them; keys of the sink and of the tail are read as they are.
+Enough for experiments that a build of llama.cpp cannot do without new code: float32 everywhere, one window of tokens at a time. K and V
+that attention reads from the cache are whatever a function makes of them; keys of the sink and of the tail are read as they are.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class Model:
                 watch(Layer(i, q, k, turned_q, turned_k, v))
             cached = cache(i, turned_k, v) if cache else (turned_k, v)
             shown = (lambda first, h, p, i=i: weights(i, first, h, p)) if weights else None
-            out = attend(turned_q, turned_k, v, cached, exact if cache else (0, 0), shown)
+            out = attend(turned_q, turned_k, v, cached, exact=exact if cache else (0, 0), weights=shown)
             x += out @ self.get(i, "attn_output.weight").T
             h = self.norm(x, self.get(i, "ffn_norm.weight"))
             gate = h @ self.get(i, "ffn_gate.weight").T
@@ -128,7 +129,13 @@ class Model:
 
 
 def attend(
-    q: Array, k: Array, v: Array, cached: tuple[Array, Array], exact: tuple[int, int], weights: Callable[[int, int, Array], None] | None
+    q: Array,
+    k: Array,
+    v: Array,
+    cached: tuple[Array, Array],
+    *,
+    exact: tuple[int, int] = (0, 0),
+    weights: Callable[[int, int, Array], None] | None = None,
 ) -> Array:
     """Causal attention, [tokens, heads * head size].
 
@@ -204,7 +211,7 @@ class Tokenizer:
 
     def _merge(self, parts: list[str]) -> list[int]:
         while len(parts) > 1:
-            rank, i = min((self.ranks.get(pair, len(self.ranks)), i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)))
+            rank, i = min((self.ranks.get(pair, len(self.ranks)), i) for i, pair in enumerate(itertools.pairwise(parts)))
             if rank == len(self.ranks):
                 break
             parts[i : i + 2] = [parts[i] + parts[i + 1]]

@@ -1,9 +1,8 @@
 """Variants for transform_search.py: names, and the maps that they stand for.
 
-    plain                  rotated only
-    post-2048x4            means, scales: moments after RoPE, from 4 chunks of 2,048 tokens
-    pre-512x2-n8192        mean of K before RoPE, turned over positions 0 .. 8,191
-    pre-512x2-log32768     ... over caches filled to 256 .. 32,768 tokens, each doubling alike
+`plain` is rotated only. Others start with the moments: `post-2048x4` are those after RoPE of 4 chunks of 2,048 tokens, `post-code512x2`
+those of another text, `pre-512x2-n8192` those before RoPE, turned over positions 0 .. 8,191, and `pre-512x2-log32768` the same over caches
+filled to 256 .. 32,768 tokens, where each doubling counts alike. What follows behind underscores is in `Choice.of`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy_llama import Layer, attend
-from transform_search import Array, Codec, Maps, hadamard
+from kv_maps import Codec, Maps, hadamard
+from numpy_llama import Array, Layer, attend
 
 if TYPE_CHECKING:
     from transform_search import Lab
@@ -35,6 +34,7 @@ class Choice:
     v_full: float | None = None
     k_split: str = ""
     v_split: str = ""
+    k_part: float = 1.0  # of the mean of K is taken away
     k_gain: float = 1.0
     v_gain: float = 1.0
     gains: bool = False  # chosen for each head
@@ -42,7 +42,7 @@ class Choice:
     means_only: bool = False
 
     @classmethod
-    def of(cls, names: list[str]) -> Choice:
+    def of(cls, names: list[str]) -> Choice:  # noqa: PLR0912
         res = cls()
         for name in names:
             what, number = re.fullmatch(r"([a-z]+)(\d*)", name).groups()
@@ -53,6 +53,8 @@ class Choice:
                 case "ksplit" | "vsplit" | "split" | "ksplitbest" | "vsplitbest" | "splitbest":
                     how = "best" if what.endswith("best") else "all"
                     res.k_split, res.v_split = (res.k_split if what[0] == "v" else how), (res.v_split if what[0] == "k" else how)
+                case "kpart":
+                    res.k_part = part
                 case "kgain":
                     res.k_gain = part
                 case "vgain":
@@ -91,14 +93,15 @@ def make(lab: Lab, name: str) -> Maps:
                 moments[x] = turned_squares(lab, moments[f"{x}_raw"], where[0])
         k_mean, v_mean = moments[f"{choice.k_moments}_mean"], moments[f"{choice.v_moments}_mean"]
         if not choice.means_only:
-            k = centered(moments[choice.k_moments], k_mean)
+            k = centered(moments[choice.k_moments], k_mean, choice.k_part)
             v = centered(moments[choice.v_moments], v_mean)
             k_matrix, k_energy = joint(lab, moments[choice.q_moments], k, choice.k_full, paired=True)
             v_matrix, v_energy = joint(lab, output_squares(lab), v, choice.v_full, paired=False)
-    k_rotation, k_type = rotations(k_energy, choice.k_split, lab.args.type, choice.random)
-    v_rotation, v_type = rotations(v_energy, choice.v_split, lab.args.type, choice.random)
-    gains = [g if g == 1.0 else np.full(shape[:2], g) for g in (choice.k_gain, choice.v_gain)]
-    maps = Maps(k_mean, k_rotation @ k_matrix, v_mean, v_rotation @ v_matrix, *gains, k_type, v_type)
+    k_rotation, k_types = rotations(k_energy, choice.k_split, lab.args.type, choice.random)
+    v_rotation, v_types = rotations(v_energy, choice.v_split, lab.args.type, choice.random)
+    gains = [np.full(shape[:2], gain) for gain in (choice.k_gain, choice.v_gain)]
+    k_mean = choice.k_part * k_mean
+    maps = Maps(k_mean, k_rotation @ k_matrix, gains[0], v_mean, v_rotation @ v_matrix, gains[1], k_types, v_types)
     return best_gains(lab, maps) if choice.gains else maps
 
 
@@ -145,14 +148,15 @@ def output_squares(lab: Lab) -> Array:
     model = lab.model
     res = np.zeros((model.layers, model.kv_heads, model.head, model.head))
     for i in range(model.layers):
-        w = np.asarray(model.get(i, "attn_output.weight"), np.float64).reshape(-1, model.kv_heads, model.heads // model.kv_heads, model.head)
+        w = np.asarray(model.get(i, "attn_output.weight"), np.float64)
+        w = w.reshape(-1, model.kv_heads, model.heads // model.kv_heads, model.head)
         res[i] = np.einsum("ohgi,ohgj->hij", w, w, optimize=True)
     return res
 
 
-def centered(squares: Array, mean: Array) -> Array:
-    """A covariance about any mean that was made from the same rows."""
-    return squares - mean[..., :, None] * mean[..., None, :]
+def centered(squares: Array, mean: Array, part: float = 1.0) -> Array:
+    """Second moments of rows of which a part of their mean is taken away."""
+    return squares - (1 - (1 - part) ** 2) * mean[..., :, None] * mean[..., None, :]
 
 
 def turned_squares(lab: Lab, squares: Array, where: str) -> Array:
@@ -184,8 +188,8 @@ def turned_squares(lab: Lab, squares: Array, where: str) -> Array:
 def joint(lab: Lab, reader: Array, stored: Array, full: float | None, *, paired: bool) -> tuple[Array, Array]:
     """Matrix that makes noise of equal size in all channels of what is stored cost least, and the energy of each of its channels.
 
-    With scales, what `turbo-gguf calibrate` does. With a matrix A: A^T A is the geometric mean of reader and inverse of stored, so that what
-    is stored and what reads it have the same covariance, and A is chosen so that it is diagonal, largest first.
+    With scales, what `turbo-gguf calibrate` does. With a matrix A: A^T A is the geometric mean of reader and inverse of stored, so that
+    what is stored and what reads it have the same covariance, and A is chosen so that it is diagonal, largest first.
     """
     if full is None:
         read, kept = diagonal(reader), np.maximum(diagonal(stored), 0)
@@ -223,14 +227,14 @@ NOISE = {"turbo2t": 0.0647, "turbo3t": 0.0162, "turbo4t": 0.0041}
 SPLIT = {"turbo3t": "turbo4t+turbo2t"}
 
 
-def rotations(energy: Array, split: str, name: str, random: bool) -> tuple[Array, str | Array]:
+def rotations(energy: Array, split: str, name: str, random: bool) -> tuple[Array, Array | tuple[str, ...]]:
     """Rotation of each head, and the types of its halves."""
     n = energy.shape[-1]
     whole, halves = hadamard(n), np.kron(np.eye(2), hadamard(n // 2))
     if random:
         whole = np.linalg.qr(np.random.default_rng(1).standard_normal((n, n)))[0]
     if not split:
-        return whole, ""
+        return whole, ()
     high, low = (NOISE[half] for half in SPLIT[name].split("+"))
     sums = energy.reshape(*energy.shape[:-1], 2, n // 2).sum(-1)
     gain = 2 * (high * sums[..., 0] ** 2 + low * sums[..., 1] ** 2) / (NOISE[name] * sums.sum(-1) ** 2)
@@ -257,13 +261,13 @@ def best_gains(lab: Lab, maps: Maps) -> Maps:
 
     def watch(layer: Layer) -> None:
         i, k, v = layer.number, layer.k, layer.v
-        right = added(i, attend(layer.q, k, v, (k, v), exact, None))
+        right = added(i, attend(layer.q, k, v, (k, v)))
         k_read, v_read = cache(i, k, v)
         k_mean, v_mean = (mean[i][:, None].astype(np.float32) for mean in (maps.k_mean, maps.v_mean))
         errors = np.empty((2, len(grid), model.kv_heads))
         for j, gain in enumerate(grid.astype(np.float32)):
             for side, pair in enumerate(((gain * (k_read - k_mean) + k_mean, v), (k, gain * (v_read - v_mean) + v_mean))):
-                errors[side, j] = np.square(added(i, attend(layer.q, k, v, pair, exact, None)) - right).sum((1, 2))
+                errors[side, j] = np.square(added(i, attend(layer.q, k, v, pair, exact=exact)) - right).sum((1, 2))
         chosen[:, i] = grid[errors.argmin(1)]
 
     model.hidden(lab.tokens("fit", GAIN_TOKENS), watch=watch)

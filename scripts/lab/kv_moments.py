@@ -7,15 +7,17 @@ from numpy_llama import Array, Layer, Model
 
 SKIP = 4  # first tokens of a chunk, which moments leave out
 SINK, TAIL = 4, 64  # what is not read from the cache
-NAMES = ("q", "k", "q_raw", "k_raw", "v", "v_far", "q_out", "k_out")
+ROWS = ("q", "k", "q_raw", "k_raw")
+WEIGHTS = ("att", "out")
+NAMES = (*ROWS, *(f"{rows}_{weight}" for rows in ROWS for weight in WEIGHTS), "v", "v_far")
 
 
 class Moments:
-    """Sums over chunks of a text. Second moments are whole matrices, [layers, KV heads, head, head]; K and Q before and after RoPE.
+    """Sums over chunks of a text. Second moments are whole matrices, [layers, KV heads, head, head]; K and Q after and before RoPE.
 
-    V is weighted by the squares of the attention weights: of all queries (v), and of those that read the key from the cache (v_far).
-    Q and K are also weighted by what an error of a score does to the output, p^2 |v - o|^2, where the key is read from the cache
-    (q_out, k_out).
+    V is weighted by the squares p^2 of the attention weights: of all queries (v), and of those that read the key from the cache (v_far).
+    Q and K are weighted equally, and where the key is read from the cache by p^2 (att), and by what an error of a score does to the
+    output, p^2 |v - o|^2 (out).
     """
 
     def __init__(self, model: Model) -> None:
@@ -25,59 +27,55 @@ class Moments:
             self.sums[name] = np.zeros((*shape, model.head, model.head))
             self.sums[f"{name}_mean"] = np.zeros((*shape, model.head))
             self.sums[f"{name}_n"] = np.zeros(shape)
-        self.squares: dict[str, Array] = {}
+        self.weights: dict[str, Array] = {}  # of keys, [KV heads, 1, tokens], and of queries, [KV heads, group, tokens]
 
     def read(self, tokens: Array) -> None:
-        n = len(tokens)
+        """Add one chunk."""
+        n, heads, group = len(tokens), self.model.kv_heads, self.model.heads // self.model.kv_heads
         at = np.arange(n)
 
         def watch(layer: Layer) -> None:
             self._flush()
             self.layer = layer
-            self.squares = {name: np.zeros((self.model.kv_heads, n)) for name in ("v", "v_far", "k_out")}
-            self.squares["q_out"] = np.zeros((self.model.kv_heads, self.model.heads // self.model.kv_heads, n))
+            self.weights = {name: np.zeros((heads, 1, n)) for name in ("v", "k_att", "k_out")}
+            self.weights |= {name: np.zeros((heads, group, n)) for name in ("q_att", "q_out")}
 
         def weights(_layer: int, first: int, head: int, p: Array) -> None:
-            rows, end = p.shape[1], p.shape[2]
+            end, queries = p.shape[2], slice(first, first + p.shape[1])
             squares = p * p
-            self.squares["v"][head, :end] += squares.sum((0, 1))
-            squares *= (at[:end] <= np.arange(first, first + rows)[:, None] - TAIL) & (at[:end] >= SINK)
-            self.squares["v_far"][head, :end] += squares.sum((0, 1))
+            self.weights["v"][head, 0, :end] += squares.sum((0, 1))
+            squares *= (at[:end] <= at[queries, None] - TAIL) & (at[:end] >= SINK)
             v = self.layer.v[head, :end]
             o = p @ v
-            squares *= np.maximum(np.square(v).sum(1) + np.square(o).sum(2)[..., None] - 2 * (o @ v.T), 0)
-            self.squares["k_out"][head, :end] += squares.sum((0, 1))
-            self.squares["q_out"][head, :, first : first + rows] += squares.sum(2)
+            distance = np.maximum(np.square(v).sum(1) + np.square(o).sum(2)[..., None] - 2 * (o @ v.T), 0)
+            for name, weight in (("att", squares), ("out", squares * distance)):
+                self.weights[f"k_{name}"][head, 0, :end] += weight.sum((0, 1))
+                self.weights[f"q_{name}"][head, :, queries] += weight.sum(2)
 
         self.model.hidden(tokens, watch=watch, weights=weights)
         self._flush()
 
     def _flush(self) -> None:
-        if not self.squares:
+        if not self.weights:
             return
-        layer = self.layer
-        for name in ("q", "k", "q_raw", "k_raw"):
-            rows = getattr(layer, name)
-            self._add(name, self._grouped(rows), None)
-            weight = self.squares.get(f"{name}_out")
-            if weight is not None:
-                shape = (*rows.shape[:-1], 1)
-                self._add(f"{name}_out", self._grouped(rows), self._grouped(weight.reshape(shape))[..., 0])
-        for name in ("v", "v_far"):
-            self._add(name, layer.v[:, None, SKIP:], self.squares[name][:, None, SKIP:])
-        self.squares = {}
+        for name in ROWS:
+            rows = getattr(self.layer, name)
+            self._add(name, rows, np.ones((self.model.kv_heads, len(rows) // self.model.kv_heads, rows.shape[1])))
+            for weight in WEIGHTS:
+                self._add(f"{name}_{weight}", rows, self.weights[f"{name[0]}_{weight}"])
+        self._add("v", self.layer.v, self.weights["v"])
+        self._add("v_far", self.layer.v, self.weights["k_att"])
+        self.weights = {}
 
-    def _grouped(self, rows: Array) -> Array:
-        return rows.reshape(self.model.kv_heads, -1, *rows.shape[1:])[:, :, SKIP:]
-
-    def _add(self, name: str, rows: Array, weight: Array | None) -> None:
-        """Rows [KV heads, query heads of a group, tokens, head]."""
-        i, heads = self.layer.number, rows.shape[0]
-        flat = rows.reshape(heads, -1, rows.shape[-1])
-        w = np.ones(flat.shape[:2], np.float32) if weight is None else weight.reshape(heads, -1).astype(np.float32)
-        self.sums[name][i] += (flat * w[..., None]).transpose(0, 2, 1) @ flat
-        self.sums[f"{name}_mean"][i] += (flat * w[..., None]).sum(1)
-        self.sums[f"{name}_n"][i] += w.sum(1)
+    def _add(self, name: str, rows: Array, weight: Array) -> None:
+        """Rows [heads, tokens, head size], weights [KV heads, heads of a group, tokens]."""
+        i, heads = self.layer.number, self.model.kv_heads
+        rows = rows.reshape(heads, -1, *rows.shape[1:])[:, :, SKIP:].reshape(heads, -1, rows.shape[-1])
+        weight = weight[:, :, SKIP:].reshape(heads, -1).astype(np.float32)
+        weighted = rows * weight[..., None]
+        self.sums[name][i] += weighted.transpose(0, 2, 1) @ rows
+        self.sums[f"{name}_mean"][i] += weighted.sum(1)
+        self.sums[f"{name}_n"][i] += weight.sum(1)
 
     def result(self) -> dict[str, Array]:
         """Means instead of sums."""

@@ -61,10 +61,10 @@ class Choice:
                     res.v_gain = part
                 case "vfar":
                     res.v_moments = "v_far"
-                case "kout":
-                    res.k_moments = "k_out"
-                case "qout":
-                    res.q_moments = "q_out"
+                case "kout" | "katt":
+                    res.k_moments = f"k_{what[1:]}"
+                case "qout" | "qatt":
+                    res.q_moments = f"q_{what[1:]}"
                 case "gains":
                     res.gains = True
                 case "random":
@@ -88,9 +88,10 @@ def make(lab: Lab, name: str) -> Maps:
         tag, size = re.fullmatch(r"([a-z]*)(\d+x\d+)", size).groups()
         moments = lab.moments(tag or "wiki", *map(int, size.split("x")))
         if kind == "pre":
-            for x in "qk":
-                moments[f"{x}_mean"] = turned(lab, moments[f"{x}_raw_mean"], where[0])
-                moments[x] = turned_squares(lab, moments[f"{x}_raw"], where[0])
+            for x in {choice.q_moments, choice.k_moments}:
+                raw = x.replace("q", "q_raw").replace("k", "k_raw")
+                moments[f"{x}_mean"] = turned(lab, moments[f"{raw}_mean"], where[0])
+                moments[x] = turned_squares(lab, moments[raw], where[0])
         k_mean, v_mean = moments[f"{choice.k_moments}_mean"], moments[f"{choice.v_moments}_mean"]
         if not choice.means_only:
             k = centered(moments[choice.k_moments], k_mean, choice.k_part)

@@ -34,6 +34,8 @@ class Choice:
     v_full: float | None = None
     k_split: str = ""
     v_split: str = ""
+    k_mix: float = 1.0  # part of weighted moments, the rest is of equal weights
+    q_mix: float = 1.0
     k_part: float = 1.0  # of the mean of K is taken away
     k_gain: float = 1.0
     v_gain: float = 1.0
@@ -62,9 +64,9 @@ class Choice:
                 case "vfar":
                     res.v_moments = "v_far"
                 case "kout" | "katt":
-                    res.k_moments = f"k_{what[1:]}"
+                    res.k_moments, res.k_mix = f"k_{what[1:]}", part or 1.0
                 case "qout" | "qatt":
-                    res.q_moments = f"q_{what[1:]}"
+                    res.q_moments, res.q_mix = f"q_{what[1:]}", part or 1.0
                 case "gains":
                     res.gains = True
                 case "random":
@@ -88,10 +90,13 @@ def make(lab: Lab, name: str) -> Maps:
         tag, size = re.fullmatch(r"([a-z]*)(\d+x\d+)", size).groups()
         moments = lab.moments(tag or "wiki", *map(int, size.split("x")))
         if kind == "pre":
-            for x in {choice.q_moments, choice.k_moments}:
+            for x in {choice.q_moments, choice.k_moments, "q", "k"}:
                 raw = x.replace("q", "q_raw").replace("k", "k_raw")
                 moments[f"{x}_mean"] = turned(lab, moments[f"{raw}_mean"], where[0])
                 moments[x] = turned_squares(lab, moments[raw], where[0])
+        for x, name, part in (("k", choice.k_moments, choice.k_mix), ("q", choice.q_moments, choice.q_mix)):
+            for end in ("", "_mean"):
+                moments[f"{name}{end}"] = part * moments[f"{name}{end}"] + (1 - part) * moments[f"{x}{end}"]
         k_mean, v_mean = moments[f"{choice.k_moments}_mean"], moments[f"{choice.v_moments}_mean"]
         if not choice.means_only:
             k = centered(moments[choice.k_moments], k_mean, choice.k_part)

@@ -94,9 +94,9 @@ def make(lab: Lab, name: str) -> Maps:
                 raw = x.replace("q", "q_raw").replace("k", "k_raw")
                 moments[f"{x}_mean"] = turned(lab, moments[f"{raw}_mean"], where[0])
                 moments[x] = turned_squares(lab, moments[raw], where[0])
-        for x, name, part in (("k", choice.k_moments, choice.k_mix), ("q", choice.q_moments, choice.q_mix)):
+        for x, weighted, part in (("k", choice.k_moments, choice.k_mix), ("q", choice.q_moments, choice.q_mix)):
             for end in ("", "_mean"):
-                moments[f"{name}{end}"] = part * moments[f"{name}{end}"] + (1 - part) * moments[f"{x}{end}"]
+                moments[f"{weighted}{end}"] = part * moments[f"{weighted}{end}"] + (1 - part) * moments[f"{x}{end}"]
         k_mean, v_mean = moments[f"{choice.k_moments}_mean"], moments[f"{choice.v_moments}_mean"]
         if not choice.means_only:
             k = centered(moments[choice.k_moments], k_mean, choice.k_part)

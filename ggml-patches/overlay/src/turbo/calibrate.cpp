@@ -200,8 +200,8 @@ class observation {
     }
 
     std::shared_ptr<llama_turbo_calibration> calibration() const {
-        // of what a model is trained on; few contexts are filled beyond
-        const int64_t n_positions = std::clamp<int64_t>(model.hparams.n_ctx_train, 2048, 32768);
+        // more than some models are trained on, but it suits them, too
+        static constexpr int64_t N_POSITIONS = 32768;
 
         std::vector<std::pair<llama_turbo_rope, llama_turbo_rope_mean>> ropes;
 
@@ -211,7 +211,7 @@ class observation {
                     return mean;
                 }
             }
-            ropes.emplace_back(rope, llama_turbo_mean_over_positions(rope, n_positions));
+            ropes.emplace_back(rope, llama_turbo_mean_over_positions(rope, N_POSITIONS));
             return ropes.back().second;
         };
 

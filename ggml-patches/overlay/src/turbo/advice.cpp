@@ -82,7 +82,8 @@ static void advise_calibration(const llama_model & model, const llama_turbo_sett
     for (size_t i = 0; i < settings.layers.size(); ++i) {
         const std::string what = has_few_bits(settings.types_k[i]) ? what_ruins(model, settings.layers[i]) : "";
         if (!what.empty()) {
-            LLAMA_LOG_WARN(
+            // llama-cli shows errors only, and wrong answers are one
+            LLAMA_LOG_ERROR(
                 "%s: this model has %s: K in %s is likely to ruin its answers: use --cache-calibration auto, or -ctk "
                 "q8_0\n",
                 "llama_turbo_cache", what.c_str(), ggml_type_name(settings.types_k[i]));

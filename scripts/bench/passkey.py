@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -275,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="cpu", help="what llama.cpp is built for  [default: cpu]")
     parser.add_argument("--out", type=Path, default=assets.home() / "report" / "passkey.md", help="[default: build/report/passkey.md]")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the server must end, too
     return exit_code(lambda: run(args))
 
 

@@ -1,0 +1,305 @@
+"""Keys of five digits hidden in a long prompt: how many does a model find again with each cache type?
+
+    python scripts/bench/passkey.py --model org/name:file.gguf --ctx 2000 6000 --depths .02 .2 .4 .6 .8 .98 --trials 2
+    python scripts/bench/passkey.py --model model.gguf --types 'f16,q4_0,turbo3t,turbo3t cal=none sink=0 tail=0'
+
+A prompt is sentences of ours, without a digit, with one key at each depth: "The pass code of the windmill is 48213." A question for each
+key follows in a chat of its own, in the chat template of the model; llama-server keeps what the prompts have in common, so the long
+part is read once per prompt and type. Answers are greedy. One counts if the first number in it is the key, digit by digit: there is no
+credit for nearly. All types get the same prompts.
+
+Writes the table to standard output, and to --out with the line that says what it was made with. Exit codes are those of ppl-gate, but
+for 1, which there is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turbo_gguf import assets
+from turbo_gguf.cache import fit, spec
+from turbo_gguf.cache.spec import CacheSpec, parse_types
+from turbo_gguf.cli.options import model_of, split
+from turbo_gguf.errors import ToolFailed, UsageError
+from turbo_gguf.failures import exit_code
+from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.judge import report
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make import presets
+from turbo_gguf.make.build import Build, ensure_build
+from turbo_gguf.make.toolkits import gpu_layers
+from turbo_gguf.measure import environment, guard, log
+from turbo_gguf.tools import default_threads, tail
+
+TYPES = ("f16", "q8_0", "q4_0", "turbo4t", "turbo3t", "turbo2t", "turbo3t cal=none sink=0 tail=0")
+DEPTHS = (0.02, 0.2, 0.4, 0.6, 0.8, 0.98)
+ANSWER_TOKENS = 16
+ROOM = 128
+"""Tokens of the context beside the text: chat template, question and answer."""
+
+START_SECONDS, ANSWER_SECONDS = 300, 600
+
+PLACES = (
+    "windmill", "harbour", "library", "bakery", "lighthouse", "orchard", "stable", "chapel", "theatre", "quarry", "tannery", "brewery",
+    "museum", "ferry", "school", "castle", "mill pond", "market hall", "town hall", "boathouse",
+)  # fmt: skip
+
+WHO = ("The old gardener", "A tired courier", "My aunt", "The clockmaker", "A young teacher", "The fisherman", "Our neighbour", "The baker")
+DID = ("walked past", "looked for", "talked about", "painted", "forgot", "measured", "drew a map of", "wrote a letter about")
+WHAT = ("the frozen river", "a row of poplars", "the narrow bridge", "an empty barn", "the hills in the north", "a broken fence")
+WHEN = (
+    "before the rain came",
+    "on a quiet morning",
+    "while the bells rang",
+    "after the harvest",
+    "without saying a word",
+    "in late autumn",
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text with keys in it."""
+
+    ctx: int
+    text: str
+    keys: tuple[tuple[float, str, str], ...]  # depth, place, key
+
+
+@dataclass
+class Score:
+    """Answers of a type: right and all of them, by context and by depth."""
+
+    types: CacheSpec
+    in_force: str = ""
+    by_ctx: dict[int, list[bool]] = field(default_factory=dict)
+    by_depth: dict[float, list[bool]] = field(default_factory=dict)
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------------
+
+
+def filler(rng: random.Random, count: int) -> list[str]:
+    """Sentences without a digit."""
+    return [f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(WHAT)} {rng.choice(WHEN)}." for _ in range(count)]
+
+
+def compose(sentences: Sequence[str], keys: Sequence[tuple[float, str, str]]) -> str:
+    """Put each key in front of the sentence at its depth."""
+    parts, at = [], 0
+    for depth, place, key in keys:
+        end = round(depth * len(sentences))
+        parts += [*sentences[at:end], f"The pass code of the {place} is {key}."]
+        at = end
+    return " ".join([*parts, *sentences[at:]])
+
+
+def prompt(server: Server, ctx: int, depths: Sequence[float], seed: int) -> Prompt:
+    """Make the prompt of a seed: as many sentences as fit into ``ctx`` tokens of the model."""
+    rng = random.Random(f"{ctx} {seed}")
+    places = rng.sample(PLACES, len(depths))
+    keys = tuple((depth, place, str(rng.randrange(10_000, 100_000))) for depth, place in zip(sorted(depths), places, strict=True))
+    sentences = filler(rng, ctx // 4)
+    low, high = 1, len(sentences)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if server.tokens(compose(sentences[:middle], keys)) <= ctx - ROOM:
+            low = middle
+        else:
+            high = middle - 1
+    return Prompt(ctx, compose(sentences[:low], keys), keys)
+
+
+def question(text: str, place: str) -> str:
+    """Build what the user says. The question is all that differs between the chats of a prompt."""
+    return (
+        f"Read this text and remember the pass codes in it.\n\n{text}\n\n"
+        f"What is the pass code of the {place}? Answer with the number and nothing else."
+    )
+
+
+def is_right(answer: str, key: str) -> bool:
+    """Whether the first number of an answer is the key."""
+    numbers = re.findall(r"\d+", answer)
+    return bool(numbers) and numbers[0] == key
+
+
+# --- the server -----------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A running llama-server."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Send JSON, and return the JSON that comes back.
+
+        Raises:
+            ToolFailed: the server answers with an error, or not at all.
+        """
+        request = urllib.request.Request(self._url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise ToolFailed(f"llama-server: {path}: {error.code}: {error.read().decode(errors='replace')[:500]}") from error
+        except OSError as error:
+            raise ToolFailed(f"llama-server: {path}: {error}") from error
+
+    def is_ready(self) -> bool:
+        """Whether the model is loaded."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/health", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except OSError:
+            return False
+
+    def tokens(self, text: str) -> int:
+        """Count the tokens of a text."""
+        return len(self.post("/tokenize", {"content": text})["tokens"])
+
+    def ask(self, words: str) -> str:
+        """Answer a user in a new chat, greedily."""
+        body = {
+            "messages": [{"role": "user", "content": words}],
+            "temperature": 0,
+            "top_k": 1,
+            "max_tokens": ANSWER_TOKENS,
+            "cache_prompt": True,
+        }
+        return str(self.post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
+
+
+@contextlib.contextmanager
+def serve(build: Build, model: ModelFile, types: CacheSpec, *, ctx: int, threads: int, log_path: Path) -> Iterator[Server]:
+    """Run llama-server with a cache of these types, until the block ends.
+
+    Raises:
+        ToolFailed: it does not start; its log says why.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv = [build.tool("llama-server"), "-m", model.path, "-c", str(ctx), "-np", "1", "-t", str(threads), *spec.options(types)]
+    argv += ["-fa", "on", "-fit", "off", "--jinja", "--no-webui", "--host", "127.0.0.1", "--port", str(port), "-lv", "4"]
+    argv += gpu_layers(presets.backend_of(build.preset))
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    quiet = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "passive"}
+    with log_path.open("wb") as out:
+        process = subprocess.Popen(
+            [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **quiet}
+        )
+    try:
+        server, deadline = Server(port), time.monotonic() + START_SECONDS
+        while not server.is_ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ToolFailed(f"llama-server did not start with {types}; log: {log_path}\n{tail(log_path)}")
+            time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------------
+
+
+def measure(build: Build, model: ModelFile, types: CacheSpec, args: argparse.Namespace) -> Score:
+    """Ask everything with a cache of these types. What ran must be what was asked for."""
+    score = Score(types)
+    log_path = assets.home() / "logs" / "passkey" / f"{re.sub(r'[^a-z0-9_]+', '-', str(types))}.log"
+    started = time.monotonic()
+    with serve(build, model, types, ctx=max(args.ctx) + ROOM, threads=args.threads, log_path=log_path) as server:
+        facts = log.log_facts(log_path.read_text("utf-8", errors="replace"))
+        guard.check(facts, types, backend=presets.backend_of(build.preset), model=model)
+        for ctx in args.ctx:
+            for trial in range(args.trials):
+                made = prompt(server, ctx, args.depths, trial)
+                for depth, place, key in made.keys:
+                    answer = server.ask(question(made.text, place))
+                    right = is_right(answer, key)
+                    score.by_ctx.setdefault(ctx, []).append(right)
+                    score.by_depth.setdefault(depth, []).append(right)
+                    print(f"{types}, {ctx} tokens, depth {depth:g}: {key} {answer.strip()!r}", file=sys.stderr)
+    print(f"{types}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return score
+
+
+def count(answers: Sequence[bool]) -> str:
+    """``9 of 10``."""
+    return f"{sum(answers)} of {len(answers)}"
+
+
+def table(model: ModelFile, build: Build, scores: Sequence[Score], args: argparse.Namespace) -> str:
+    """Counts of exact answers by context and by depth."""
+    rows = [
+        [report.types_text(score.types), *(count(score.by_ctx[ctx]) for ctx in args.ctx), *(count(a) for a in score.by_depth.values())]
+        for score in scores
+    ]
+    header = ["cache K/V", *(f"{ctx} tokens" for ctx in args.ctx), *(f"depth {depth:g}" for depth in sorted(args.depths))]
+    keys = f"{len(args.depths)} keys in a prompt, {args.trials} prompts of each length"
+    made = f"llama.cpp {build.tree.commit[:12]}, patches {build.tree.digest[:12]}, {presets.backend_of(build.preset)}"
+    return f"### {model.name}\n\n{keys}; {made}.\n\n{report.markdown(header, rows)}\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="as ppl-gate takes it; it must have a chat template")
+    parser.add_argument("--types", nargs="+", default=TYPES, help=f"as ppl-gate takes them  [default: {','.join(TYPES)}]")
+    parser.add_argument("--ctx", nargs="+", type=int, default=[2000, 6000], help="tokens of a prompt  [default: 2000 6000]")
+    parser.add_argument("--depths", nargs="+", type=float, default=DEPTHS, help=f"of the keys, 0 to 1  [default: {DEPTHS}]")
+    parser.add_argument("--trials", type=int, default=1, help="prompts of each length  [default: 1]")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="of llama.cpp  [default: one per core]")
+    parser.add_argument("--preset", default="cpu", help="what llama.cpp is built for  [default: cpu]")
+    parser.add_argument("--out", type=Path, default=assets.home() / "report" / "passkey.md", help="[default: build/report/passkey.md]")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the server must end, too
+    return exit_code(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure all types; the table grows with each."""
+    if not len(set(args.depths)) == len(args.depths) <= len(PLACES) or not all(0 <= depth <= 1 for depth in args.depths):
+        raise UsageError(f"--depths: 1 to {len(PLACES)} different numbers from 0 to 1", "")
+    if min(args.ctx) < 4 * ROOM or args.trials < 1:
+        raise UsageError(f"--ctx: {4 * ROOM} tokens or more; --trials: 1 or more", "")
+    environment.settings_in_environment()
+    model = model_of(args.model)
+    types = [parse_types(text) for text in split(args.types)]
+    for one in types:
+        fit.check_fit(one, model)
+    build = ensure_build(args.preset, targets=("llama-server",))
+    scores: list[Score] = []
+    for one in types:
+        scores.append(measure(build, model, one, args))
+        text = table(model, build, scores, args)
+        write_result(args.out, f"# Pass codes found again\n\n{text}", patches=build.tree.digest)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,14 +11,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
-from tiny_models import N_CTX, Shape
+from tiny_models import Shape
 
 CHUNK = 384  # tokens that are read at once, behind BOS
 FIRST = 4  # tokens of a chunk that are left out
 LEAST = 64  # fewer at the end of the text are not read
 BOS = 1
 FEW = 256
-POSITIONS = max(N_CTX, 2048)
+POSITIONS = 32_768
 LARGEST_SCALE = 64.0
 LEAST_SQUARE = 1e-6
 

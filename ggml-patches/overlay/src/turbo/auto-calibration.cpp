@@ -64,15 +64,13 @@ static uint32_t method_of(const llama_model &                   model,
     add(options.n_tokens);
     add(options.n_chunk);
 
-    // norms may be the same in models of several sizes, or not be there, as in OLMo
+    // norms may be the same in models of several sizes, in fine-tunes that leave them alone, or not be there, as in OLMo
+    res = llama_turbo_crc32(res, model.name.data(), model.name.size());
     for (uint32_t il : layers) {
         for (uint32_t n : { il, model.hparams.n_head(il), model.hparams.n_head_kv(il), model.hparams.n_embd_head_k(il),
                             model.hparams.n_embd_head_v(il) }) {
             add(n);
         }
-    }
-    if (!llama_turbo_has_fingerprint(model)) {
-        res = llama_turbo_crc32(res, model.name.data(), model.name.size());
     }
 
     // the mean of K depends on how it is turned
@@ -102,8 +100,7 @@ static std::shared_ptr<const llama_turbo_calibration> read_built_in_text(llama_m
         if (n_read == 0) {
             LLAMA_LOG_WARN(
                 "llama_turbo_calibrate: reading %d tokens to calibrate the KV cache, once for this model (leave it out "
-                "with "
-                "--cache-calibration none)\n",
+                "with --cache-calibration none)\n",
                 n_all);
         } else {
             LLAMA_LOG_INFO("llama_turbo_calibrate: %d of %d tokens\n", n_read, n_all);

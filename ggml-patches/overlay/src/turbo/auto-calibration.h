@@ -14,7 +14,8 @@ struct llama_model;
 // It is kept in llama.cpp's cache folder (LLAMA_CACHE, XDG_CACHE_HOME/llama.cpp, ~/.cache/llama.cpp), for later starts, other quantizations of the
 // model, and other programs:
 //
-//   turbo-calibration-MODEL-METHOD.gguf    MODEL: its fingerprint (model.h); METHOD: digest of the text, how it is read, and RoPE as it was asked for
+//   turbo-calibration-MODEL-METHOD.gguf    MODEL:  its fingerprint (model.h)
+//                                          METHOD: digest of the text, how it is read, the model's name and shape, and RoPE as it was asked for
 //
 //   layers:  those of the model that have a KV cache
 //   why_not: the reason where the result is nullptr

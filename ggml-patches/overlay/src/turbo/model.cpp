@@ -127,10 +127,6 @@ static std::map<std::string, const ggml_tensor *> norms_of(const llama_model & m
     return res;
 }
 
-bool llama_turbo_has_fingerprint(const llama_model & model) {
-    return !norms_of(model).empty();
-}
-
 std::string llama_turbo_model_fingerprint(const llama_model & model) {
     const std::map<std::string, const ggml_tensor *> norms = norms_of(model);
 

@@ -32,8 +32,5 @@ const char * llama_turbo_cant_center_v(const llama_model & model, uint32_t il);
 // every quantization of a model, and differ between models and their fine-tunes. A few KiB per layer are read from the devices.
 std::string llama_turbo_model_fingerprint(const llama_model & model);
 
-// Whether it has any such norm.
-bool llama_turbo_has_fingerprint(const llama_model & model);
-
 // CRC-32 of more bytes; 0 to begin with.
 uint32_t llama_turbo_crc32(uint32_t crc, const void * data, size_t size);

@@ -1,8 +1,8 @@
 #pragma once
 
-// Text that a model reads when it is calibrated automatically: the first 768 tokens of the pieces, one after the other, in chunks of one ubatch. Its Q, K and V stand for everyday use, so kinds alternate every few lines: prose, fiction, chat, code, data, formulas, logs, mail
-// and other languages. Each piece has most of them, and few models read beyond the third. Persons and
-// places are invented.
+// Text that a model reads when it is calibrated automatically: the first 768 tokens of the pieces, one after the other, in chunks of one
+// ubatch. Its Q, K and V stand for everyday use, so kinds alternate every few lines: prose, fiction, chat, code, data, formulas, logs, mail
+// and other languages. Each piece has most of them, and few models read beyond the third. Persons and places are invented.
 //
 // Written for this library. Any change, a blank included, changes every automatic calibration: the CRC of the text is its version. Pieces are
 // UTF-8, start at a line and end with one; each is below 4 KiB, which compilers accept. Tokens are those of plain text, without special ones.

@@ -115,7 +115,7 @@ def test_types_that_have_collapsed_are_in_no_order() -> None:
     """Qwen2.5 at 512 tokens: q5_0 1.29, q4_0 1.21."""
     assert _status(run_of(q8_0=0.007, q5_0=1.29, q4_0=1.21, turbo4=0.01)) == PASS
     with pytest.raises(ToolFailed, match="unsound"):
-        gate.judge(run_of(q8_0=0.19, q5_0=0.15, q4_0=1.21, turbo4=0.01), GATES)
+        gate.judge(run_of(q8_0=0.9, q5_0=0.15, q4_0=1.21, turbo4=0.01), GATES)  # one of two has
 
 
 def test_order_within_error_is_no_alarm() -> None:

@@ -149,7 +149,7 @@ BREAKS: dict[str, tuple[Callable[[Machine], None], str]] = {
     ),
     "gate": (lambda m: m.means.update({f"turbo3 {OFF}": 0.5}), f"gate: failed: turbo3 {OFF}"),
     "gate, as typed": (lambda m: m.means.update(turbo3t=0.006), "gate: failed: turbo3t\n"),
-    "unsound run": (lambda m: m.means.update(q8_0=0.15), "gate: unsound run"),
+    "unsound run": (lambda m: m.means.update(q8_0=0.9), "gate: unsound run"),
 }
 
 

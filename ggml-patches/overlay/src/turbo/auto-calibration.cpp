@@ -127,12 +127,8 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_auto_calibration(llam
                                                                             const llama_context_params &  params,
                                                                             const std::vector<uint32_t> & layers,
                                                                             std::string &                 why_not) {
-    if (const char * why = llama_turbo_cant_attend(model)) {
+    if (const char * why = llama_turbo_cant_calibrate(model)) {
         why_not = why;
-        return nullptr;
-    }
-    if (llama_model_has_encoder(&model)) {
-        why_not = "it has an encoder";  // in a plan, too
         return nullptr;
     }
     if (model.hparams.no_alloc) {

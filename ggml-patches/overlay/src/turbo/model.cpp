@@ -116,19 +116,13 @@ static bool ends_with(const std::string & text, const std::string & end) {
     return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-static std::map<std::string, const ggml_tensor *> norms_of(const llama_model & model) {
-    std::map<std::string, const ggml_tensor *> res;
+std::string llama_turbo_model_fingerprint(const llama_model & model) {
+    std::map<std::string, const ggml_tensor *> norms;
     for (const auto & [name, tensor] : model.tensors_by_name) {
         if (ends_with(name, "norm.weight") && tensor->type == GGML_TYPE_F32) {
-            res[name] = tensor;
+            norms[name] = tensor;
         }
     }
-
-    return res;
-}
-
-std::string llama_turbo_model_fingerprint(const llama_model & model) {
-    const std::map<std::string, const ggml_tensor *> norms = norms_of(model);
 
     uint32_t             crc = 0;
     std::vector<uint8_t> data;

@@ -26,6 +26,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", head=64, n_layer=3, n_head=2, n_head_kv=1)
+
+
 @pytest.fixture
 def server(tiny: Path) -> Iterator[Hub]:
     with hub({"tiny.gguf": tiny.read_bytes(), "README.md": b"# tiny\n"}) as running:

@@ -21,6 +21,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", head=64, n_layer=3, n_head=2, n_head_kv=1)
+
+
 def test_metadata(tiny: Path) -> None:
     model = models.read(tiny)
     assert (model.arch, model.name, model.n_layer, model.n_head_kv) == ("llama", "tiny", 3, (1, 1, 1))

@@ -171,6 +171,8 @@ static ggml_tensor * attend_all(const llm_graph_context & graph,
     ggml_tensor * keys   = exact_keys(graph, exact, layer->k, view_k, k);
     ggml_tensor * values = exact_keys(graph, exact, layer->v, view_v, v);
     ggml_tensor * cur    = build();
+    // the graph has attention's node already: an input that it gets now would be unknown to the scheduler, and be put on the device
+    ggml_build_forward_expand(graph.gf, exact.mask);
     ggml_turbo_flash_attn_add_segment(find_flash_attn(cur), keys, values, exact.mask);
 
     in.k_rot        = k_rot;

@@ -21,13 +21,15 @@ FEW = 256
 POSITIONS = 32_768
 LARGEST_SCALE = 64.0
 LEAST_SQUARE = 1e-6
+LEAST_SQUARE_OF_MAPS = 1e-4
+DOUBT = 0.1  # part of the products that is not trusted, if there are ten times as many tokens as channels
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass
 class Seen:
-    """Q behind RoPE, K before it, V ``[token, head, channel]``, and the weights ``[head, query, key]`` of one layer and chunk."""
+    """Q and K before RoPE, V ``[token, head, channel]``, and the weights ``[head, query, key]`` of one layer and chunk."""
 
     q: Array
     k: Array
@@ -37,10 +39,10 @@ class Seen:
 
 @dataclass
 class Layer:
-    """What a calibration has of a layer, ``[n_head_kv, channel]``."""
+    """What a calibration has of a layer, ``[n_head_kv, channel]``; of its map A the product A^T A, which rotations do not change."""
 
     k_mean: Array
-    k_scale: Array
+    k_metric: Array
     v_mean: Array
     v_scale: Array
     distances: Array  # of the first tokens
@@ -87,8 +89,7 @@ class Model:
         k = self._project(x, f"blk.{il}.attn_k").reshape(len(x), n_head_kv, -1)
         v = self._project(x, f"blk.{il}.attn_v").reshape(len(x), n_head_kv, -1)
         turns = turns_of(self.shape, np.arange(len(x)))[:, None]
-        q = turn(self.shape, q, turns)
-        scores = np.einsum("qhd,khd->hqk", q, self._per_query_head(il, turn(self.shape, k, turns))) / np.sqrt(self.shape.head_k)
+        scores = np.einsum("qhd,khd->hqk", turn(self.shape, q, turns), self._per_query_head(il, turn(self.shape, k, turns))) / np.sqrt(self.shape.head_k)
         scores[:, np.triu(np.ones((len(x), len(x)), bool), 1)] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         return Seen(q, k, v, weights / weights.sum(-1, keepdims=True))
@@ -135,18 +136,17 @@ def _layer(shape: Shape, chunks: list[Seen], wo: Array) -> Layer:
     q = np.concatenate([chunk.q[FIRST:] for chunk in chunks])
     k = np.concatenate([chunk.k[FIRST:] for chunk in chunks])
     v = np.concatenate([chunk.v[FIRST:] for chunk in chunks])
-    q_sq = np.square(q).reshape(len(q), n_head_kv, -1, shape.head_k).mean((0, 2))
+    q = q.reshape(len(q), n_head_kv, -1, shape.head_k).swapaxes(1, 2).reshape(-1, n_head_kv, shape.head_k)
 
-    # K, wherever RoPE turns it to: positions as contexts of all lengths have them
+    # Q and K, wherever RoPE turns them to: positions as contexts of all lengths have them
     position = np.arange(POSITIONS)
     share = 1 / np.maximum(position, FEW) - 1 / POSITIONS
+    share /= share.sum()
     mean = k.mean(0)
-    k_mean = turn(shape, mean, share @ turns_of(shape, position) / share.sum())
-    k_sq = np.square(k).mean(0)
-    left = k_sq - np.square(mean)
-    a, b = pairs_of(shape)
-    for values, centered in ((left, k_sq - np.square(k_mean)), (q_sq, q_sq)):
-        values[:, a] = values[:, b] = (centered[:, a] + centered[:, b]) / 2
+    k_mean = turn(shape, mean, share @ turns_of(shape, position))
+    products = [turn_products(shape, np.einsum("thi,thj->hij", x, x) / len(x), share) for x in (q, k)]
+    products[1] -= k_mean[:, :, None] * k_mean[:, None]
+    k_metric = metric(*(trusted(shape, x, n) for x, n in zip(products, (len(q), len(k)), strict=True)))
 
     # V, by the squares of the weights that tokens get
     share_v = np.concatenate(
@@ -157,7 +157,54 @@ def _layer(shape: Shape, chunks: list[Seen], wo: Array) -> Layer:
 
     spread = np.square(k - mean).mean(0).sum()
     distances = np.sqrt(np.square(chunks[-1].k[:FIRST] - mean).sum((1, 2)) / spread)
-    return Layer(k_mean, balance(q_sq, left), v_mean, balance(columns_sq(wo, n_head_kv, shape.head_v), v_sq), distances)
+    return Layer(k_mean, k_metric, v_mean, balance(columns_sq(wo, n_head_kv, shape.head_v), v_sq), distances)
+
+
+def turn_products(shape: Shape, products: Array, share: Array) -> Array:
+    """Mean products of channels ``[n_head_kv, channel, channel]``, once RoPE has turned them to positions with these shares."""
+    a, b = pairs_of(shape)
+    rest = np.arange(shape.n_rot, shape.head_k).reshape(-1, 2).T
+    a, b = np.append(a, rest[0]), np.append(b, rest[1])
+    turns = turns_of(shape, np.arange(len(share)))
+    turns = np.hstack([turns, np.ones((len(share), len(rest[0])))])
+    same, opposite = turns.T @ (share[:, None] * turns.conj()), turns.T @ (share[:, None] * turns)
+    xx, xy = products[:, a][..., a], products[:, a][..., b]
+    yx, yy = products[:, b][..., a], products[:, b][..., b]
+    along = same * (xx + yy + 1j * (yx - xy))  # of z_i with the conjugate of z_j, z = x + iy
+    across = opposite * (xx - yy + 1j * (yx + xy))  # of z_i with z_j
+    res = np.empty_like(products)
+    for rows, columns, block in (
+        (a, a, (along + across).real),
+        (b, b, (along - across).real),
+        (a, b, (across - along).imag),
+        (b, a, (across + along).imag),
+    ):
+        res[np.ix_(np.arange(len(res)), rows, columns)] = block / 2
+    return res
+
+
+def trusted(shape: Shape, products: Array, n_tokens: int) -> Array:
+    """With a part of it made diagonal."""
+    squares = np.array(np.diagonal(products, axis1=1, axis2=2))
+    a, b = pairs_of(shape)
+    for i, j in (*zip(a, b, strict=True), *((i, i + 1) for i in range(shape.n_rot, shape.head_k, 2))):
+        squares[:, [i, j]] = squares[:, [i, j]].mean(1, keepdims=True)
+    squares = np.maximum(squares, LEAST_SQUARE_OF_MAPS * squares.mean(1, keepdims=True))
+    doubt = np.clip(shape.head_k / n_tokens, DOUBT, 1)
+    return (1 - doubt) * products + doubt * squares[:, :, None] * np.eye(shape.head_k)
+
+
+def metric(reader: Array, stored: Array) -> Array:
+    """Geometric mean of one and the inverse of the other, with a determinant of 1."""
+    root = power(stored, 0.5)
+    back = np.linalg.inv(root)
+    mean = back @ power(root @ reader @ root, 0.5) @ back
+    return mean / np.exp(np.linalg.slogdet(mean)[1] / mean.shape[-1])[:, None, None]
+
+
+def power(matrices: Array, exponent: float) -> Array:
+    values, vectors = np.linalg.eigh(matrices)
+    return (vectors * values[:, None] ** exponent) @ vectors.swapaxes(1, 2)
 
 
 def columns_sq(wo: Array, n_head_kv: int, head_v: int) -> Array:

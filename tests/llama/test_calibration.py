@@ -18,7 +18,7 @@ from turbo_gguf.codec import tables
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
-CHECKS = {"equal": 13, "stored": 5, "types": 1, "shift": 6, "sequences": 4, "state": 26, "refusals": 24}
+CHECKS = {"equal": 23, "stored": 10, "types": 1, "shift": 6, "sequences": 4, "state": 26, "refusals": 29}
 """Checks that a scenario makes at least: a program that checks nothing passes nothing."""
 
 MODELS = (
@@ -183,8 +183,8 @@ def test_a_file_has_the_shape_of_the_model(tool: Tool, tiny: Callable[[str], Pat
     made = calibration.read(calibrate(tiny(model), tmp_path, prose))
     assert tuple(made.layers) == layers
     for layer in made.layers.values():
-        assert layer.k_scale is not None and layer.v_scale is not None
-        assert (layer.k_scale.shape, layer.v_scale.shape) == (shape_k, shape_v)
+        assert layer.k_mean is not None and layer.k_map is not None and layer.v_scale is not None
+        assert (layer.k_mean.shape, layer.k_map.shape, layer.v_scale.shape) == (shape_k, (*shape_k, shape_k[1]), shape_v)
 
 
 @pytest.mark.parametrize("model", ["head192-128", "hybrid", "one-kv-head", "heads-differ"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import calibration_writer
@@ -22,7 +23,12 @@ def layer(heads: int = HEADS, head_k: int = HEAD, head_v: int = HEAD) -> LayerCa
     def values(head: int) -> calibration.Floats:
         return rng.uniform(0.5, 2.0, (heads, head)).astype(np.float32)
 
-    return LayerCalibration(values(head_k), values(head_k), values(head_v), values(head_v))
+    return LayerCalibration(values(head_k), values(head_k), None, None, values(head_v), values(head_v))
+
+
+def mapped(heads: int = HEADS) -> LayerCalibration:
+    maps = np.random.default_rng(heads).uniform(-1, 1, (2, heads, HEAD, HEAD)).astype(np.float32)
+    return dataclasses.replace(layer(heads), k_scale=None, k_map=maps[0], q_map=maps[1])
 
 
 def made(**layers: LayerCalibration) -> Calibration:
@@ -35,7 +41,8 @@ SHAPES = {
     "one KV head": {"layer0": layer(heads=1), "layer1": layer(heads=1)},
     "heads that differ": {"layer0": layer(heads=1), "layer1": layer(heads=4)},
     "K and V that differ": {"layer0": layer(head_k=12), "layer3": layer(head_v=4, heads=1)},
-    "nothing centered": {"layer0": LayerCalibration(None, layer().k_scale, None, None)},
+    "nothing centered": {"layer0": LayerCalibration(None, layer().k_scale, None, None, None, None)},
+    "maps": {"layer0": mapped(), "layer1": mapped(heads=1), "layer2": layer()},
 }
 
 
@@ -47,7 +54,7 @@ def test_what_was_written(tmp_path: Path, layers: dict[str, LayerCalibration]) -
     assert (back.sink, back.sink_distance) == (2, 4.5)
     assert list(back.layers) == list(meant.layers)
     for number, values in meant.layers.items():
-        for name in ("k_mean", "k_scale", "v_mean", "v_scale"):
+        for name in (field.name for field in dataclasses.fields(LayerCalibration)):
             got, want = getattr(back.layers[number], name), getattr(values, name)
             assert (got is None) == (want is None)
             if want is not None:
@@ -93,15 +100,15 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"type": "model"}, "no calibration"),
-        ({"version": 2}, "version 2, known is 1"),
-        ({"version": None}, "version None, known is 1"),
+        ({"version": 1}, "version 1, known is 2"),
+        ({"version": None}, "version None, known is 2"),
     ],
 )
 def test_other_files(tmp_path: Path, change: dict[str, object], message: str) -> None:
     path = tmp_path / "other.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type(str(change.get("type", calibration.TYPE)))
-    if (version := change.get("version", 1)) is not None:
+    if (version := change.get("version", calibration.VERSION)) is not None:
         writer.add_uint32("turbo.calibration.version", int(str(version)))
     writer.add_tensor("blk.0.k_scale", np.ones((HEADS, HEAD), np.float32))
     writer.write_header_to_file()
@@ -118,6 +125,7 @@ def test_other_files(tmp_path: Path, change: dict[str, object], message: str) ->
         ({}, "damaged: no turbo.calibration.model"),
         ({"model": "0123abcd", "tensor": "k_scale"}, "damaged: list index out of range"),
         ({"model": "0123abcd", "tensor": "blk.first.k_scale"}, "damaged: .*'first'"),
+        ({"model": "0123abcd", "tensor": "blk.0.k_map"}, "damaged: blk.0.k_map is F32"),
     ],
 )
 def test_damaged_files(tmp_path: Path, change: dict[str, str], message: str) -> None:

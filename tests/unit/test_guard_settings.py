@@ -329,7 +329,7 @@ _CALIBRATED = "calibrated K 4 4 V 4 4 of 4"
 @pytest.fixture
 def calibrated(tmp_path: Path) -> CacheSpec:
     ones = np.ones((2, 128), np.float32)
-    made = calibration.Calibration("llama", "tiny", "0123abcd", 0, {0: calibration.LayerCalibration(ones, ones, None, None)})
+    made = calibration.Calibration("llama", "tiny", "0123abcd", 0, {0: calibration.LayerCalibration(ones, ones, None, None, None, None)})
     return parse_types(f"turbo3 cal={calibration_writer.write(made, tmp_path / 'a.gguf')}")
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs.gguf_file import GgufFile, Tensor
 
-VERSION = 1
+VERSION = 2
 """Version of the file. Raised when its meaning changes; llama.cpp refuses any other."""
 
 
@@ -28,10 +28,12 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LayerCalibration:
-    """One layer, ``[n_head_kv, channel]``; ``None``: nothing to do."""
+    """One layer, vectors ``[n_head_kv, channel]`` and matrices ``[n_head_kv, to, from]``; ``None``: nothing to do."""
 
     k_mean: Floats | None
     k_scale: Floats | None
+    k_map: Floats | None
+    q_map: Floats | None
     v_mean: Floats | None
     v_scale: Floats | None
 
@@ -78,14 +80,14 @@ def read(path: Path) -> Calibration:
         version = fields.get("turbo.calibration.version")
         raise UsageError(f"calibration {path}: version {version}, known is {VERSION}", "write it again: turbo-gguf calibrate")
     try:
-        tensors = {tensor.name: _rows(tensor) for tensor in found.tensors}
+        tensors = {tensor.name: tensor for tensor in found.tensors}
         numbers = sorted({int(name.split(".")[1]) for name in tensors})
         return Calibration(
             arch=fields["general.architecture"],
             name=str(fields.get("general.name", "")).removesuffix(" calibration"),
             fingerprint=fields["turbo.calibration.model"],
             tokens=int(fields.get("turbo.calibration.tokens", 0)),
-            layers={number: LayerCalibration(*(tensors.get(f"blk.{number}.{part}") for part in _PARTS)) for number in numbers},
+            layers={number: _layer(tensors, number) for number in numbers},
             sink=int(fields.get("turbo.calibration.sink", 0)),
             sink_distance=float(fields.get("turbo.calibration.sink_distance", 0.0)),
         )
@@ -95,8 +97,15 @@ def read(path: Path) -> Calibration:
         raise UsageError(f"calibration {path}: damaged: {error}", "write it again: turbo-gguf calibrate") from error
 
 
-def _rows(tensor: Tensor) -> Floats:
-    """``[n_head_kv, channel]``, for one KV head, too: ggml writes no trailing dimension of 1."""
-    if tensor.type_name != "F32" or len(tensor.ne) > 2:
+def _layer(tensors: Mapping[str, Tensor], number: int) -> LayerCalibration:
+    return LayerCalibration(*(_values(tensors.get(f"blk.{number}.{part}")) for part in _PARTS))
+
+
+def _values(tensor: Tensor | None) -> Floats | None:
+    """For one KV head, too: ggml writes no trailing dimension of 1."""
+    if tensor is None:
+        return None
+    is_map = tensor.name.endswith("_map")
+    if tensor.type_name != "F32" or len(tensor.ne) > (3 if is_map else 2) or (is_map and tensor.ne[0] != tensor.ne[1]):
         raise ValueError(f"{tensor.name} is {tensor.type_name} {list(tensor.ne)}")
-    return tensor.rows()
+    return tensor.rows().reshape(-1, tensor.ne[1], tensor.ne[0]) if is_map else tensor.rows()

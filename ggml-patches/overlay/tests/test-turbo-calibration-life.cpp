@@ -9,16 +9,20 @@
 void test_shift(const setup & types) {
     GGML_UNUSED(types);
 
-    const calibration_file file = random_file(ALL);
-    const setup            f32  = f32_setup();
+    const setup f32 = f32_setup();
 
     if (!llama_memory_can_shift(session::make(f32).memory())) {
         check("the cache of this model can shift", false);
         return;
     }
-    for (int n_shifts : { 1, 2 }) {
-        const std::string what     = n_shifts == 1 ? "one shift" : "two shifts";
-        const logits_t    expected = shift_and_continue(session::make(f32), n_shifts);
+    for (const auto & [n_shifts, parts] : {
+             std::pair{ 1, ALL_SCALED },
+             { 1, ALL        },
+             { 2, ALL        }
+    }) {
+        const calibration_file file     = random_file(parts);
+        const std::string      what     = n_shifts == 1 ? "one shift" : "two shifts";
+        const logits_t         expected = shift_and_continue(session::make(f32), n_shifts);
 
         check_at_most(what, nmse(expected, shift_and_continue(session::make(with(f32, file)), n_shifts)), nmse_equal());
         check_at_most(what + ", rotated",

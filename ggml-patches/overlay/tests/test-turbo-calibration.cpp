@@ -6,6 +6,8 @@
 
 #include "test-turbo-calibration.h"
 
+#include <numeric>
+
 //
 // equal: the same logits
 //
@@ -38,11 +40,13 @@ static void test_equal(const setup & types) {
     };
 
     const std::pair<const char *, part> files[] = {
-        { "K centered", K_MEAN  },
-        { "K scaled",   K_SCALE },
-        { "V centered", V_MEAN  },
-        { "V scaled",   V_SCALE },
-        { "all",        ALL     },
+        { "K centered",  K_MEAN     },
+        { "K scaled",    K_SCALE    },
+        { "K mapped",    K_MAP      },
+        { "V centered",  V_MEAN     },
+        { "V scaled",    V_SCALE    },
+        { "all, scaled", ALL_SCALED },
+        { "all, mapped", ALL        },
     };
 
     for (const auto & cache : caches) {
@@ -96,13 +100,20 @@ static double stored_error(saved_state & plain, saved_state & got, const calibra
 
             const std::vector<float> mean  = file.values(layers[i], is_k ? "k_mean" : "v_mean");
             const std::vector<float> scale = file.values(layers[i], is_k ? "k_scale" : "v_scale");
+            const std::vector<float> map   = is_k ? file.values(layers[i], "k_map") : std::vector<float>();
+            const size_t             n     = is_k ? model->hparams.n_embd_head_k(layers[i]) : 1;
 
             for (size_t cell = 0; cell < a.cells.size(); ++cell) {
-                const float * from = (const float *) plain.row(x, cell);
-                const float * to   = (const float *) got.row(y, cell);
-                for (size_t j = 0; j < x.row_size / sizeof(float); ++j) {
-                    const float centered = from[j] - (mean.empty() ? 0.0f : mean[j]);
-                    expected_rows.push_back(centered * scale[j]);
+                const float *      from = (const float *) plain.row(x, cell);
+                const float *      to   = (const float *) got.row(y, cell);
+                std::vector<float> centered(from, from + x.row_size / sizeof(float));
+                for (size_t j = 0; j < centered.size(); ++j) {
+                    centered[j] -= mean.empty() ? 0.0f : mean[j];
+                }
+                for (size_t j = 0; j < centered.size(); ++j) {
+                    const float * head = centered.data() + j / n * n;
+                    expected_rows.push_back(map.empty() ? centered[j] * scale[j] :
+                                                          std::inner_product(head, head + n, map.data() + j * n, 0.0f));
                     rows.push_back(to[j]);
                 }
             }
@@ -118,22 +129,25 @@ static void test_stored(const setup & types) {
     setup flash      = f32_setup();
     flash.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
 
-    const calibration_file file = random_file(ALL);
-
     const session plain = session::make(flash);
     plain.decode(text(16));
     saved_state expected = read_state(plain);
 
-    const session calibrated = session::make(with(flash, file));
-    check_cache_line_has("the log tells it", " cal=");
-    calibrated.decode(text(16));
-    saved_state got = read_state(calibrated);
+    for (part parts : { ALL_SCALED, ALL }) {
+        const calibration_file file  = random_file(parts);
+        const calibration_file other = random_file(parts, 1);
 
-    // flash attention reads f16, so layers behind the first differ by its rounding
-    check_at_most("K is stored as the file says", stored_error(expected, got, file, true), NMSE_HALF);
-    check_at_most("V is stored as the file says", stored_error(expected, got, file, false), NMSE_HALF);
-    check_at_least("control: K of another file", stored_error(expected, got, random_file(ALL, 1), true), NMSE_MISTAKE);
-    check_at_least("control: V of another file", stored_error(expected, got, random_file(ALL, 1), false), NMSE_MISTAKE);
+        const session calibrated = session::make(with(flash, file));
+        check_cache_line_has("the log tells it", " cal=");
+        calibrated.decode(text(16));
+        saved_state got = read_state(calibrated);
+
+        // flash attention reads f16, so layers behind the first differ by its rounding
+        check_at_most("K is stored as the file says", stored_error(expected, got, file, true), NMSE_HALF);
+        check_at_most("V is stored as the file says", stored_error(expected, got, file, false), NMSE_HALF);
+        check_at_least("control: K of another file", stored_error(expected, got, other, true), NMSE_MISTAKE);
+        check_at_least("control: V of another file", stored_error(expected, got, other, false), NMSE_MISTAKE);
+    }
 }
 
 //
@@ -210,8 +224,8 @@ static void check_files() {
 static void check_metadata() {
     {
         calibration_file file = random_file(ALL);
-        file.version          = 2;
-        check_file_refused("another version", file, "it has version 2, this build reads version 1: write it again");
+        file.version          = 1;
+        check_file_refused("another version", file, "it has version 1, this build reads version 2: write it again");
     }
     {
         calibration_file file = random_file(ALL);
@@ -288,6 +302,35 @@ static void check_values() {
     }
 }
 
+static void check_maps() {
+    const uint32_t    il    = kv_layers().front();
+    const std::string layer = "blk." + std::to_string(il) + ".";
+
+    const auto check_maps_refused = [&](const char * what, const auto & change, const std::string & reason) {
+        std::mt19937                          random(0);
+        std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+
+        calibration_file file("maps");
+        file.add_maps(il, [&] { return uniform(random); });
+        change(file.tensors);
+        check_file_refused(what, file, layer + reason);
+    };
+    using tensors = std::vector<calibration_file::tensor>;
+
+    check_maps_refused("a map of K alone", [](tensors & t) { t.pop_back(); }, "k_map: it has to stand beside q_map");
+    check_maps_refused(
+        "a map that is not the inverse", [](tensors & t) { t[1].values[1] += 1.0f; },
+        "k_map: q_map is not its inverse, transposed");
+    check_maps_refused("a map of another shape", [](tensors & t) { t[0].n_to /= 2, t[0].n_head *= 2; }, "k_map: f32 [");
+    check_maps_refused(
+        "a map that is no number", [](tensors & t) { t[0].values[5] = NAN; }, "k_map: an element is not within 2^20");
+
+    calibration_file file("map-and-scale");
+    file.add_maps(il, [] { return 0.5f; });
+    file.add(il, "k_scale", model->hparams.n_embd_head_k(il), one);
+    check_file_refused("a map and scales", file, layer + "k_map: it has to stand beside q_map, and not beside k_scale");
+}
+
 static void test_refusals(const setup & types) {
     GGML_UNUSED(types);
 
@@ -295,6 +338,7 @@ static void test_refusals(const setup & types) {
     check_metadata();
     check_tensors();
     check_values();
+    check_maps();
 
     // one layer is enough, and the environment is read anew for each context
     const uint32_t   il = kv_layers().front();

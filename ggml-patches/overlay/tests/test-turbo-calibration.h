@@ -23,7 +23,7 @@ inline double nmse_equal() {
 // files
 //
 
-enum part { K_MEAN = 1, K_SCALE = 2, V_MEAN = 4, V_SCALE = 8, ALL = 15 };
+enum part { K_MEAN = 1, K_SCALE = 2, V_MEAN = 4, V_SCALE = 8, K_MAP = 16, ALL_SCALED = 15, ALL = 29 };
 
 inline std::vector<uint32_t> kv_layers() {
     return llama_turbo_layers_with_kv(*model);
@@ -47,6 +47,7 @@ struct calibration_file {
         int64_t            n_embd;
         int64_t            n_head;
         std::vector<float> values;
+        int64_t            n_to = 1;  // of a matrix
     };
 
     std::vector<tensor> tensors;
@@ -61,6 +62,34 @@ struct calibration_file {
             t.values.push_back(value());
         }
         tensors.push_back(std::move(t));
+    }
+
+    // Matrices S * (1 + a * b^T) with random scales S over two decades, and their inverse, transposed.
+    void add_maps(uint32_t il, const std::function<float()> & uniform) {
+        const int64_t n      = model->hparams.n_embd_head_k(il);
+        const int64_t n_head = model->hparams.n_head_kv(il);
+
+        tensor k_map{ "blk." + std::to_string(il) + ".k_map", n, n_head, {}, n };
+        tensor q_map{ "blk." + std::to_string(il) + ".q_map", n, n_head, {}, n };
+        for (int64_t head = 0; head < n_head; ++head) {
+            std::vector<double> a(n);
+            std::vector<double> b(n);
+            double              product = 1.0;
+            for (int64_t i = 0; i < n; ++i) {
+                a[i] = uniform() / sqrt(n);
+                b[i] = uniform() / sqrt(n);
+                product += a[i] * b[i];
+            }
+            for (int64_t i = 0; i < n; ++i) {
+                const double scale = pow(10.0, uniform());
+                for (int64_t j = 0; j < n; ++j) {
+                    k_map.values.push_back(scale * ((i == j) + a[i] * b[j]));
+                    q_map.values.push_back(((i == j) - b[i] * a[j] / product) / scale);
+                }
+            }
+        }
+        tensors.push_back(std::move(k_map));
+        tensors.push_back(std::move(q_map));
     }
 
     // of a tensor, empty if there is none
@@ -86,7 +115,8 @@ struct calibration_file {
         gguf_set_val_str(gguf.get(), "turbo.calibration.model", fingerprint.c_str());
         gguf_set_val_u32(gguf.get(), "turbo.calibration.version", version);
         for (const tensor & t : tensors) {
-            ggml_tensor * res = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, t.n_embd, t.n_head);
+            ggml_tensor * res = t.n_to == 1 ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, t.n_embd, t.n_head) :
+                                              ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, t.n_embd, t.n_to, t.n_head);
             ggml_set_name(res, t.name.c_str());
             memcpy(res->data, t.values.data(), t.values.size() * sizeof(float));
             gguf_add_tensor(gguf.get(), res);
@@ -109,6 +139,9 @@ inline calibration_file random_file(int parts, uint32_t seed = 0) {
         }
         if (parts & K_SCALE) {
             file.add(il, "k_scale", model->hparams.n_embd_head_k(il), [&] { return powf(10.0f, uniform(random)); });
+        }
+        if (parts & K_MAP) {
+            file.add_maps(il, [&] { return uniform(random); });
         }
         if ((parts & V_MEAN) && !llama_turbo_cant_center_v(*model, il)) {
             // V is small in some of upstream's models, and what is added to it rounds it in f16

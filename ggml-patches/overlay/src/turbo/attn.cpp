@@ -134,9 +134,11 @@ template <typename input> bool llama_turbo_attends(input * inp, int il) {
 }
 
 // build_attn() without the output projection, and with K and V that have copies.
+//   is_rotated: q and k are
 template <typename input>
 static ggml_tensor * attend_all(const llm_graph_context & graph,
                                 input *                   inp,
+                                bool                      is_rotated,
                                 ggml_tensor *             q,
                                 ggml_tensor *             k,
                                 ggml_tensor *             v,
@@ -150,19 +152,22 @@ static ggml_tensor * attend_all(const llm_graph_context & graph,
         return graph.build_attn(inp, nullptr, nullptr, nullptr, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
     };
 
-    const layer_inputs in = inputs_of(inp, il);
+    const layer_inputs in    = inputs_of(inp, il);
+    ggml_tensor *      k_rot = std::exchange(in.k_rot, nullptr);
+
+    q = k_rot && !is_rotated ? llama_turbo_rotate(graph.ctx0, q, k_rot) : q;
+    k = k_rot && !is_rotated && k ? llama_turbo_rotate(graph.ctx0, k, k_rot) : k;
 
     const llama_turbo_exact::layer * layer = llama_turbo_exact_layer_of(in.mctx, il);
     if (!layer) {
-        return build();
+        ggml_tensor * cur = build();
+        in.k_rot          = k_rot;
+        return cur;
     }
 
     // copies are rotated like the cache, since Q is; upstream's own rotation is left out
-    ggml_tensor * k_rot = std::exchange(in.k_rot, nullptr);
     ggml_tensor * v_rot = std::exchange(in.v_rot, nullptr);
 
-    q = k_rot ? llama_turbo_rotate(graph.ctx0, q, k_rot) : q;
-    k = k && k_rot ? llama_turbo_rotate(graph.ctx0, k, k_rot) : k;
     v = v && v_rot ? llama_turbo_rotate(graph.ctx0, v, v_rot) : v;
 
     llama_turbo_exact_input & exact = llama_turbo_exact_input_of(graph, in.mctx, in.kq_mask);
@@ -204,11 +209,11 @@ ggml_tensor * llama_turbo_build_attn(const llm_graph_context & graph,
     ggml_context * ctx = graph.ctx0;
 
     // without k and v, the layer attends what another one has stored
-    q = layer.scale_q(ctx, q);
+    q = layer.map_q(ctx, q);
     k = k ? layer.store_k(ctx, k) : k;
     v = v ? layer.store_v(ctx, v) : v;
 
-    ggml_tensor * cur = attend_all(graph, inp, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
+    ggml_tensor * cur = attend_all(graph, inp, layer.k_map != nullptr, q, k, v, kq_b, sinks, v_mla, kq_scale, il);
     cur               = layer.restore_out(ctx, cur);
     if (found) {
         found->is_built = true;

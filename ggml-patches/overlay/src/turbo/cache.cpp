@@ -78,8 +78,9 @@ ggml_tensor * llama_turbo_cache::build_shift(const llama_kv_cache &             
     const llama_turbo_parts * parts = llama_turbo_access::parts(kv);
     if (parts && parts->calibrated_layers.count(il) > 0) {
         const llama_turbo_calibrated_layer & layer = *parts->calibrated_layers.at(il);
-        return llama_turbo_build_shift(
-            ctx, cur, rot, [&](ggml_tensor * k) { return layer.store_k(ctx, rope(layer.restore_k(ctx, k))); });
+        return llama_turbo_build_shift(ctx, cur, layer.k_map ? nullptr : rot, [&](ggml_tensor * k) {
+            return layer.store_k(ctx, rope(layer.restore_k(ctx, k)));
+        });
     }
     const bool is_ours = llama_turbo_shifts(cur, rot, /*is_mixed =*/parts != nullptr);
 

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <list>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -203,22 +204,37 @@ class observation {
         // more than some models are trained on, but it suits them, too
         static constexpr int64_t N_POSITIONS = 32768;
 
-        std::vector<std::pair<llama_turbo_rope, llama_turbo_rope_mean>> ropes;
+        // head size of K: beyond, maps need more memory than they are worth
+        static constexpr int64_t LARGEST_MAP = 256;
 
-        const auto mean_of = [&](const llama_turbo_rope & rope) -> const llama_turbo_rope_mean & {
-            for (const auto & [known, mean] : ropes) {
-                if (known == rope) {
-                    return mean;
+        struct known_rope {
+            llama_turbo_rope      rope;
+            int64_t               n_embd_head;
+            llama_turbo_rope_mean mean;
+        };
+
+        std::list<known_rope> known;
+
+        const auto mean_of = [&](const llama_turbo_moments & layer) -> const llama_turbo_rope_mean & {
+            for (const known_rope & one : known) {
+                if (one.rope == layer.rope && one.n_embd_head == layer.n_embd_k) {
+                    return one.mean;
                 }
             }
-            ropes.emplace_back(rope, llama_turbo_mean_over_positions(rope, N_POSITIONS));
-            return ropes.back().second;
+            known.push_back({
+                layer.rope, layer.n_embd_k, { layer.rope, layer.n_embd_k, N_POSITIONS }
+            });
+            return known.back().mean;
         };
 
         auto res = std::make_shared<llama_turbo_calibration>();
         for (const auto & [il, layer] : moments) {
-            res->layers[il] = layer.calibrate(!llama_turbo_cant_center_k(model, il),
-                                              !llama_turbo_cant_center_v(model, il), mean_of(layer.rope));
+            llama_turbo_moments::choice choice;
+            choice.centers_k = !llama_turbo_cant_center_k(model, il);
+            choice.centers_v = !llama_turbo_cant_center_v(model, il);
+            choice.maps_k    = layer.n_embd_k <= LARGEST_MAP &&
+                            (layer.rope.is_known || llama_model_rope_type(&model) == LLAMA_ROPE_TYPE_NONE);
+            res->layers[il] = layer.calibrate(mean_of(layer), choice);
 
             const std::vector<double> first = layer.first_tokens();
             for (size_t i = 0; i < first.size(); ++i) {
@@ -315,7 +331,7 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_calibrate(llama_model
 
     std::shared_ptr<llama_turbo_calibration> res = seen.calibration();
     res->n_tokens                                = n_read;
-    llama_turbo_check_calibration(*res);
+    llama_turbo_check_calibration(*res, model);
 
     return res;
 }

@@ -15,11 +15,13 @@ struct llama_model;
 //
 //   m   = mean of K, turned from before RoPE over the positions that contexts have (rope-mean.h)
 //   n   = mean of V
-//   s_k = square root of rms(Q) / rms(K - m): the error of a score is then least (Cauchy-Schwarz)
+//   A_k = what makes the channels of A_k * (K - m) and A_q * Q equal in size, and free of common parts: the error of a score is then least
+//   s_k = square root of rms(Q) / rms(K - m), likewise for large heads, and where the graph does not show what RoPE does; both channels of
+//         a RoPE pair share it
 //   s_v = square root of norm of the column of the output projection / rms(V - n), likewise for the output
 //
-// Both channels of a RoPE pair share s_k. Scales have a geometric mean of 1 per head. Where scores or weights are compared with something else,
-// nothing is centered (model.h). See docs/design/0011-calibration.md.
+// Maps and scales have a geometric mean of 1 per head (balance.h). Where scores or weights are compared with something else, nothing is centered
+// (model.h). See docs/design/0011-calibration.md.
 
 struct llama_turbo_calibrate_options {
     int32_t n_tokens = 768;  // at most

@@ -3,6 +3,7 @@
 #include "ggml-backend.h"
 #include "llama-model.h"
 #include "memory.h"
+#include "rotation.h"
 
 #include <set>
 
@@ -12,7 +13,8 @@
 
 llama_turbo_calibrated::llama_turbo_calibrated(const llama_turbo_calibration & calibration,
                                                const llama_model &             model,
-                                               const std::vector<uint32_t> &   layers) :
+                                               const std::vector<uint32_t> &   layers,
+                                               bool                            is_rotated) :
     digest(calibration.digest()) {
     std::set<ggml_backend_buffer_type_t> bufts;
     for (uint32_t il : layers) {
@@ -22,7 +24,7 @@ llama_turbo_calibrated::llama_turbo_calibrated(const llama_turbo_calibration & c
         }
     }
     for (ggml_backend_buffer_type_t buft : bufts) {
-        allocate(calibration, model, buft);
+        allocate(calibration, model, buft, is_rotated);
     }
 }
 
@@ -36,8 +38,9 @@ static std::vector<float> inverse_of(std::vector<float> values) {
 
 void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibration,
                                       const llama_model &             model,
-                                      ggml_backend_buffer_type_t      buft) {
-    ggml_context_ptr ctx = llama_turbo_tensors(7 * by_number.size());
+                                      ggml_backend_buffer_type_t      buft,
+                                      bool                            is_rotated) {
+    ggml_context_ptr ctx = llama_turbo_tensors(9 * by_number.size());
 
     std::vector<std::pair<ggml_tensor *, std::vector<float>>> contents;
 
@@ -55,6 +58,20 @@ void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibratio
         return tensor;
     };
 
+    const auto add_map = [&](const char * name, uint32_t il, std::vector<float> values) {
+        ggml_tensor * tensor = nullptr;
+        if (!values.empty()) {
+            const int64_t n = model.hparams.n_embd_head_k(il);
+            if (is_rotated) {
+                llama_turbo_rotate_rows(values, n);
+            }
+            tensor = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n, n, model.hparams.n_head_kv(il));
+            ggml_format_name(tensor, "turbo_%s_l%u", name, il);
+            contents.emplace_back(tensor, std::move(values));
+        }
+        return tensor;
+    };
+
     for (auto & [il, layer] : by_number) {
         if (ggml_backend_dev_buffer_type(model.dev_layer(il)) != buft) {
             continue;
@@ -63,6 +80,8 @@ void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibratio
 
         layer.k_mean    = add("k_mean", il, values.k_mean, false);
         layer.k_scale   = add("k_scale", il, values.k_scale, false);
+        layer.k_map     = add_map("k_map", il, values.k_map);
+        layer.q_map     = add_map("q_map", il, values.q_map);
         layer.q_scale   = add("q_scale", il, inverse_of(values.k_scale), true);
         layer.v_mean    = add("v_mean", il, values.v_mean, false);
         layer.v_scale   = add("v_scale", il, values.v_scale, false);
@@ -84,12 +103,24 @@ void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibratio
 // graph
 //
 
+// Heads [n_embd_head, n_head, n_tokens], each multiplied by the matrix of its KV head.
+static ggml_tensor * map_heads(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * map) {
+    ggml_tensor * res = ggml_mul_mat(ctx, map, ggml_permute(ctx, cur, 0, 2, 1, 3));
+    if (cur->ne[2] > 1) {
+        res = ggml_cont(ctx, ggml_permute(ctx, res, 0, 2, 1, 3));
+    }
+
+    return ggml_reshape_3d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2]);
+}
+
 ggml_tensor * llama_turbo_calibrated_layer::store_k(ggml_context * ctx, ggml_tensor * k) const {
     k = k_mean ? ggml_sub(ctx, k, k_mean) : k;
+    k = k_map ? map_heads(ctx, k, k_map) : k;
     return k_scale ? ggml_mul(ctx, k, k_scale) : k;
 }
 
 ggml_tensor * llama_turbo_calibrated_layer::restore_k(ggml_context * ctx, ggml_tensor * k) const {
+    k = k_map ? map_heads(ctx, k, ggml_cont(ctx, ggml_transpose(ctx, q_map))) : k;
     k = k_scale ? ggml_div(ctx, k, k_scale) : k;
     return k_mean ? ggml_add(ctx, k, k_mean) : k;
 }
@@ -113,7 +144,8 @@ static ggml_tensor * scale_query_heads(ggml_context * ctx, ggml_tensor * cur, gg
     return ggml_reshape_3d(ctx, scaled, cur->ne[0], cur->ne[1], cur->ne[2]);
 }
 
-ggml_tensor * llama_turbo_calibrated_layer::scale_q(ggml_context * ctx, ggml_tensor * q) const {
+ggml_tensor * llama_turbo_calibrated_layer::map_q(ggml_context * ctx, ggml_tensor * q) const {
+    q = q_map ? map_heads(ctx, q, q_map) : q;
     return q_scale ? scale_query_heads(ctx, q, q_scale) : q;
 }
 

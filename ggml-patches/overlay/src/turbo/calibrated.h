@@ -14,9 +14,12 @@ struct llama_model;
 
 // Of one layer. f32; nullptr: nothing to do.
 struct llama_turbo_calibrated_layer {
-    ggml_tensor * k_mean    = nullptr;  // [n_embd_head_k, n_head_kv]
-    ggml_tensor * k_scale   = nullptr;  // [n_embd_head_k, n_head_kv]
-    ggml_tensor * q_scale   = nullptr;  // [n_embd_head_k, 1, n_head_kv], 1/k_scale: for all query heads of a KV head
+    ggml_tensor * k_mean  = nullptr;  // [n_embd_head_k, n_head_kv]
+    ggml_tensor * k_scale = nullptr;  // [n_embd_head_k, n_head_kv]
+    ggml_tensor * q_scale = nullptr;  // [n_embd_head_k, 1, n_head_kv], 1/k_scale: for all query heads of a KV head
+    ggml_tensor * k_map =
+        nullptr;  // [n_embd_head_k, n_embd_head_k, n_head_kv], in place of scales; the rotation is a part of it
+    ggml_tensor * q_map     = nullptr;  // likewise
     ggml_tensor * v_mean    = nullptr;  // [n_embd_head_v, n_head_kv]
     ggml_tensor * v_scale   = nullptr;  // [n_embd_head_v, n_head_kv]
     ggml_tensor * out_scale = nullptr;  // [n_embd_head_v, 1, n_head_kv], 1/v_scale
@@ -30,7 +33,7 @@ struct llama_turbo_calibrated_layer {
     ggml_tensor * store_v(ggml_context * ctx, ggml_tensor * v) const;
 
     // q [n_embd_head_k, n_head, n_tokens] of the model, as it meets stored keys.
-    ggml_tensor * scale_q(ggml_context * ctx, ggml_tensor * q) const;
+    ggml_tensor * map_q(ggml_context * ctx, ggml_tensor * q) const;
 
     // The attention output [n_embd_head_v * n_head, n] of the model, from that of the cache.
     ggml_tensor * restore_out(ggml_context * ctx, ggml_tensor * out) const;
@@ -39,10 +42,11 @@ struct llama_turbo_calibrated_layer {
 // Of the layers of one KV cache.
 class llama_turbo_calibrated {
   public:
-    // layers: those of the cache, as numbers in the model. Throws std::runtime_error: out of memory.
+    // layers: those of the cache, as numbers in the model; is_rotated: whether the cache rotates K. Throws std::runtime_error: out of memory.
     llama_turbo_calibrated(const llama_turbo_calibration & calibration,
                            const llama_model &             model,
-                           const std::vector<uint32_t> &   layers);
+                           const std::vector<uint32_t> &   layers,
+                           bool                            is_rotated);
 
     const std::map<uint32_t, llama_turbo_calibrated_layer> & layers() const { return by_number; }
 
@@ -55,5 +59,6 @@ class llama_turbo_calibrated {
 
     void allocate(const llama_turbo_calibration & calibration,
                   const llama_model &             model,
-                  ggml_backend_buffer_type_t      buft);
+                  ggml_backend_buffer_type_t      buft,
+                  bool                            is_rotated);
 };

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <numeric>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
@@ -45,7 +46,7 @@ class calibration_reader {
         }
 
         try {
-            llama_turbo_check_calibration(*res);
+            llama_turbo_check_calibration(*res, model);
         } catch (const std::runtime_error & error) {
             fail(error.what());
         }
@@ -150,37 +151,47 @@ class calibration_reader {
 
         llama_turbo_calibration_layer & layer = calibration.layers[il];
 
-        const llama_hparams & hparams = model.hparams;
+        const int64_t n_embd_k  = model.hparams.n_embd_head_k(il);
+        const int64_t n_embd_v  = model.hparams.n_embd_head_v(il);
+        const int64_t n_head_kv = model.hparams.n_head_kv(il);
 
         const std::string name = what;
         if (name == "k_scale") {
-            layer.k_scale = values(tensor, hparams.n_embd_head_k(il), hparams.n_head_kv(il));
+            layer.k_scale = values(tensor, { n_embd_k, n_head_kv, 1 });
+        } else if (name == "k_map") {
+            layer.k_map = values(tensor, { n_embd_k, n_embd_k, n_head_kv });
+        } else if (name == "q_map") {
+            layer.q_map = values(tensor, { n_embd_k, n_embd_k, n_head_kv });
         } else if (name == "v_scale") {
-            layer.v_scale = values(tensor, hparams.n_embd_head_v(il), hparams.n_head_kv(il));
+            layer.v_scale = values(tensor, { n_embd_v, n_head_kv, 1 });
         } else if (name == "k_mean") {
             if (const char * why = llama_turbo_cant_center_k(model, il)) {
                 fail(std::string(tensor.name) + ": keys of this model can't be centered: " + why);
             }
-            layer.k_mean = values(tensor, hparams.n_embd_head_k(il), hparams.n_head_kv(il));
+            layer.k_mean = values(tensor, { n_embd_k, n_head_kv, 1 });
         } else if (name == "v_mean") {
             if (const char * why = llama_turbo_cant_center_v(model, il)) {
                 fail(std::string(tensor.name) + ": values of this model can't be centered: " + why);
             }
-            layer.v_mean = values(tensor, hparams.n_embd_head_v(il), hparams.n_head_kv(il));
+            layer.v_mean = values(tensor, { n_embd_v, n_head_kv, 1 });
         } else {
             fail(std::string("unknown tensor ") + tensor.name);
         }
     }
 
-    std::vector<float> values(const ggml_tensor & tensor, int64_t n_embd_head, int64_t n_head) const {
-        if (tensor.type != GGML_TYPE_F32 || tensor.ne[0] != n_embd_head || tensor.ne[1] != n_head ||
-            tensor.ne[2] * tensor.ne[3] != 1) {
-            fail(std::string(tensor.name) + ": " + ggml_type_name(tensor.type) + " [" + std::to_string(tensor.ne[0]) +
-                 ", " + std::to_string(tensor.ne[1]) + "], this model needs f32 [" + std::to_string(n_embd_head) +
-                 ", " + std::to_string(n_head) + "]");
+    std::vector<float> values(const ggml_tensor & tensor, const std::array<int64_t, 3> & shape) const {
+        if (tensor.type != GGML_TYPE_F32 || !std::equal(shape.begin(), shape.end(), tensor.ne) || tensor.ne[3] != 1) {
+            fail(std::string(tensor.name) + ": " + ggml_type_name(tensor.type) + " " + text_of(tensor.ne) +
+                 ", this model needs f32 " + text_of(shape.data()));
         }
         const float * begin = (const float *) tensor.data;
-        return { begin, begin + n_embd_head * n_head };
+        return { begin, begin + ggml_nelements(&tensor) };
+    }
+
+    // Of three dimensions, without the last one where it is 1.
+    static std::string text_of(const int64_t * ne) {
+        return "[" + std::to_string(ne[0]) + ", " + std::to_string(ne[1]) +
+               (ne[2] > 1 ? ", " + std::to_string(ne[2]) : "") + "]";
     }
 };
 
@@ -200,7 +211,7 @@ uint32_t llama_turbo_calibration::digest() const {
     uint32_t res = 0;
     for (const auto & [il, layer] : layers) {
         res = llama_turbo_crc32(res, &il, sizeof(il));
-        for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_mean, &layer.v_scale }) {
+        for (const auto * values : layer.all()) {
             const uint64_t n = values->size();
             res              = llama_turbo_crc32(res, &n, sizeof(n));
             res              = llama_turbo_crc32(res, values->data(), n * sizeof(float));
@@ -210,7 +221,28 @@ uint32_t llama_turbo_calibration::digest() const {
     return res;
 }
 
-void llama_turbo_check_calibration(const llama_turbo_calibration & calibration) {
+// Whether A_q, transposed, undoes A_k, as far as floats go: tried with one vector, since a product of matrices would take long at each start.
+static bool are_inverse(const float * k_map, const float * q_map, int64_t n) {
+    std::vector<double> x(n);
+    std::vector<double> undone(n, 0.0);
+    double              error = 0.0;
+    for (int64_t i = 0; i < n; ++i) {
+        x[i] = (uint32_t) (i + 1) * 2654435761u >> 16 & 1 ? 1.0 : -1.0;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        const double stored = std::inner_product(x.begin(), x.end(), k_map + i * n, 0.0);
+        for (int64_t j = 0; j < n; ++j) {
+            undone[j] += q_map[i * n + j] * stored;
+        }
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        error = std::max(error, std::abs(undone[i] - x[i]));
+    }
+
+    return error < 1e-2;
+}
+
+void llama_turbo_check_calibration(const llama_turbo_calibration & calibration, const llama_model & model) {
     const auto check = [](uint32_t il, const char * name, const std::vector<float> & values, auto is_right,
                           const char * wrong) {
         if (!std::all_of(values.begin(), values.end(), is_right)) {
@@ -223,11 +255,27 @@ void llama_turbo_check_calibration(const llama_turbo_calibration & calibration) 
     const auto is_finite = [](float m) {
         return std::isfinite(m);
     };
+    const auto is_element = [](float a) {
+        return std::abs(a) <= SCALE_MAX;
+    };
     for (const auto & [il, layer] : calibration.layers) {
         check(il, "k_scale", layer.k_scale, is_scale, "a scale is not within 2^-20 and 2^20");
         check(il, "v_scale", layer.v_scale, is_scale, "a scale is not within 2^-20 and 2^20");
         check(il, "k_mean", layer.k_mean, is_finite, "a value is not finite");
         check(il, "v_mean", layer.v_mean, is_finite, "a value is not finite");
+        check(il, "k_map", layer.k_map, is_element, "an element is not within 2^20");
+        check(il, "q_map", layer.q_map, is_element, "an element is not within 2^20");
+
+        const std::string name = "blk." + std::to_string(il) + ".k_map: ";
+        if (layer.k_map.size() != layer.q_map.size() || (!layer.k_map.empty() && !layer.k_scale.empty())) {
+            throw std::runtime_error(name + "it has to stand beside q_map, and not beside k_scale");
+        }
+        const int64_t n = model.hparams.n_embd_head_k(il);
+        for (size_t begin = 0; begin < layer.k_map.size(); begin += n * n) {
+            if (!are_inverse(layer.k_map.data() + begin, layer.q_map.data() + begin, n)) {
+                throw std::runtime_error(name + "q_map is not its inverse, transposed");
+            }
+        }
     }
 }
 
@@ -239,7 +287,8 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_planned_calibration(c
         const size_t n_v = (size_t) model.hparams.n_embd_head_v(il) * model.hparams.n_head_kv(il);
 
         llama_turbo_calibration_layer & layer = res->layers[il];
-        layer.k_scale.resize(n_k, 1.0f);
+        layer.k_map.resize(n_k * model.hparams.n_embd_head_k(il));
+        layer.q_map.resize(n_k * model.hparams.n_embd_head_k(il));
         layer.v_scale.resize(n_v, 1.0f);
         layer.k_mean.resize(llama_turbo_cant_center_k(model, il) ? 0 : n_k, 0.0f);
         layer.v_mean.resize(llama_turbo_cant_center_v(model, il) ? 0 : n_v, 0.0f);
@@ -258,7 +307,7 @@ void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
     size_t n_values   = 0;  // bytes
     size_t n_overhead = 0;
     for (const auto & [il, layer] : calibration.layers) {
-        for (const auto * values : { &layer.k_mean, &layer.k_scale, &layer.v_mean, &layer.v_scale }) {
+        for (const auto * values : layer.all()) {
             n_values += values->size() * sizeof(float);
             n_overhead += GGML_MEM_ALIGN + ggml_tensor_overhead();
         }
@@ -277,10 +326,12 @@ void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
 
     for (const auto & [il, layer] : calibration.layers) {
         const int64_t n_head_kv = model.hparams.n_head_kv(il);
-        const auto    add       = [&, il = il](const char * name, const std::vector<float> & values) {
+        const auto    add       = [&, il = il](const char * name, const std::vector<float> & values, int64_t n_to = 1) {
             if (!values.empty()) {
-                ggml_tensor * tensor =
-                    ggml_new_tensor_2d(data.get(), GGML_TYPE_F32, values.size() / n_head_kv, n_head_kv);
+                const int64_t n_from = values.size() / n_head_kv / n_to;
+                ggml_tensor * tensor = n_to > 1 ?
+                                                    ggml_new_tensor_3d(data.get(), GGML_TYPE_F32, n_from, n_to, n_head_kv) :
+                                                    ggml_new_tensor_2d(data.get(), GGML_TYPE_F32, n_from, n_head_kv);
                 ggml_format_name(tensor, "blk.%u.%s", il, name);
                 std::copy(values.begin(), values.end(), (float *) tensor->data);
                 gguf_add_tensor(meta.get(), tensor);
@@ -288,6 +339,8 @@ void llama_turbo_save_calibration(const llama_turbo_calibration & calibration,
         };
         add("k_mean", layer.k_mean);
         add("k_scale", layer.k_scale);
+        add("k_map", layer.k_map, model.hparams.n_embd_head_k(il));
+        add("q_map", layer.q_map, model.hparams.n_embd_head_k(il));
         add("v_mean", layer.v_mean);
         add("v_scale", layer.v_scale);
     }

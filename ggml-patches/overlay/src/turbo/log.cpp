@@ -63,7 +63,7 @@ static std::string calibrated_layers(const llama_turbo_parts & parts, size_t n_l
     size_t n_v_scale = 0;
     for (const auto & [il, layer] : parts.calibrated_layers) {
         n_k_mean += layer->k_mean != nullptr;
-        n_k_scale += layer->k_scale != nullptr;
+        n_k_scale += layer->k_scale != nullptr || layer->k_map != nullptr;
         n_v_mean += layer->v_mean != nullptr;
         n_v_scale += layer->v_scale != nullptr;
     }
@@ -106,7 +106,8 @@ void llama_turbo_log_cache(const llama_kv_cache & kv, ggml_type type_k, ggml_typ
     }
 
     std::string text = cache_spec(parts, k, v, type_k, type_v);
-    text += format(" | rotated %d/%d", llama_turbo_access::rot_k(kv, 0) != 0, llama_turbo_access::rot_v(kv, 0) != 0);
+    text += format(" | rotated %d/%d", llama_turbo_access::rot_k(kv, 0) != 0 || parts.maps_rotate_k,
+                   llama_turbo_access::rot_v(kv, 0) != 0);
     text += format(" | bits %.3f/%.3f", k.bits(), v.bits());
     text += parts.calibrated ? calibrated_layers(parts, layers.size()) : "";
     text += parts.decay ? decaying_layers(*parts.decay, has_window) : "";

@@ -1,15 +1,10 @@
 #include "moments.h"
 
+#include "balance.h"
 #include "ggml-backend.h"
 
 #include <algorithm>
 #include <cmath>
-
-// A channel that a text hardly uses must not be left without bits in another one.
-static constexpr double LARGEST_SCALE = 64.0;
-
-// Least mean square of a channel, relative to that of its head: dead channels have scales, too.
-static constexpr double LEAST_SQUARE = 1e-6;
 
 static void add_to(std::vector<double> & sums, const std::vector<float> & values) {
     sums.resize(values.size(), 0.0);
@@ -24,28 +19,25 @@ static std::vector<float> read_sums(const ggml_tensor * tensor) {
     return res;
 }
 
-// Of query heads, those of each KV head.
-static std::vector<float> add_groups(const std::vector<float> & values, int64_t n_embd, int64_t n_group) {
-    std::vector<float> res(values.size() / n_group, 0.0f);
-    for (size_t i = 0; i < values.size(); ++i) {
-        res[i / (n_embd * n_group) * n_embd + i % n_embd] += values[i];
-    }
-
-    return res;
-}
-
 void llama_turbo_moments::add(const llama_turbo_observed_layer & layer, int64_t n_tokens, int64_t n_group) {
     n_embd_k  = layer.k_sum->ne[0];
     n_embd_v  = layer.v_sum->ne[0];
     n_head_kv = layer.k_sum->ne[1];
     rope      = layer.rope;
+    turns_q   = layer.turns_q;
 
     n_keys += n_tokens;
     n_queries += n_tokens * n_group;
 
-    add_to(q_sq, add_groups(read_sums(layer.q_sq), n_embd_k, n_group));
-    add_to(k_sum, read_sums(layer.k_sum));
-    add_to(k_sq, read_sums(layer.k_sq));
+    const std::vector<float> sum = read_sums(layer.k_sum);
+    add_to(k_sum, sum);
+    add_to(q_products, read_sums(layer.q_products));
+    add_to(k_products, read_sums(layer.k_products));
+    for (size_t i = 0; i < k_products.size(); ++i) {  // those of the mean of the ubatch, which was taken away
+        const size_t head = i / (n_embd_k * n_embd_k) * n_embd_k;
+
+        k_products[i] += (double) sum[head + i / n_embd_k % n_embd_k] * sum[head + i % n_embd_k] / n_tokens;
+    }
     add_to(v_sum, read_sums(layer.v_sum));
     add_to(v_sq, read_sums(layer.v_sq));
     add_to(v_weight, read_sums(layer.v_weight));
@@ -56,107 +48,94 @@ void llama_turbo_moments::add(const llama_turbo_observed_layer & layer, int64_t 
     }
 }
 
-// Scale of each channel of each head, the fourth root of a ratio of mean squares, with a geometric mean of 1.
-static std::vector<float> balance(const std::vector<double> & reader_sq,
-                                  const std::vector<double> & stored_sq,
-                                  int64_t                     n_embd) {
-    std::vector<float> res(stored_sq.size());
-    for (size_t begin = 0; begin < res.size(); begin += n_embd) {
-        const auto level_of = [&](const std::vector<double> & squares) {
-            double sum = 0.0;
-            for (int64_t i = 0; i < n_embd; ++i) {
-                sum += squares[begin + i];
-            }
-            return sum > 0.0 ? sum / n_embd * LEAST_SQUARE : 1.0;
-        };
-        const double least_reader = level_of(reader_sq);
-        const double least_stored = level_of(stored_sq);
+static void append(std::vector<float> & to, const std::vector<double> & values) {
+    to.insert(to.end(), values.begin(), values.end());
+}
 
-        std::vector<double> logs(n_embd);
-        double              mean = 0.0;
-        for (int64_t i = 0; i < n_embd; ++i) {
-            logs[i] = 0.25 * std::log(std::max(reader_sq[begin + i], least_reader) /
-                                      std::max(stored_sq[begin + i], least_stored));
-            mean += logs[i] / n_embd;
-        }
-        for (int64_t i = 0; i < n_embd; ++i) {
-            res[begin + i] = std::clamp(std::exp(logs[i] - mean), 1.0 / LARGEST_SCALE, LARGEST_SCALE);
-        }
+// Of the n values or products of a head.
+static std::vector<double> mean_of(const std::vector<double> & sums, int64_t head, size_t n, double n_tokens) {
+    std::vector<double> res(sums.begin() + head * n, sums.begin() + (head + 1) * n);
+    for (double & value : res) {
+        value /= n_tokens;
     }
 
     return res;
 }
 
-static std::vector<float> to_floats(const std::vector<double> & values) {
-    return { values.begin(), values.end() };
+static std::vector<double> diagonal(const std::vector<double> & products, size_t n) {
+    std::vector<double> res(n);
+    for (size_t i = 0; i < n; ++i) {
+        res[i] = products[i * n + i];
+    }
+
+    return res;
 }
 
-llama_turbo_calibration_layer llama_turbo_moments::calibrate(bool                          center_k,
-                                                             bool                          center_v,
-                                                             const llama_turbo_rope_mean & rope_mean) const {
-    const size_t  n_k     = k_sq.size();
-    const int64_t n_pairs = rope_mean.turn.size();
+void llama_turbo_moments::calibrate_k(int64_t                         head,
+                                      const llama_turbo_rope_mean &   rope_mean,
+                                      const choice &                  choice,
+                                      llama_turbo_calibration_layer & res) const {
+    const size_t n = n_embd_k;
 
-    std::vector<double> mean(n_k);
-    std::vector<double> queries(n_k);
-    std::vector<double> keys(n_k);
-    for (size_t i = 0; i < n_k; ++i) {
-        mean[i]    = center_k ? k_sum[i] / n_keys : 0.0;
-        queries[i] = q_sq[i] / n_queries;
-        keys[i]    = k_sq[i] / n_keys;
+    llama_turbo_products queries = { mean_of(q_products, head, n * n, n_queries), {}, n_queries };
+    llama_turbo_products keys    = { mean_of(k_products, head, n * n, n_keys), {}, n_keys };
+
+    keys.mean    = rope_mean.turn_products(keys.mean);
+    queries.mean = turns_q ? rope_mean.turn_products(queries.mean) : queries.mean;
+    if (choice.centers_k) {
+        const std::vector<double> mean = rope_mean.turn(mean_of(k_sum, head, n, n_keys));
+        for (size_t i = 0; i < n * n; ++i) {
+            keys.mean[i] -= mean[i / n] * mean[i % n];
+        }
+        append(res.k_mean, mean);
     }
-    std::vector<double> left = keys;  // mean squares around the mean
-    for (int64_t h = 0; h < n_head_kv; ++h) {
-        for (int64_t i = 0; i < n_embd_k; ++i) {
-            left[h * n_embd_k + i] -= mean[h * n_embd_k + i] * mean[h * n_embd_k + i];
-        }
-        for (int64_t pair = 0; pair < n_pairs; ++pair) {
-            const size_t a = h * n_embd_k + (rope_mean.pairs_neighbours ? 2 * pair : pair);
-            const size_t b = rope_mean.pairs_neighbours ? a + 1 : a + n_pairs;
-
-            const std::complex<double> turned = rope_mean.turn[pair] * std::complex<double>(mean[a], mean[b]);
-
-            left[a] = left[b] = (rope_mean.size * rope_mean.size * (keys[a] + keys[b]) - std::norm(turned)) / 2;
-            queries[a] = queries[b] = (queries[a] + queries[b]) / 2;
-
-            mean[a] = turned.real();
-            mean[b] = turned.imag();
-        }
+    for (llama_turbo_products * products : { &queries, &keys }) {
+        products->squares = diagonal(products->mean, n);
+        rope_mean.even_out(products->squares);
     }
 
+    if (choice.maps_k && turns_q) {
+        const llama_turbo_maps maps = llama_turbo_balance_maps(queries, keys);
+        append(res.k_map, maps.stored);
+        append(res.q_map, maps.reader);
+    } else {
+        append(res.k_scale, llama_turbo_balance_scales(queries.squares, keys.squares));
+    }
+}
+
+llama_turbo_calibration_layer llama_turbo_moments::calibrate(const llama_turbo_rope_mean & rope_mean,
+                                                             const choice &                choice) const {
     llama_turbo_calibration_layer res;
-    res.k_scale = balance(queries, left, n_embd_k);
-    if (center_k) {
-        res.k_mean = to_floats(mean);
-    }
+    for (int64_t head = 0; head < n_head_kv; ++head) {
+        calibrate_k(head, rope_mean, choice, res);
 
-    std::vector<double> v_mean(v_sum.size());
-    std::vector<double> v_left(v_sum.size());
-    for (size_t i = 0; i < v_sum.size(); ++i) {
-        const double weight = v_weight[i / n_embd_v];
-        v_mean[i]           = center_v ? v_sum[i] / weight : 0.0;
-        v_left[i]           = v_sq[i] / weight - v_mean[i] * v_mean[i];
-    }
-    if (center_v) {
-        res.v_mean = to_floats(v_mean);
-    }
-    if (!out_sq.empty()) {
-        res.v_scale = balance(out_sq, v_left, n_embd_v);
+        std::vector<double> mean    = mean_of(v_sum, head, n_embd_v, v_weight[head]);
+        std::vector<double> squares = mean_of(v_sq, head, n_embd_v, v_weight[head]);
+        if (choice.centers_v) {
+            for (int64_t i = 0; i < n_embd_v; ++i) {
+                squares[i] -= mean[i] * mean[i];
+            }
+            append(res.v_mean, mean);
+        }
+        if (!out_sq.empty()) {
+            append(res.v_scale, llama_turbo_balance_scales(mean_of(out_sq, head, n_embd_v, 1.0), squares));
+        }
     }
 
     return res;
 }
 
 std::vector<double> llama_turbo_moments::first_tokens() const {
-    double others = 0.0;
-    for (size_t i = 0; i < k_sq.size(); ++i) {
-        others += k_sq[i] / n_keys - std::pow(k_sum[i] / n_keys, 2);
+    const size_t n      = n_embd_k;
+    double       others = 0.0;
+    for (size_t i = 0; i < k_sum.size(); ++i) {
+        others += k_products[(i / n * n + i % n) * n + i % n] / n_keys - std::pow(k_sum[i] / n_keys, 2);
     }
 
     std::vector<double> res;
-    for (size_t begin = 0; begin < k_first.size(); begin += k_sq.size()) {
+    for (size_t begin = 0; begin < k_first.size(); begin += k_sum.size()) {
         double distance = 0.0;
-        for (size_t i = 0; i < k_sq.size(); ++i) {
+        for (size_t i = 0; i < k_sum.size(); ++i) {
             distance += std::pow(k_first[begin + i] - k_sum[i] / n_keys, 2);
         }
         res.push_back(std::sqrt(distance / others));

@@ -81,14 +81,14 @@ void llama_turbo_observed::allocate(const llama_model & model, ggml_backend_buff
         const auto add = [&](int64_t ne0, int64_t ne1, int64_t ne2) {
             return ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, ne0, ne1, ne2);
         };
-        layer.q_sq     = add(n_embd_k, n_head, 1);
-        layer.k_sum    = add(n_embd_k, n_head_kv, 1);
-        layer.k_sq     = add(n_embd_k, n_head_kv, 1);
-        layer.k_first  = add(n_embd_k, n_head_kv, n_first);
-        layer.v_sum    = add(n_embd_v, n_head_kv, 1);
-        layer.v_sq     = add(n_embd_v, n_head_kv, 1);
-        layer.v_weight = add(n_head_kv, 1, 1);
-        layer.out_sq   = add(n_embd_v * n_head_kv, 1, 1);
+        layer.q_products = add(n_embd_k, n_embd_k, n_head_kv);
+        layer.k_products = add(n_embd_k, n_embd_k, n_head_kv);
+        layer.k_sum      = add(n_embd_k, n_head_kv, 1);
+        layer.k_first    = add(n_embd_k, n_head_kv, n_first);
+        layer.v_sum      = add(n_embd_v, n_head_kv, 1);
+        layer.v_sq       = add(n_embd_v, n_head_kv, 1);
+        layer.v_weight   = add(n_head_kv, 1, 1);
+        layer.out_sq     = add(n_embd_v * n_head_kv, 1, 1);
 
         auto & [probe, parts] = probes[{ n_embd_v, n_head, n_head_kv }];
         if (!probe) {
@@ -138,6 +138,21 @@ struct summing {
         return ggml_cont(ctx, ggml_permute(ctx, x, 1, 2, 0, 3));
     }
 
+    // Of all query heads of a KV head, as [n_tokens * n_group, n_embd, n_head_kv].
+    ggml_tensor * by_group(ggml_tensor * q, int64_t n_head_kv) const {
+        const int64_t n_first = llama_turbo_observed::n_first;
+        const int64_t n_group = q->ne[1] / n_head_kv;
+
+        ggml_tensor * x = ggml_view_4d(ctx, q, q->ne[0], n_group, n_head_kv, q->ne[2] - n_first, q->nb[1],
+                                       q->nb[1] * n_group, q->nb[2], n_first * q->nb[2]);
+        x               = ggml_cont(ctx, ggml_permute(ctx, x, 2, 1, 3, 0));
+
+        return ggml_reshape_3d(ctx, x, x->ne[0] * x->ne[1], x->ne[2], x->ne[3]);
+    }
+
+    // Of channels, x as [n, n_embd, n_head].
+    void products(ggml_tensor * x, ggml_tensor * to) const { write(ggml_mul_mat(ctx, x, x), to); }
+
     void write(ggml_tensor * x, ggml_tensor * to) const {
         ggml_build_forward_expand(graph.gf, ggml_cpy(ctx, x, ggml_reshape(ctx, to, x)));
     }
@@ -164,14 +179,16 @@ static bool only_moves(const ggml_tensor * x) {
     return x->op == GGML_OP_RESHAPE || x->op == GGML_OP_VIEW || x->op == GGML_OP_CONT || x->op == GGML_OP_PERMUTE;
 }
 
-// K before RoPE, where the graph shows it.
-static ggml_tensor * before_rope(ggml_tensor * k, llama_turbo_rope & rope) {
-    ggml_tensor * cur = k;
-    while (only_moves(cur) && ggml_nelements(cur) == ggml_nelements(k)) {
+// K or Q before RoPE, where the graph shows it.
+//   ignores_scale: one number that all of x is multiplied by does not count
+static ggml_tensor * before_rope(ggml_tensor * x, llama_turbo_rope & rope, bool ignores_scale) {
+    ggml_tensor * cur = x;
+    while ((only_moves(cur) || (ignores_scale && cur->op == GGML_OP_SCALE)) &&
+           ggml_nelements(cur) == ggml_nelements(x)) {
         cur = cur->src[0];
     }
-    if (cur->op != GGML_OP_ROPE || cur->view_src || !ggml_are_same_shape(cur->src[0], k)) {
-        return k;  // none, or one that overwrites what it takes
+    if (cur->op != GGML_OP_ROPE || cur->view_src || !ggml_are_same_shape(cur->src[0], x)) {
+        return x;  // none, or one that overwrites what it takes
     }
     static_assert(sizeof(cur->op_params) == sizeof(rope.op_params), "");
     memcpy(rope.op_params.data(), cur->op_params, sizeof(cur->op_params));
@@ -214,12 +231,16 @@ void llama_turbo_observed::build(const llm_graph_context & graph,
     const summing  sums{ graph };
     ggml_context * ctx = sums.ctx;
 
-    sums.sum(ggml_sqr(ctx, sums.by_channel(q)), layer.q_sq);
+    llama_turbo_rope rope_q;
+    ggml_tensor *    raw_q = before_rope(q, rope_q, /*ignores_scale =*/true);
+    ggml_tensor *    raw   = before_rope(k, layer.rope, /*ignores_scale =*/false);
+    ggml_tensor *    keys  = sums.by_channel(raw);
+    layer.turns_q          = rope_q == layer.rope;
 
-    ggml_tensor * raw  = before_rope(k, layer.rope);
-    ggml_tensor * keys = sums.by_channel(raw);
-    sums.sum(keys, layer.k_sum);
-    sums.sum(ggml_sqr(ctx, keys), layer.k_sq);
+    sums.products(sums.by_group(raw_q, k->ne[1]), layer.q_products);
+    ggml_tensor * k_sum = ggml_sum_rows(ctx, keys);
+    sums.write(k_sum, layer.k_sum);
+    sums.products(ggml_sub(ctx, keys, ggml_scale(ctx, k_sum, 1.0f / keys->ne[0])), layer.k_products);
     sums.write(ggml_cont(ctx, ggml_view_3d(ctx, raw, raw->ne[0], raw->ne[1], n_first, raw->nb[1], raw->nb[2], 0)),
                layer.k_first);
 

@@ -15,14 +15,14 @@ struct llm_graph_context;
 // What a context that observes Q, K and V adds to its graphs: sums over the tokens of a ubatch, from which a calibration is computed
 // (calibrate.h). Such a context has an f32 cache, no flash attention, and one sequence that begins with each ubatch. So token i is in cell i.
 //
-// K is taken before RoPE. There its mean does not depend on the position, and the mean of any range of positions follows from it.
+// K and Q are taken before RoPE. There their moments do not depend on the position, and those of any range of positions follow from them.
 
 // RoPE of the keys of a layer, as the graph applies it.
 struct llama_turbo_rope {
     std::array<int32_t, 16> op_params = {};  // of GGML_OP_ROPE
     std::vector<float>      factors;         // of its frequencies; empty: none
 
-    bool is_known = false;                   // false: K is taken as it is stored
+    bool is_known = false;                   // false: what is observed is what attention sees
 
     bool operator==(const llama_turbo_rope & other) const {
         return op_params == other.op_params && factors == other.factors && is_known == other.is_known;
@@ -31,9 +31,11 @@ struct llama_turbo_rope {
 
 // Sums of one layer of a cache, f32. The first tokens of a sequence (n_first) are left out, since caches keep them exactly.
 struct llama_turbo_observed_layer {
-    ggml_tensor * q_sq    = nullptr;  // [n_embd_head_k, n_head]     squares
+    ggml_tensor * q_products =
+        nullptr;  // [n_embd_head_k, n_embd_head_k, n_head_kv]  of channels, of all query heads of a KV head
+    ggml_tensor * k_products =
+        nullptr;  // likewise, of what is left when the mean of the ubatch is taken away: biases would hide it
     ggml_tensor * k_sum   = nullptr;  // [n_embd_head_k, n_head_kv]
-    ggml_tensor * k_sq    = nullptr;  // [n_embd_head_k, n_head_kv]
     ggml_tensor * k_first = nullptr;  // [n_embd_head_k, n_head_kv, n_first]  K of the tokens that are left out
 
     // Tokens are weighted by the squares of the weights that attention gives them: as the noise of their V adds up.
@@ -49,7 +51,8 @@ struct llama_turbo_observed_layer {
     ggml_tensor * parts  = nullptr;  // [n_embd_head_v * n_head, n_parts]  which query heads are projected at once
 
     // Found in the graph.
-    mutable llama_turbo_rope rope;
+    mutable llama_turbo_rope rope;                // of K
+    mutable bool             turns_q    = false;  // Q was taken before the same RoPE, or there is none
     mutable bool             has_output = false;  // out_sq is there
     mutable bool             is_built   = false;
 };

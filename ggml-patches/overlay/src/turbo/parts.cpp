@@ -6,6 +6,7 @@
 #include "llama-model.h"
 #include "memory.h"
 
+#include <algorithm>
 #include <set>
 #include <stdexcept>
 
@@ -22,6 +23,10 @@ void llama_turbo_parts::init(llama_kv_cache & kv) {
     if (other && llama_turbo_access::parts(*other) && llama_turbo_access::parts(*other)->calibrated) {
         parts = parts ? parts : std::make_shared<llama_turbo_parts>(llama_turbo_settings{});
         parts->share_calibration(kv, *other);
+    }
+    if (parts && llama_turbo_access::rot_k(kv, 0) != 0 && parts->all_keys_are_mapped(kv)) {
+        llama_turbo_access::rot_k(kv, 0) = 0;
+        parts->maps_rotate_k             = true;
     }
     if (parts && parts->settings.exact) {
         parts->init_exact(kv);
@@ -45,11 +50,21 @@ void llama_turbo_parts::init_observed(const llama_kv_cache & kv) {
 }
 
 void llama_turbo_parts::init_calibration(const llama_kv_cache & kv) {
-    calibrated = std::make_shared<const llama_turbo_calibrated>(*settings.calibration, llama_turbo_access::model(kv),
-                                                                numbers_of_layers(kv));
+    calibrated =
+        std::make_shared<const llama_turbo_calibrated>(*settings.calibration, llama_turbo_access::model(kv),
+                                                       numbers_of_layers(kv), llama_turbo_access::rot_k(kv, 0) != 0);
     for (const auto & [il, layer] : calibrated->layers()) {
         calibrated_layers[il] = &layer;
     }
+}
+
+bool llama_turbo_parts::all_keys_are_mapped(const llama_kv_cache & kv) const {
+    const auto & layers = llama_turbo_access::layers(kv);
+
+    return std::all_of(layers.begin(), layers.end(), [&](const auto & layer) {
+        const auto it = calibrated_layers.find(layer.il);
+        return it != calibrated_layers.end() && it->second->k_map;
+    });
 }
 
 void llama_turbo_parts::share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other) {
@@ -123,7 +138,7 @@ bool llama_turbo_parts::check_graph() const {
 }
 
 uint32_t llama_turbo_graph_nodes(const llama_kv_cache & kv) {
-    static constexpr uint32_t CALIBRATED = 13 + 7;  // nodes and leafs of a layer
+    static constexpr uint32_t CALIBRATED = 18 + 7;  // nodes and leafs of a layer
     static constexpr uint32_t EXACT      = 24 + 2;
     static constexpr uint32_t INPUTS     = 4;
 

@@ -22,8 +22,10 @@ struct llama_turbo_parts {
     std::shared_ptr<const llama_turbo_calibrated>            calibrated;
     std::map<uint32_t, const llama_turbo_calibrated_layer *> calibrated_layers;  // by number of the layer of this cache
 
-    std::unique_ptr<llama_turbo_exact> exact;                                    // nullptr: none
-    std::unique_ptr<llama_turbo_decay> decay;                                    // nullptr: none
+    bool maps_rotate_k = false;                      // in place of the rotation of K that the graph had in all layers
+
+    std::unique_ptr<llama_turbo_exact> exact;        // nullptr: none
+    std::unique_ptr<llama_turbo_decay> decay;        // nullptr: none
 
     std::unique_ptr<llama_turbo_observed> observed;  // nullptr: this context is not there to observe
 
@@ -38,6 +40,7 @@ struct llama_turbo_parts {
   private:
     void init_observed(const llama_kv_cache & kv);
     void init_calibration(const llama_kv_cache & kv);
+    bool all_keys_are_mapped(const llama_kv_cache & kv) const;
     void share_calibration(const llama_kv_cache & kv, const llama_kv_cache & other);
     void init_exact(llama_kv_cache & kv);
 };

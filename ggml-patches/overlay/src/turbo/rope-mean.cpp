@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 static constexpr int64_t FEW   = 256;
@@ -90,36 +91,92 @@ class turned_block {
 
 }  // namespace
 
-llama_turbo_rope_mean llama_turbo_mean_over_positions(const llama_turbo_rope & rope, int64_t n) {
-    llama_turbo_rope_mean res;
+// Channels that are not turned are taken for pairs of neighbours.
+void llama_turbo_rope_mean::set_pairs(bool are_neighbours, int64_t n_rot, int64_t n_embd_head) {
+    for (int64_t i = 0; i < n_embd_head / 2; ++i) {
+        const bool is_half_apart = !are_neighbours && i < n_rot / 2;
+        pairs.emplace_back(is_half_apart ? i : 2 * i, is_half_apart ? i + n_rot / 2 : 2 * i + 1);
+    }
+}
+
+llama_turbo_rope_mean::llama_turbo_rope_mean(const llama_turbo_rope & rope, int64_t n_embd_head, int64_t n) {
     if (!rope.is_known) {
-        return res;
+        return;
     }
     const int64_t n_rot = n_turned(rope);
+    set_pairs(pairs_neighbours(rope), n_rot, n_embd_head);
 
-    res.pairs_neighbours = pairs_neighbours(rope);
-    res.turn.resize(n_rot / 2, 0.0);
-
-    turned_block block(rope);
-    double       weights = 0.0;
+    turned_block        block(rope);
+    double              weights = 0.0;
+    std::vector<double> vector(n_rot, 0.0);
+    std::vector<double> matrix(n_rot * n_rot, 0.0);  // below its diagonal
+    std::vector<float>  sums(n_rot * n_rot);
     for (int64_t first = 0; first < n; first += BLOCK) {
         const float * values = block.at(first);
-        if (first == 0) {
-            res.size = values[0];  // of a pair that is not turned yet
-        }
+        std::fill(sums.begin(), sums.end(), 0.0f);
         for (int64_t p = first; p < std::min(first + BLOCK, n); ++p, values += n_rot) {
             const double weight = 1.0 / std::max(p, FEW) - 1.0 / n;
-            for (int64_t i = 0; i < n_rot / 2; ++i) {
-                const int64_t x = res.pairs_neighbours ? 2 * i : i;
-                const int64_t y = res.pairs_neighbours ? x + 1 : x + n_rot / 2;
-                res.turn[i] += weight * std::complex<double>(values[x], values[y]);
+            for (int64_t i = 0; i < n_rot; ++i) {
+                const float weighted = weight * values[i];
+                for (int64_t j = 0; j <= i; ++j) {
+                    sums[i * n_rot + j] += weighted * values[j];
+                }
+                vector[i] += weight * values[i];
             }
             weights += weight;
         }
+        std::transform(sums.begin(), sums.end(), matrix.begin(), matrix.begin(), std::plus<double>());
     }
-    for (auto & value : res.turn) {
-        value /= weights;
+
+    unit.resize(n_embd_head, 0.0);
+    for (const auto & [x, y] : pairs) {
+        unit[x] = x < n_rot ? vector[x] / weights : 1.0;
+        unit[y] = y < n_rot ? vector[y] / weights : 0.0;
+    }
+    products.resize(n_embd_head * n_embd_head);
+    for (int64_t i = 0; i < n_embd_head; ++i) {
+        for (int64_t j = 0; j < n_embd_head; ++j) {
+            const bool are_turned = std::max(i, j) < n_rot;
+            products[i * n_embd_head + j] =
+                are_turned ? matrix[std::max(i, j) * n_rot + std::min(i, j)] / weights : unit[i] * unit[j];
+        }
+    }
+}
+
+std::vector<double> llama_turbo_rope_mean::turn(const std::vector<double> & vector) const {
+    std::vector<double> res = vector;
+    for (const auto & [x, y] : pairs) {
+        res[x] = unit[x] * vector[x] - unit[y] * vector[y];
+        res[y] = unit[y] * vector[x] + unit[x] * vector[y];
     }
 
     return res;
+}
+
+std::vector<double> llama_turbo_rope_mean::turn_products(const std::vector<double> & of_channels) const {
+    const size_t        n   = unit.size();
+    std::vector<double> res = of_channels;
+    for (const auto & [ax, ay] : pairs) {
+        for (const auto & [bx, by] : pairs) {
+            const double xx = products[ax * n + bx], xy = products[ax * n + by];
+            const double yx = products[ay * n + bx], yy = products[ay * n + by];
+
+            const double * a_x = of_channels.data() + ax * n;
+            const double * a_y = of_channels.data() + ay * n;
+
+            // each of the two vectors is turned: (ux, uy) makes ux * x - uy * y of x, and uy * x + ux * y of y
+            res[ax * n + bx] = xx * a_x[bx] - xy * a_x[by] - yx * a_y[bx] + yy * a_y[by];
+            res[ax * n + by] = xy * a_x[bx] + xx * a_x[by] - yy * a_y[bx] - yx * a_y[by];
+            res[ay * n + bx] = yx * a_x[bx] - yy * a_x[by] + xx * a_y[bx] - xy * a_y[by];
+            res[ay * n + by] = yy * a_x[bx] + yx * a_x[by] + xy * a_y[bx] + xx * a_y[by];
+        }
+    }
+
+    return res;
+}
+
+void llama_turbo_rope_mean::even_out(std::vector<double> & values) const {
+    for (const auto & [x, y] : pairs) {
+        values[x] = values[y] = (values[x] + values[y]) / 2;
+    }
 }

@@ -120,6 +120,28 @@ ggml_tensor * llama_turbo_build_v_rot(const llama_kv_cache & kv, ggml_context * 
     return build_rot(ctx, llama_turbo_access::rot_v(kv, 0), llama_turbo_access::n_embd_head_v(kv), "attn_inp_v_rot");
 }
 
+void llama_turbo_rotate_rows(std::vector<float> & matrices, int64_t n) {
+    const int64_t group = largest_group(n, n);
+    for (int64_t step = 1; step < group; step *= 2) {
+        for (size_t row = 0; row < matrices.size() / n; ++row) {
+            if (row / step % 2 == 1) {
+                continue;
+            }
+            float * a = matrices.data() + row * n;
+            float * b = a + step * n;
+            for (int64_t i = 0; i < n; ++i) {
+                const float sum = a[i] + b[i];
+
+                b[i] = a[i] - b[i];
+                a[i] = sum;
+            }
+        }
+    }
+    for (float & value : matrices) {
+        value /= sqrtf(group);
+    }
+}
+
 //
 // K-shift
 //

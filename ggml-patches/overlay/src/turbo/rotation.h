@@ -44,6 +44,9 @@ void llama_turbo_init_rotation(llama_kv_cache & kv, bool is_mixed);
 ggml_tensor * llama_turbo_build_k_rot(const llama_kv_cache & kv, ggml_context * ctx);
 ggml_tensor * llama_turbo_build_v_rot(const llama_kv_cache & kv, ggml_context * ctx);
 
+// Rotates what matrices [n_matrices][n][n] give, of heads of K of size n: the rotation that the graph would apply behind them.
+void llama_turbo_rotate_rows(std::vector<float> & matrices, int64_t n);
+
 // Multiplies each group of rot->ne[0] values by the matrix.
 ggml_tensor * llama_turbo_rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * rot);
 

@@ -4,6 +4,7 @@ list(APPEND LLAMA_MODELS_SOURCES
     turbo/advice.cpp
     turbo/attn.cpp
     turbo/auto-calibration.cpp
+    turbo/balance.cpp
     turbo/cache.cpp
     turbo/calibrate.cpp
     turbo/calibrated.cpp

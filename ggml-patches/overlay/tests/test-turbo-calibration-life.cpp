@@ -15,11 +15,12 @@ void test_shift(const setup & types) {
         check("the cache of this model can shift", false);
         return;
     }
-    for (const auto & [n_shifts, parts] : {
-             std::pair{ 1, ALL_SCALED },
-             { 1, ALL        },
-             { 2, ALL        }
-    }) {
+    static const std::pair<int, part> shifts[] = {
+        { 1, ALL_SCALED },
+        { 1, ALL        },
+        { 2, ALL        },
+    };
+    for (const auto & [n_shifts, parts] : shifts) {
         const calibration_file file     = random_file(parts);
         const std::string      what     = n_shifts == 1 ? "one shift" : "two shifts";
         const logits_t         expected = shift_and_continue(session::make(f32), n_shifts);

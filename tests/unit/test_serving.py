@@ -56,7 +56,7 @@ def test_table_has_ratios_to_f16_at_the_same_clients() -> None:
         [" turbo3t   ", "         21.53 ", "             17 "]
     ]
     one, two = (part.split("\n\n")[1] for part in text.split("### ")[1:3])
-    assert "1 client, 1 requests" in text and "2 clients, 2 requests" in text
+    assert "1 client, 1 request (" in text and "2 clients, 2 requests" in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for table in (one, two) for line in table.splitlines() if "turbo3t" in line]
     assert cells[0][1] == "2.2 (2.00)" and cells[0][5] == "2.0 s (0.50)" and cells[0][6] == "100 ms" and cells[0][-2:] == ["0", "200"]
     assert cells[1][1] == "1.1 (0.50)" and cells[1][5] == "1.0 s (0.12)" and cells[1][-2:] == ["1", ""]

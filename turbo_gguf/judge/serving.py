@@ -82,17 +82,21 @@ def table(rows: Sequence[ServeRow]) -> str:
     found, first = loads(rows), rows[0]
     parts = [
         f"{first.model}; slots of {first.ctx} tokens in {first.budget_mib:.1f} MiB of KV memory, copies of exact tokens included; "
-        f"prompts of {_lengths(rows)} tokens, {_generated(rows)} generated; {first.backend}, {first.threads} threads, "
+        f"prompts of {_lengths(rows)} tokens, {_generated(rows)} generated; {first.backend}, {_many(first.threads, 'thread')}, "
         f"llama.cpp {first.upstream_commit[:12]}, patches {first.patch_digest[:12] or 'none'}.\n",
         _fits(found),
     ]
     for clients in dict.fromkeys(load.clients for load in found):
         group = [load for load in found if load.clients == clients]
-        title = f"### {clients} client{'s' if clients > 1 else ''}, {max(load.requests for load in group)} requests (ratio to {PLAIN})"
+        title = f"### {_many(clients, 'client')}, {_many(max(load.requests for load in group), 'request')} (ratio to {PLAIN})"
         parts.append(f"{title}\n\n{_table(group)}\n")
     if failures := _failures(found):
         parts.append(f"### Failures\n\n{failures}\n")
     return "\n".join(parts)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _lengths(rows: Sequence[ServeRow]) -> str:

@@ -7,12 +7,14 @@ one and logs on the other from another thread, and mixed streams have lost the e
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -156,12 +158,8 @@ def run(
         ToolFailed: the time limit passed, or ``check`` and the return code is not 0.
     """
     args = tuple(str(part) for part in argv)
-    name = log.name.removesuffix(".log")  # not with_suffix: names such as 0.3.36-cpu have dots of their own
-    stdout, stderr = log.with_name(f"{name}.out"), log.with_name(f"{name}.err")
-    log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with stdout.open("wb") as out, stderr.open("wb") as err:
-        process = _start(args, cwd=cwd, env=env, out=out.fileno(), err=err.fileno())
+    process, stdout, stderr = _start_logged(args, log=log, cwd=cwd, env=env)
     in_time = _supervise(process, (stdout, stderr), on_line, None if timeout is None else started + timeout)
     result = Run(argv=args, rc=process.returncode, seconds=time.monotonic() - started, stdout=stdout, stderr=stderr)
     if not in_time:
@@ -169,6 +167,51 @@ def run(
     if check and result.rc != 0:
         raise failure(result, fail_hint)
     return result
+
+
+class Service:
+    """A program that runs as long as a block does, such as a server."""
+
+    def __init__(self, process: subprocess.Popen[bytes], argv: tuple[str, ...], stdout: Path, stderr: Path) -> None:
+        self._process = process
+        self._started = time.monotonic()
+        self.argv = argv
+        self.stdout, self.stderr = stdout, stderr
+
+    def require_alive(self, hint: str = "", *, wait: float = 0.0) -> None:
+        """Say how it ended when it should be there.
+
+        Args:
+            hint: of the error.
+            wait: seconds for a program that may be about to end: its connections break before it is gone.
+
+        Raises:
+            EnvironmentMissing: it ran into a full disk.
+            ToolFailed: it has ended.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            rc = self._process.wait(wait)
+            raise failure(Run(self.argv, rc, time.monotonic() - self._started, self.stdout, self.stderr), hint)
+
+    def peak_mib(self) -> float | None:
+        """Most memory that it has had until now (resident, files that it maps included); ``None`` where the system does not say."""
+        try:
+            text = Path(f"/proc/{self._process.pid}/status").read_text("ascii", errors="replace")
+        except OSError:
+            return None
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", text, re.MULTILINE)
+        return int(found[1]) / 1024 if found else None
+
+
+@contextmanager
+def serving(argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None) -> Iterator[Service]:
+    """Run a program as long as the block does, and end it with its children. Arguments, logs and errors are those of :func:`run`."""
+    args = tuple(str(part) for part in argv)
+    process, stdout, stderr = _start_logged(args, log=log, cwd=None, env=env)
+    try:
+        yield Service(process, args, stdout, stderr)
+    finally:
+        _kill_group(process)
 
 
 def failure(result: Run, hint: str = "") -> EnvironmentMissing | ToolFailed:
@@ -200,6 +243,17 @@ def capture(argv: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping
         text = (done.stderr or done.stdout).strip()
         raise ToolFailed(f"{shlex.join(args)}: {describe_rc(done.returncode)}" + (f": {text}" if text else ""))
     return done.stdout.strip()
+
+
+def _start_logged(
+    args: tuple[str, ...], *, log: Path, cwd: Path | None, env: Mapping[str, str] | None
+) -> tuple[subprocess.Popen[bytes], Path, Path]:
+    """Start a program whose standard output and error go to files beside ``log``, which are returned."""
+    name = log.name.removesuffix(".log")  # not with_suffix: names such as 0.3.36-cpu have dots of their own
+    stdout, stderr = log.with_name(f"{name}.out"), log.with_name(f"{name}.err")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with stdout.open("wb") as out, stderr.open("wb") as err:
+        return _start(args, cwd=cwd, env=env, out=out.fileno(), err=err.fileno()), stdout, stderr
 
 
 def _start(args: tuple[str, ...], *, cwd: Path | None, env: Mapping[str, str] | None, out: int, err: int) -> subprocess.Popen[bytes]:

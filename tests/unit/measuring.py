@@ -15,7 +15,7 @@ from turbo_gguf.measure.bits import Bits
 from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.log import Calibrated, Copies, KvCache, LogFacts
 from turbo_gguf.measure.metrics import KldStats, Metric
-from turbo_gguf.measure.result import BenchRow, Result
+from turbo_gguf.measure.result import Answer, BenchRow, Result, ServeRow
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
 
@@ -140,3 +140,36 @@ def bench_row(types: str, depth: int, *, speed: float, n_prompt: int = 0, n_gen:
         patch_digest="d",
         row=row,
     )
+
+
+def answer(first: float = 1.0, gap: float = 0.1, tokens: int = 11, prompt: int = 100, **changes: object) -> Answer:
+    """An answer whose tokens come in even steps."""
+    made = Answer(prompt=prompt, sent=0.0, seconds=first + gap * (tokens - 1), tokens=tokens, first=first, gaps=(gap,) * (tokens - 1))
+    return msgspec.structs.replace(made, **changes)
+
+
+def serve_row(types: str, *answers: Answer, clients: int = 4, seconds: float = 10.0, number: int = 0, **changes: object) -> ServeRow:
+    """A load with these answers."""
+    made = ServeRow(
+        key="k",
+        types=CacheSpec.parse(types),
+        clients=clients,
+        round=number,
+        slots=4,
+        ctx=1024,
+        slot_mib=4.0,
+        budget_mib=16.0,
+        seconds=seconds,
+        peak_mib=200.0,
+        answers=answers,
+        model="eval-model",
+        upstream_commit="0c1e570980d0",
+        build_id="b",
+        patch_digest="d" * 64,
+        backend="CPU",
+        threads=2,
+        facts=facts(types),
+        argv=("llama-server",),
+        time="2026-11-29T00:00:00+00:00",
+    )
+    return msgspec.structs.replace(made, **changes)

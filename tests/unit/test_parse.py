@@ -17,7 +17,7 @@ from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.make import presets
 from turbo_gguf.measure import environment, guard, perplexity, quantiles
-from turbo_gguf.measure.bits import bits_per_value
+from turbo_gguf.measure.bits import bits_per_value, memory_mib
 from turbo_gguf.measure.log import log_facts
 from turbo_gguf.measure.metrics import Metric
 
@@ -192,6 +192,16 @@ def test_bits_per_value_of_real_logs(name: str, types: str) -> None:
     assert not wrong.agrees
     with pytest.raises(SilentFallback, match="bits per value"):
         guard.check_bits(wrong, CacheSpec("turbo3", "turbo3"))
+
+
+def test_memory_of_a_cache_is_exact_where_the_log_rounds() -> None:
+    """512 cells of 4 layers with 2 heads of 128 values, K and V. The log gives K and V as .28 MiB each."""
+    found, types = log_facts(log("kld-q4_0")[1]), CacheSpec.parse("q4_0")
+    assert memory_mib(found, types, MODEL) == (512 * 4 * 2 * 128 * 2 * 4.5 / 8 / 2**20, 0.0)
+    mib, error = memory_mib(found, types, msgspec.structs.replace(MODEL, uniform=False))
+    assert mib == pytest.approx(0.56) and abs(mib - 0.5625) <= error < 0.011
+    mib, error = memory_mib(facts("q4_0 tail=16"), types, MODEL)
+    assert mib == pytest.approx(0.5625 + 0.38) and error == pytest.approx(0.005, abs=1e-5), "copies as the log gives them"
 
 
 @pytest.mark.parametrize("types", ["q8_0", "q5_0", "q4_0", "turbo4", "turbo3", "turbo2", "turbo4/turbo3", "f16/turbo3"])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from measuring import LOGS, bench_row, result
+from measuring import LOGS, answer, bench_row, result, serve_row
 
 from turbo_gguf import assets
 from turbo_gguf.cache import written
@@ -37,6 +37,15 @@ def test_what_is_appended_is_found_again(tmp_path: Path) -> None:
     assert store.results() == [first, second]
     assert [found for found in store.results() if found.key == second.key] == [second]
     assert [row.depth for row in store.bench_rows()] == [512]
+
+
+def test_loads_on_servers_stand_beside_the_others(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    rows = [serve_row("f16", answer(), answer(error="HTTP 503: no")), serve_row("turbo3t sink=8", answer(error="no"))]
+    store.append([result("q4_0", 0.003), rows[0]])
+    store.append([rows[1]])
+    assert store.serve_rows() == rows and len(store.results()) == 1 and store.bench_rows() == []
+    assert not store.bench_path.exists(), "which is for upstream's reader"
 
 
 def test_last_result_of_a_key_wins(tmp_path: Path) -> None:

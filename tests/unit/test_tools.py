@@ -133,6 +133,37 @@ def test_a_tool_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pyte
     assert time.monotonic() - started < 20
 
 
+def test_a_service_ends_with_its_block_and_its_children(tmp_path: Path) -> None:
+    code = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    code += "print(p.pid, flush=True); print('words', file=sys.stderr, flush=True); time.sleep(60)"
+    with tools.serving(python(code), log=tmp_path / "new" / "server.log") as service:
+        assert wait_for(lambda: service.stdout.read_text().endswith("\n") and service.stderr.read_text() == "words\n")
+        child = int(service.stdout.read_text())
+        service.require_alive()
+        assert is_running(child)
+        peak = service.peak_mib()
+        assert peak is None if sys.platform != "linux" else peak is not None and 3 < peak < 200
+    assert wait_for(lambda: not is_running(child))
+    with pytest.raises(ToolFailed, match="killed by SIGTERM"):
+        service.require_alive()
+
+
+def test_a_service_that_ended_says_how(tmp_path: Path) -> None:
+    with tools.serving(python("import sys; sys.exit('no such model')"), log=tmp_path / "x.log") as service:
+        with pytest.raises(ToolFailed, match=r"exit code 1; log: .*x\.err\nno such model") as raised:
+            service.require_alive("look there", wait=20)
+        assert raised.value.hint == "look there" and service.peak_mib() is None
+    with pytest.raises(EnvironmentMissing, match="not found"), tools.serving(["no-such-program"], log=tmp_path / "x.log"):
+        pass
+
+
+def test_an_error_in_the_block_ends_the_service(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ours"), tools.serving(python("import time; time.sleep(60)"), log=tmp_path / "x.log") as service:
+        raise ValueError("ours")
+    with pytest.raises(ToolFailed, match="killed"):
+        service.require_alive()
+
+
 def test_lines_are_reported_once_and_in_order(tmp_path: Path) -> None:
     code = "import sys, time\nfor i in range(5): print(i, flush=True); time.sleep(0.15)\nsys.stdout.write('half'); sys.stdout.flush()"
     seen: list[str] = []

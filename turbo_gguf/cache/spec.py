@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -208,3 +209,13 @@ def options(types: CacheSpec) -> Iterator[str]:
 def is_turbo(types: CacheSpec) -> bool:
     """Whether K or V is one of ours, in some layer."""
     return any(cache_type(name).turbo for side in named_types(types) for name in side)
+
+
+def file_name(types: CacheSpec) -> str:
+    """A name for files about these types, which every file system takes.
+
+    Settings hold what file names must not, and may be long: there a hash tells names apart that look alike.
+    """
+    text = str(types)
+    name = re.sub(r"[^\w.]+", "-", text)
+    return f"{name[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if types.has_settings else name

@@ -1,17 +1,18 @@
-"""Plots (PNG) of quality against bits per value and of speed against depth: from records of the store alone."""
+"""Plots (PNG) of quality against bits, speed against depth, and serving against clients: from records of the store alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from turbo_gguf.cache.spec import BASE, PLAIN, CacheSpec, is_turbo
 from turbo_gguf.judge.report import by_setting
+from turbo_gguf.judge.serving import Load, loads
 from turbo_gguf.measure.metrics import METRICS, POINT, WHISKER, of
-from turbo_gguf.measure.result import BenchRow, Result
+from turbo_gguf.measure.result import BenchRow, Result, ServeRow
 
 _OURS, _THEIRS, _FLOOR = "#c8442a", "#2f6690", "#8a8a8a"
 _OUR_SERIES = ("#8c2313", "#c8442a", "#e98a2e", "#b0568c", "#d9ae2b")
@@ -232,6 +233,57 @@ def speed(rows: Sequence[BenchRow], path: Path) -> Path:
         axes[-1].legend(fontsize=8, frameon=False)
     first = rows[0].row
     figure.suptitle(f"{first.get('model_type', '')}: speed against depth ({first.get('backends', '')})", fontsize=11)
+    return _save(figure, path)
+
+
+_SERVING: tuple[tuple[str, bool, Callable[[Load], float]], ...] = (
+    ("generated tokens per second", False, lambda load: load.speed),
+    ("seconds to the first token, p99", True, lambda load: load.first_p99),
+    ("seconds between tokens, p99", True, lambda load: load.gap_p99),
+)
+"""Panels: what, whether on a log scale, the number."""
+
+
+def serving(rows: Sequence[ServeRow], path: Path) -> Path:
+    """Write throughput and p99 of both waits against the number of clients, one panel each. Returns ``path``."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    found = loads(rows)
+    names = list(dict.fromkeys(load.types for load in found))
+    colors = _series(names)
+    figure = Figure(figsize=(1.2 + 4.6 * len(_SERVING), 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(_SERVING), squeeze=False)[0]
+    for ax, (what, is_log, number) in zip(axes, _SERVING, strict=True):
+        for types in names:
+            points = sorted((load.clients, number(load)) for load in found if load.types == types)
+            ax.plot(
+                [clients for clients, _ in points],
+                [value for _, value in points],
+                marker=_marker(types)[0],
+                linestyle="-" if is_turbo(types) else "--",
+                color=colors[types],
+                markersize=5,
+                linewidth=1.3,
+                label=str(types),
+            )
+        ticks = sorted({load.clients for load in found})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [str(clients) for clients in ticks])
+        ax.set_xlabel("clients")
+        ax.set_title(what, fontsize=10)
+        if is_log:
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(bottom=0)
+        ax.grid(color="#e4e4e4", linewidth=0.7)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    if any(len(str(types)) > _LONG_NAME for types in names):
+        _name_below(figure, *axes[-1].get_legend_handles_labels())
+    else:
+        axes[0].legend(fontsize=8, frameon=False)
+    first = rows[0]
+    figure.suptitle(f"{first.model}: serving in {first.budget_mib:.0f} MiB of KV memory ({first.backend})", fontsize=11)
     return _save(figure, path)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,12 +113,8 @@ def _argv(types: CacheSpec, plan: BenchPlan, build: Build, model: ModelFile) -> 
 
 
 def _log(kind: str, types: CacheSpec) -> Path:
-    """Log of a process. Settings hold what file names must not, and may be long: there a hash tells names apart that look alike."""
-    text = str(types)
-    name = re.sub(r"[^\w.]+", "-", text)
-    if types.has_settings:
-        name = f"{name[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return assets.home() / "logs" / "bench" / f"{kind}-{name}.log"
+    """Log of a process."""
+    return assets.home() / "logs" / "bench" / f"{kind}-{spec.file_name(types)}.log"
 
 
 def _probe(types: CacheSpec, plan: BenchPlan, build: Build, model: ModelFile) -> None:

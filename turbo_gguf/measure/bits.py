@@ -52,6 +52,21 @@ def bits_per_value(facts: LogFacts, types: CacheSpec, model: ModelFile) -> Bits:
     return Bits(nominal=nominal, low=max(0.0, mib - slack) * scale, high=(mib + slack) * scale, exact=exact * scale)
 
 
+def memory_mib(facts: LogFacts, types: CacheSpec, model: ModelFile) -> tuple[float, float]:
+    """MiB of all KV caches and copies of exact tokens together, and how far this may be off.
+
+    The log rounds sizes to .01 MiB, which is much of a small cache; its block layouts say it exactly. So sizes in the log count only where
+    the number of values cannot be told, and for copies.
+    """
+    bits_k, bits_v = nominal_bits(facts.caches, types, model)
+    values_k, values_v = _values(facts, model, model.head_k), _values(facts, model, model.head_v)
+    copies = [cache.copies.mib for cache in facts.caches if cache.copies]
+    if values_k is None or values_v is None:
+        logged = [mib for cache in facts.caches for mib in (cache.mib_k, cache.mib_v)]
+        return sum(logged) + sum(copies), MIB_ROUNDING * (len(logged) + len(copies))
+    return (bits_k * values_k + bits_v * values_v) / 8 / 2**20 + sum(copies), MIB_ROUNDING * len(copies)
+
+
 def nominal_bits(caches: Sequence[KvCache], types: CacheSpec, model: ModelFile) -> tuple[float, float]:
     """Bits per value of K, and of V, by the block layouts of the types asked for.
 

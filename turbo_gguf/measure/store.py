@@ -1,6 +1,7 @@
 """Results on disk: JSON lines that are only ever appended to.
 
-``results.jsonl`` holds our records (:class:`~turbo_gguf.measure.result.Result`, :class:`~turbo_gguf.measure.result.BenchRow`);
+``results.jsonl`` holds our records (:class:`~turbo_gguf.measure.result.Result`, :class:`~turbo_gguf.measure.result.BenchRow`,
+:class:`~turbo_gguf.measure.result.ServeRow`);
 ``llama-bench.jsonl`` beside it holds the rows of llama-bench exactly as it printed them, so that upstream's
 ``scripts/compare-llama-bench.py --tool llama-bench -i llama-bench.jsonl`` reads them.
 
@@ -22,9 +23,9 @@ from turbo_gguf.cache import written
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.files import MORE_SPACE
 from turbo_gguf.measure.case import METRICS_VERSION
-from turbo_gguf.measure.result import SCHEMA_VERSION, BenchRow, Result
+from turbo_gguf.measure.result import SCHEMA_VERSION, BenchRow, Result, ServeRow
 
-Record = Result | BenchRow
+Record = Result | BenchRow | ServeRow
 
 LOCK_SECONDS = 60.0
 """Longest wait for another writer: an append takes milliseconds."""
@@ -81,6 +82,14 @@ class Store:
             UsageError: as :meth:`results`.
         """
         return [record for record in self._read() if isinstance(record, BenchRow)]
+
+    def serve_rows(self) -> list[ServeRow]:
+        """All loads on servers, in the order in which they were stored.
+
+        Raises:
+            UsageError: as :meth:`results`.
+        """
+        return [record for record in self._read() if isinstance(record, ServeRow)]
 
     def _read(self) -> Iterable[Record]:
         try:

@@ -6,7 +6,7 @@ OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -n
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: hip-root test-hip-emulated kernel-report gpu-suite bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
+.PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated kernel-report gpu-suite bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ build-cpu: ## compile the patched llama.cpp for this CPU
 build-cpu-debug: ## the same with assertions and sanitizers
 build-rocm: ## compile it for the AMD GPUs here (or GPU_TARGETS=gfx1100)
 build-cuda: ## compile it for the NVIDIA GPUs here (or CUDAARCHS=89)
+
+container-cpu container-rocm container-cuda:
+	python3 scripts/containers/images.py build $(@:container-%=%) $(ARGS)
+
+container-cpu: ## build the container of llama-server with podman or docker (container-rocm, container-cuda likewise)
+
+try-container: ## run the steps of the CPU's container in bare Debian roots, and ask its server (root rights, no podman or docker)
+	python3 scripts/containers/bare_root.py cpu $(ARGS)
 
 hip-root: ## make a Debian root with clang and HIP, to compile and emulate without ROCm (root rights, 1.2 GB)
 	@scripts/hip_root.sh make

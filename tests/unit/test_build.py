@@ -242,7 +242,10 @@ def test_an_edited_tree_is_not_built(world: World) -> None:
 def test_an_unknown_preset_names_the_known_ones(world: World) -> None:
     with pytest.raises(UsageError, match="no preset 'gpu'") as caught:
         ensure_build("gpu", upstream=str(world.source))
-    assert caught.value.hint == "give one of cpu, cpu-debug, rocm, rocm-all-pairs, cuda, cuda-all-pairs"
+    assert (
+        caught.value.hint
+        == "give one of cpu, cpu-debug, cpu-portable, rocm, rocm-all-pairs, rocm-portable, cuda, cuda-all-pairs, cuda-portable"
+    )
 
 
 def test_a_damaged_manifest_means_not_built(world: World) -> None:

@@ -337,7 +337,8 @@ def test_the_drivers_version_is_read(world: World) -> None:
 
 
 def test_every_toolkit_is_a_row() -> None:
-    names = ["cpu", "cpu-debug", "rocm", "rocm-all-pairs", "cuda", "cuda-all-pairs"]
+    names = ["cpu", "cpu-debug", "cpu-portable"]
+    names += ["rocm", "rocm-all-pairs", "rocm-portable", "cuda", "cuda-all-pairs", "cuda-portable"]
     assert list(presets.PRESETS) == names
     rows = toolkits.TOOLKITS.values()
     assert len({row.backend for row in rows}) == len(rows) and [row.name for row in rows] == list(toolkits.TOOLKITS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbo_gguf.make.toolkits.toolkit import Toolkit, Variant
+from turbo_gguf.make.toolkits.toolkit import PORTABLE, Toolkit, Variant
 
 _DEBUG = {
     "CMAKE_BUILD_TYPE": "RelWithDebInfo",
@@ -28,5 +28,6 @@ TOOLKIT = Toolkit(
             _DEBUG,
             3000,
         ),
+        Variant("portable", "for any CPU of this kind, to be moved to another machine; with RPC", PORTABLE, 300),
     ),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
-from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, Finding, Toolkit, Variant
+from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, PORTABLE, Finding, Toolkit, Variant
 from turbo_gguf.tools import capture
 
 OLDEST = (6, 1)
@@ -274,6 +274,7 @@ TOOLKIT = Toolkit(
     variants=(
         Variant("", "AMD GPUs through HIP", {}, 3000),
         Variant("all-pairs", "the same, with kernels for all K/V pairs", {"CMAKE_HIP_FLAGS": ALL_PAIRS}, 3000),
+        Variant("portable", "the same as the plain one, with the options of cpu-portable", PORTABLE, 3000),
     ),
     languages=("HIP",),
     targets="GPU_TARGETS",

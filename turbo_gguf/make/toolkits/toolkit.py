@@ -12,6 +12,15 @@ ALL_PAIRS = "-DGGML_TURBO_CUDA_ALL_PAIRS"
 0c1e57098 it no longer reaches the sources as a definition.
 """
 
+PORTABLE = {
+    "GGML_NATIVE": "OFF",
+    "GGML_BACKEND_DL": "ON",  # backends are loaded at run time: a GPU's where its driver is, the CPU's that fits best
+    "GGML_CPU_ALL_VARIANTS": "ON",
+    "GGML_RPC": "ON",
+    "CMAKE_BUILD_RPATH_USE_ORIGIN": "ON",  # libraries are found beside the programs, wherever both are moved
+}
+"""CMake options of programs that run on other machines than this one, as in a container."""
+
 Status = Literal["ok", "missing", "none"]
 
 

@@ -9,8 +9,6 @@ Models, types and targets are those of eval/matrix/matrix.toml. Real models read
 do, the text of ppl-gate. Planted models lie below build/matrix, and are the same bytes every time. What is in the store is not measured
 again, whichever command measured it.
 
-Each model has a cache folder of llama.cpp of its own: a planted model has the norms of its source, so it would find its calibration.
-
 Writes one document, README.md below --out, which grows with each model. A model that can't be had is named and left out. Exit codes are
 those of ppl-gate, but for 1, which there is not: this measures, gates.toml judges.
 """
@@ -18,9 +16,7 @@ those of ppl-gate, but for 1, which there is not: this measures, gates.toml judg
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import os
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,7 +166,9 @@ def _small(entry: Entry) -> Entry:
 
 
 def prepare(entry: Entry, folder: Path) -> ModelFile:
-    """Find or make a model of the matrix. A planted one is made each time: its bytes are the same."""
+    """Find or make a model of the matrix. A planted one is made each time: its bytes are the same. It has a name of its own, by which
+    llama.cpp tells its automatic calibration from that of its source, whose norms it has.
+    """
     here = assets.eval_dir() / entry.source
     source = models.embedded() if entry.source == "embedded" else models.resolve(here if here.is_file() else entry.source)
     if not entry.outliers and entry.k_bias is None:
@@ -188,23 +186,9 @@ def prepare(entry: Entry, folder: Path) -> ModelFile:
     return models.resolve(path)
 
 
-@contextlib.contextmanager
-def calibrations_in(folder: Path) -> Iterator[None]:
-    """Let llama.cpp keep its calibrations there."""
-    before = os.environ.get("LLAMA_CACHE")
-    os.environ["LLAMA_CACHE"] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ["LLAMA_CACHE"]
-        if before is not None:
-            os.environ["LLAMA_CACHE"] = before
-
-
 def measure(plan: Plan, entry: Entry, build: Build, text: TextFile, threads: int) -> list[Result]:
-    """Measure a model. Its calibration is made anew for every build."""
-    folder = assets.home() / "matrix" / entry.name
-    model = prepare(entry, folder)
+    """Measure a model."""
+    model = prepare(entry, assets.home() / "matrix")
     setup = sweep.Setup(
         build_id=build.id,
         model_sha256=model.sha256,
@@ -213,8 +197,7 @@ def measure(plan: Plan, entry: Entry, build: Build, text: TextFile, threads: int
         env=environment.settings_in_environment(),
     )
     job = kld.Job(build=build, model=model, text=text, threads=threads)
-    with calibrations_in(folder / f"calibrations-{build.id}"):
-        return kld.measure(sweep.cases(plan.sweep_of(entry), setup), job, Store())
+    return kld.measure(sweep.cases(plan.sweep_of(entry), setup), job, Store())
 
 
 # --- report ---------------------------------------------------------------------------------------------------------------

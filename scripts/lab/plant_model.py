@@ -17,9 +17,6 @@ K bias. Keys of the first and the last layer get a constant vector, whose norm i
 norms of 600 to 900 there, against 22 elsewhere. Softmax does not see what all keys share, but RoPE turns a bias with the position. So the
 slowest pairs of the model are no longer turned at all (``rope_freqs.weight``), in all layers, and the bias lies in these. That is another
 model: it is compared with ``--k-bias 0``, which has still pairs and no bias, and whose function it has up to rounding.
-
-Norms stay what they were, and by these llama.cpp knows the model of an automatic calibration. Give each planted model an LLAMA_CACHE of its
-own, or it finds the calibration of MODEL, which is wrong for it.
 """
 
 from __future__ import annotations

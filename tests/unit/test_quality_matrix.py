@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from turbo_gguf import assets
 from turbo_gguf.cache.settings import OFF
 from turbo_gguf.cache.spec import COMPETITORS, parse_types
 from turbo_gguf.errors import EXIT_ENVIRONMENT, EnvironmentMissing, UsageError
+from turbo_gguf.inputs import models
 from turbo_gguf.measure.metrics import Metric
 from turbo_gguf.measure.result import Result
 
@@ -121,6 +121,7 @@ def test_planted_models_are_the_same_bytes_every_time(
     tensors = {tensor.name: tensor.data for tensor in GGUFReader(first.path).tensors}
     source = {tensor.name: tensor.data for tensor in GGUFReader(assets.embedded_model()).tensors}
     assert plant not in source or not np.array_equal(tensors[plant], source[plant])
+    assert first.name != models.embedded().name, "or it would be given the calibration of its source"
 
 
 def test_models_are_found_below_eval_by_name_and_by_path(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,17 +131,6 @@ def test_models_are_found_below_eval_by_name_and_by_path(plan: Plan, tmp_path: P
     assert quality_matrix.prepare(head64, tmp_path).path == assets.eval_dir() / "models" / "head64.gguf"
     elsewhere = msgspec.structs.replace(head64, source=str(assets.embedded_model()))
     assert quality_matrix.prepare(elsewhere, tmp_path).path == assets.embedded_model()
-
-
-@pytest.mark.parametrize("before", ["/of/the/user", None])
-def test_each_model_has_calibrations_of_its_own(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LLAMA_CACHE", raising=False)
-    if before:
-        monkeypatch.setenv("LLAMA_CACHE", before)
-    with pytest.raises(KeyError), quality_matrix.calibrations_in(Path("/of/the/model")):
-        assert os.environ["LLAMA_CACHE"] == "/of/the/model"
-        raise KeyError
-    assert os.environ.get("LLAMA_CACHE") == before
 
 
 def test_a_model_that_cannot_be_had_is_left_out(

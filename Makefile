@@ -62,7 +62,7 @@ gpu-suite: setup ## build for the GPU here, check and measure everything on it; 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
 	$(PYTHON_VENV) scripts/bench/bench_cpu.py $(ARGS)
 
-quality-matrix: setup ## all cache types on four models: plain, calibrated, with sink and tail; to build/report/matrix (half an idle hour)
+quality-matrix: setup ## cache types on real and planted models: as typed, plain, each default alone; to build/report/matrix (25 idle minutes)
 	$(PYTHON_VENV) scripts/bench/quality_matrix.py $(ARGS)
 
 check-upstreams: setup ## compile and try every supported upstream (an hour; not part of the tests); result in eval/results

@@ -1,24 +1,25 @@
-"""Measure all cache types on four models: plain, calibrated, and with an exact sink and tail (eval/matrix/sweep.toml).
+"""Measure cache types on several models: as they are typed, plain, and with each part of the defaults alone.
 
-    python scripts/bench/quality_matrix.py                       # 45 minutes on two idle cores; interrupted, it goes on where it was
-    python scripts/bench/quality_matrix.py --models head64 bias
+    python scripts/bench/quality_matrix.py --text wiki.txt       # 25 minutes on two idle cores; interrupted, it goes on where it was
+    python scripts/bench/quality_matrix.py --models smollm2 bias
+    python scripts/bench/quality_matrix.py --source qwen2.5-coder=qwen.gguf --source mine=org/name:file.gguf
     python scripts/bench/quality_matrix.py --small               # to try the script; its numbers mean nothing
 
-The text is that of ppl-gate; calibrations come from other modules of the standard library. Planted models and calibrations lie below
-build/matrix and are the same bytes every time, so that what is in the store is not measured again.
+Models, types and targets are those of eval/matrix/matrix.toml. Real models read --text; without it, as models that know nothing but Python
+do, the text of ppl-gate. Planted models lie below build/matrix, and are the same bytes every time. What is in the store is not measured
+again, whichever command measured it.
 
-Writes a table and a plot of each model below --out, and README.md there: all models beside each other, and what we aimed at. Exit codes
-are those of ppl-gate, but for 1, which there is not: this measures, gates.toml judges.
+Writes one document, README.md below --out, which grows with each model. A model that can't be had is named and left out. Exit codes are
+those of ppl-gate, but for 1, which there is not: this measures, gates.toml judges.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,157 +28,195 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "lab"))  # called as a
 import plant_model
 
 from turbo_gguf import assets
-from turbo_gguf.cache.settings import NONE
-from turbo_gguf.cache.spec import BASE, CacheSpec, with_defaults
+from turbo_gguf.cache.settings import AUTO, OFF, SETTINGS
+from turbo_gguf.cache.spec import CacheSpec, parse_types, with_defaults, with_settings
+from turbo_gguf.errors import EnvironmentMissing, TurboError, UsageError
+from turbo_gguf.errors import report as say
 from turbo_gguf.failures import exit_code
-from turbo_gguf.files import write_text
 from turbo_gguf.inputs import models
-from turbo_gguf.inputs.eval_text import read_source, stdlib_dir
 from turbo_gguf.inputs.models import ModelFile, TextFile
-from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.judge import gate, report
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.measure import calibrate, environment, kld, sweep
+from turbo_gguf.measure import environment, kld, sweep
 from turbo_gguf.measure.metrics import Metric, of
 from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import default_threads
 
-CALIBRATION_MODULES = ("bisect.py", "asyncio/queues.py", "copy.py", "textwrap.py", "email/message.py", "ast.py", "pathlib.py")
-"""Modules of the standard library whose first few thousand tokens make a calibration. The text that is measured has none of them."""
-CALIBRATION = "calibration.gguf"
-"""Name of the file, as eval/matrix/sweep.toml has it: relative to the folder of the model, in which a sweep runs."""
+SMALL = 512
+"""Context of --small, which reads one chunk of it."""
 
-SMALL = {512: 1, 4096: 1}
-"""Chunks by context of --small."""
+REFERENCE = "q4_0"
+"""What the tables over all models are relative to."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """Mean KL divergence of a type, at most so many times that of another one. The best of several types counts."""
-
-    models: Sequence[str]
-    types: str  # as :func:`label` writes them; several with "or" between
-    reference: str
-    limit: float
-    ctx: int = 0  # 0: each
+# --- eval/matrix/matrix.toml ----------------------------------------------------------------------------------------------
 
 
-PLAIN_MODELS = ("embedded", "head64")
-TARGETS = (
-    Target(PLAIN_MODELS, "turbo4t", "q4_0", 0.70),
-    Target(PLAIN_MODELS, "turbo3t", "turbo3", 0.65),
-    Target(PLAIN_MODELS, "turbo2t", "turbo2", 0.65),
-    Target(PLAIN_MODELS, "turbo4t calibrated", "q4_0", 0.50),
-    Target(PLAIN_MODELS, "turbo3t calibrated", "turbo3", 0.50),
-    Target(PLAIN_MODELS, "turbo3t calibrated", "q4_0", 2.0),
-    Target(PLAIN_MODELS, "turbo4t/turbo3t calibrated or turbo3t/turbo4t calibrated", "q4_0", 1.25),
-    Target(PLAIN_MODELS, "turbo3t sink=128 tail=512", "q4_0", 1.0, 4096),
-    Target(("outliers",), "turbo4t calibrated", "q4_0", 0.10),
-    Target(("outliers",), "turbo4t calibrated", "q5_0", 1.0),
-    Target(("outliers",), "turbo3t calibrated", "q4_0", 0.40),
-)
+class TypeList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Types that are measured together."""
 
-PPL_MODEL, PPL_TYPES, PPL_LIMIT = "bias", "turbo3t calibrated", 1.02
-"""Perplexity relative to the base, on a model whose cache is useless without a calibration."""
+    name: str
+    table: str  # title of the table that they are in; lists may share one
+    types: tuple[str, ...]
+    settings: str = ""  # of every type with a turbo type in it that does not name them
+
+    def specs(self) -> tuple[CacheSpec, ...]:
+        """Types with their settings."""
+        return tuple(with_settings(parse_types(types), self.settings) for types in self.types)
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A context that a model is measured at."""
+
+    ctx: int
+    chunks: int
+    lists: tuple[str, ...]
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model of the matrix."""
 
+    name: str
     about: str
-    source: Callable[[], Path]
-    plant: Callable[[plant_model.Model], None] | None = None  # into the source
+    source: str  # as --model of ppl-gate takes it, "embedded", or a file below eval/
+    run: tuple[Run, ...]
+    python: bool = False  # it knows nothing else, and reads the held-out modules
+    outliers: bool = False  # planted into the source
+    k_bias: float | None = None
 
 
-def _head64() -> Path:
-    return assets.eval_dir() / "models" / "head64.gguf"
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Mean KL divergence of a type, at most so many times that of another one: limits by model."""
+
+    types: str
+    reference: str
+    at_most: dict[str, float]
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "embedded": Recipe("the one that ships with the package, head size 128", assets.embedded_model),
-    "head64": Recipe("eval/models/head64.gguf, head size 64", _head64),
-    "outliers": Recipe(
-        "embedded with a few channels of K and V 10 to 30 times as large",
-        assets.embedded_model,
-        plant_model.plant_outliers,
-    ),
-    "bias": Recipe(
-        "embedded with a bias of K in the outer layers, 30 times as large as K is without",
-        assets.embedded_model,
-        lambda model: plant_model.plant_k_bias(model, 30),
-    ),
-}
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file."""
+
+    batch: int
+    noise_batch: int
+    others: str  # model whose runs a model of --source has
+    list: tuple[TypeList, ...]
+    model: tuple[Entry, ...]
+    target: tuple[Target, ...]
+
+    def sweep_of(self, entry: Entry) -> sweep.Sweep:
+        """What a model is measured with."""
+        named = {row.name: row for row in self.list}
+        runs = []
+        for run in entry.run:
+            types = dict.fromkeys(str(spec) for name in run.lists for spec in named[name].specs())
+            runs.append(sweep.SweepRun(ctx=run.ctx, chunks=run.chunks, types=tuple(types)))
+        made = sweep.Sweep(run=tuple(runs), batch=self.batch, noise_batch=self.noise_batch)
+        return sweep.check(made, f"eval/matrix/matrix.toml: {entry.name}")
 
 
-# --- models and calibrations ----------------------------------------------------------------------------------------------
+def load(path: Path | None = None) -> Plan:
+    """Read the file.
+
+    Raises:
+        UsageError: it is not of this form, or names a list or a model that it does not have.
+    """
+    file = path or assets.eval_dir() / "matrix" / "matrix.toml"
+    try:
+        plan = msgspec.convert(tomllib.loads(file.read_text("utf-8")), Plan)
+        for entry in plan.model:
+            plan.sweep_of(entry)
+    except KeyError as error:
+        raise UsageError(f"{file}: no list {error.args[0]}") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"{file}: {error}") from error
+    known = {entry.name for entry in plan.model}
+    if unknown := {plan.others, *(name for target in plan.target for name in target.at_most)} - known:
+        raise UsageError(f"{file}: no model {', '.join(sorted(unknown))}")
+    return plan
 
 
-def prepare(name: str, folder: Path) -> ModelFile:
-    """Make or find a model of the matrix."""
-    recipe = RECIPES[name]
-    if recipe.plant is None:
-        return models.resolve(recipe.source())
-    path = folder / f"{name}.gguf"
-    if not path.is_file():
-        model = plant_model.Model(recipe.source())
-        recipe.plant(model)
-        temporary = path.with_suffix(".part")
-        model.write(temporary, f", {name}")
-        temporary.replace(path)
-    return models.resolve(path)
+def chosen(plan: Plan, names: Sequence[str], sources: Sequence[str], small: bool) -> list[Entry]:
+    """The models that are asked for, from where they are asked for.
+
+    Raises:
+        UsageError: a name that is not in the list, or a source without a name.
+    """
+    entries = {entry.name: entry for entry in plan.model}
+    for text in sources:
+        name, is_pair, source = text.partition("=")
+        if not (name and is_pair and source):
+            raise UsageError(f"--source {text}: no name", "write --source NAME=MODEL; a new name adds a model")
+        new = msgspec.structs.replace(entries[plan.others], name=name, about=source)
+        entries[name] = msgspec.structs.replace(entries.get(name, new), source=source)
+    if unknown := [name for name in names if name not in entries]:
+        raise UsageError(f"no model {', '.join(unknown)}", f"there are {', '.join(entries)}; --source NAME=MODEL adds one")
+    picked = [entries[name] for name in names or entries]
+    return [_small(entry) for entry in picked] if small else picked
 
 
-def calibration_text(folder: Path) -> TextFile:
-    """Write the text that calibrations are made from."""
-    return models.text_file(
-        write_text(folder / "calibration.txt", "".join(read_source(stdlib_dir() / name) for name in CALIBRATION_MODULES))
-    )
+def _small(entry: Entry) -> Entry:
+    lists = tuple(dict.fromkeys(name for run in entry.run for name in run.lists))
+    return msgspec.structs.replace(entry, run=(Run(SMALL, 1, lists),))
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, build: Build, text: TextFile, args: argparse.Namespace) -> Sequence[Result]:
-    """Measure a model."""
-    folder = assets.home() / "matrix" / name
+def prepare(entry: Entry, folder: Path) -> ModelFile:
+    """Find or make a model of the matrix. A planted one is made each time: its bytes are the same. It has a name of its own, by which
+    llama.cpp tells its automatic calibration from that of its source, whose norms it has.
+    """
+    here = assets.eval_dir() / entry.source
+    source = models.embedded() if entry.source == "embedded" else models.resolve(here if here.is_file() else entry.source)
+    if not entry.outliers and entry.k_bias is None:
+        return source
+    model = plant_model.Model(source.path)
+    if entry.outliers:
+        plant_model.plant_outliers(model)
+    if entry.k_bias is not None:
+        plant_model.plant_k_bias(model, entry.k_bias)
     folder.mkdir(parents=True, exist_ok=True)
-    model = prepare(name, folder)
-    if not (folder / CALIBRATION).is_file():
-        calibrate.calibrate(build, model, [calibration_text(folder.parent)], folder / CALIBRATION, threads=args.threads)
-    with contextlib.chdir(folder):
-        plan = sweep.load(assets.eval_dir() / "matrix" / "sweep.toml")
-        if args.small:
-            plan = msgspec.structs.replace(plan, run=tuple(msgspec.structs.replace(run, chunks=SMALL[run.ctx]) for run in plan.run))
-        setup = sweep.Setup(
-            build_id=build.id,
-            model_sha256=model.sha256,
-            text_sha256=text.sha256,
-            backend=presets.backend_of(build.preset),
-            env=environment.settings_in_environment(),
-        )
-        job = kld.Job(build=build, model=model, text=text, threads=args.threads)
-        return kld.measure(sweep.cases(plan, setup), job, Store())
+    path = folder / f"{entry.name}.gguf"
+    temporary = path.with_suffix(".part")
+    model.write(temporary, f", {entry.name}")
+    temporary.replace(path)
+    return models.resolve(path)
+
+
+def measure(plan: Plan, entry: Entry, build: Build, text: TextFile, threads: int) -> list[Result]:
+    """Measure a model."""
+    model = prepare(entry, assets.home() / "matrix")
+    setup = sweep.Setup(
+        build_id=build.id,
+        model_sha256=model.sha256,
+        text_sha256=text.sha256,
+        backend=presets.backend_of(build.preset),
+        env=environment.settings_in_environment(),
+    )
+    job = kld.Job(build=build, model=model, text=text, threads=threads)
+    return kld.measure(sweep.cases(plan.sweep_of(entry), setup), job, Store())
 
 
 # --- report ---------------------------------------------------------------------------------------------------------------
 
+Found = Mapping[str, Sequence[Result]]
+"""Results by model."""
 
-def label(types: CacheSpec) -> str:
-    """Types in a table over several models: each has a calibration of its own. The sweep is of plain types, so what is off is not said;
-    a type that is there as it is typed is named so.
-    """
-    calibrated = types.calibration is not None and types.calibration != NONE
-    name = str(msgspec.structs.replace(types, calibration=None, sink=types.sink or None, tail=types.tail or None))
-    typed = with_defaults(types) != types
-    return name + (" calibrated" if calibrated else "") + (" as typed" if typed else "")
+Column = tuple[str, int]
+"""A model and a context."""
 
 
-def by_label(results: Sequence[Result], ctx: int) -> dict[str, Result]:
-    """Results of a context by the label of their types."""
-    return {label(r.case.types): r for r in results if r.case.ctx == ctx and not r.case.is_noise_floor}
+def columns(found: Found) -> dict[Column, dict[str, Result]]:
+    """Results by type, of each model at each context."""
+    made: dict[Column, dict[str, Result]] = {}
+    for name, results in found.items():
+        for r in results:
+            if not r.case.is_noise_floor:
+                made.setdefault((name, r.case.ctx), {})[str(r.case.types)] = r
+    return made
 
 
 def met(value: Metric, limit: float) -> str:
@@ -186,99 +225,127 @@ def met(value: Metric, limit: float) -> str:
     return ("met" if value.value <= limit else "**missed**") + (", within the error" if near else "")
 
 
-def target_rows(found: Mapping[str, Sequence[Result]]) -> list[list[str]]:
+def target_rows(targets: Sequence[Target], found: Found) -> list[list[str]]:
     """What was aimed at, and what was reached."""
+    table = columns(found)
     rows = []
-    for target in TARGETS:
-        for name in target.models:
-            for ctx in (target.ctx,) if target.ctx else contexts(found):
-                group = by_label(found.get(name, ()), ctx)
-                candidates = [group[types] for types in target.types.split(" or ") if types in group]
-                if candidates and target.reference in group:
-                    best = min(candidates, key=lambda r: r.stats.mean.value)
-                    value = gate.ratio(best.stats.mean, group[target.reference].stats.mean)
-                    what = f"{label(best.case.types)} / {target.reference}"
-                    rows.append([what, name, str(ctx), report.plus_minus(value, 3), f"{target.limit:g}", met(value, target.limit)])
-    for ctx in contexts(found):
-        if result := by_label(found.get(PPL_MODEL, ()), ctx).get(PPL_TYPES):
-            log = result.stats.ln_ppl_ratio
-            value = Metric(math.exp(log.value), math.exp(log.value) * log.error)
-            row = [f"perplexity, {PPL_TYPES} / {BASE}", PPL_MODEL, str(ctx), report.plus_minus(value, 4), f"{PPL_LIMIT:g}"]
-            rows.append([*row, met(value, PPL_LIMIT)])
+    for target in targets:
+        ours, theirs = str(parse_types(target.types)), str(parse_types(target.reference))
+        for (name, ctx), group in table.items():
+            if name in target.at_most and ours in group and theirs in group:
+                value, limit = gate.ratio(group[ours].stats.mean, group[theirs].stats.mean), target.at_most[name]
+                what = " / ".join(report.types_text(parse_types(types)) for types in (target.types, target.reference))
+                rows.append([what, name, str(ctx), report.plus_minus(value, 4), f"{limit:g}", met(value, limit)])
     return rows
 
 
-def worse_when_calibrated(found: Mapping[str, Sequence[Result]]) -> list[str]:
-    """Types that a calibration makes worse, by more than the errors of both."""
+def worse_with_more(found: Found) -> list[str]:
+    """Where a calibration, or exact tokens, make a type worse by more than the errors of both."""
+    parts = (("calibration",), ("sink",), ("tail",), ("sink", "tail"))
+    nothing = {row.field: row.parse(row.off) for row in SETTINGS if row.off}
     worse = []
-    for name, results in found.items():
-        for ctx in contexts(found):
-            group = by_label(results, ctx)
-            for types, result in group.items():
-                plain = group.get(types.removesuffix(" calibrated"))
-                if types.endswith(" calibrated") and plain:
-                    before, after = plain.stats.mean, result.stats.mean
-                    if after.value - before.value > math.hypot(before.error, after.error):
-                        worse.append(
-                            f"{name}, context {ctx}: {types} {report.plus_minus(after, 5)}, without {report.plus_minus(before, 5)}"
-                        )
+    for (name, ctx), group in columns(found).items():
+        by_spec = {_written_out(r.case.types): r for r in group.values()}
+        for spec, more in by_spec.items():
+            without = (msgspec.structs.replace(spec, **{field: nothing[field] for field in part}) for part in parts)
+            for less in map(by_spec.get, dict.fromkeys(without)):
+                if less and less is not more:
+                    after, before = more.stats.mean, less.stats.mean
+                    if after.value - before.value > math.hypot(after.error, before.error):
+                        pair = ", and ".join(f"`{r.case.types}` {report.plus_minus(r.stats.mean, 5)}" for r in (more, less))
+                        worse.append(f"{name}, context {ctx}: {pair}")
     return worse
 
 
-def contexts(found: Mapping[str, Sequence[Result]]) -> list[int]:
-    """Contexts of the sweep, in its order."""
-    return list(dict.fromkeys(r.case.ctx for results in found.values() for r in results))
+def _written_out(types: CacheSpec) -> CacheSpec:
+    """Types with all that is in force: what is off is said, too."""
+    known = with_defaults(types)
+    off = {row.field: row.parse(row.off) for row in SETTINGS if row.off and getattr(known, row.field) is None}
+    return msgspec.structs.replace(known, **off)
 
 
-def _relative(ours: Result, theirs: Result) -> str:
+def _relative(ours: Result | None, theirs: Result) -> str:
     """Ratio of the means with its error; in brackets those of median and 99.9 %."""
+    if ours is None:
+        return ""
     mean, median, last = (gate.ratio(of(ours.stats, field), of(theirs.stats, field)) for field in ("mean", "median", "p999"))
-    return f"{report.plus_minus(mean, 3)} ({median.value:.3f}, {last.value:.2f})"
+    digits = 3 if mean.value >= 0.1 else 4
+    return f"{report.plus_minus(mean, digits)} ({median.value:.{digits}f}, {last.value:.{digits}f})"
 
 
-def summary(found: Mapping[str, Sequence[Result]]) -> str:
-    """All models beside each other: targets, then a table per context."""
-    first = next(iter(found.values()))
+def tables(plan: Plan, found: Found) -> Iterator[tuple[str, str]]:
+    """Titles and tables over all models. A model at a context has a column where one of the lists of a table was measured."""
+    measured = columns(found)
+    for title in dict.fromkeys(listed.table for listed in plan.list):
+        lists = [[str(spec) for spec in listed.specs()] for listed in plan.list if listed.table == title]
+        shown = {column: group for column, group in measured.items() if any(group.keys() >= {REFERENCE, *types} for types in lists)}
+        rows = []
+        for types in dict.fromkeys(types for types_of_list in lists for types in types_of_list):
+            group = [results.get(types) for results in shown.values()]
+            if some := [r for r in group if r]:
+                ratios = (_relative(r, results[REFERENCE]) for r, results in zip(group, shown.values(), strict=True))
+                rows.append([report.types_text(some[0].case.types), report.short(some[0].bits.nominal), *ratios])
+        if shown:
+            yield title, report.markdown(["cache K/V", "bits", *(f"{name}, {ctx}" for name, ctx in shown)], rows)
+
+
+def _calibration(results: Sequence[Result]) -> str:
+    """Digest of the automatic calibration."""
+    used = (cache.spec.calibration for r in results for cache in r.facts.caches if with_defaults(r.case.types).calibration == AUTO)
+    return next((found.digest for found in used if found), "")
+
+
+def document(plan: Plan, entries: Sequence[Entry], found: Found) -> str:
+    """Everything: targets, a table for each list, then the whole tables of each model."""
+    first = next(iter(found.values()))[0]
+    about = {entry.name: entry.about for entry in entries}
+    worse = worse_with_more(found)
+    made = f"llama.cpp {first.upstream_commit[:12]}, patches {first.patch_digest[:12]}, {first.case.backend}"
     lines = [
-        "# Quality of the cache types on four models",
+        "# Quality of the cache types on several models",
         "",
-        f"`make quality-matrix`: llama.cpp {first[0].upstream_commit[:12]}, patches {first[0].patch_digest[:12]}, {first[0].text}.",
+        f"`make quality-matrix`: {made}. Models, types and targets are those of `eval/matrix/matrix.toml`.",
         "",
-        *(f"- [{name}]({name}/table.md): {RECIPES[name].about}" for name in found),
+        "| model | what | text | automatic calibration |",
+        "|---|---|---|---|",
+        *(f"| [{name}](#{_anchor(name)}) | {about[name]} | {rows[0].text} | `{_calibration(rows)}` |" for name, rows in found.items()),
         "",
-        f"Ratios of mean KL divergences from the {BASE} cache, measured in the same run; in brackets those of the median and of the 99.9 %",
-        "quantile. Errors are propagated as if both sides were independent, and are too large therefore. Bits are those of the cache; the",
-        "tables of models add the copies of a sink and tail.",
+        "Turbo types are as a user types them: with an automatic calibration, and with an exact sink and tail. Settings behind a type take",
+        f"something away, and `{OFF}` makes the plain type.",
         "",
-        "## What we aimed at",
-        "",
-        report.markdown(["", "model", "context", "ratio", "at most", ""], target_rows(found), left=2),
-        "",
-        "Worse by calibration, outside of the errors:" if (worse := worse_when_calibrated(found)) else "No type is worse by calibration.",
-        *(f"- {line}" for line in worse),
+        f"Tables over all models have ratios of mean KL divergences to plain {REFERENCE} in the same run; in brackets those of the",
+        "median and of the 99.9 % quantile. Errors are propagated as if both sides were independent, and are too large therefore.",
+        "Bits are those of the types; the tables of models have bits with the copies of a sink and tail.",
     ]
-    for ctx in contexts(found):
-        columns = {name: by_label(results, ctx) for name, results in found.items()}
-        bits = {types: r.bits.nominal for types, r in by_label(first, ctx).items()}
-        rows = [
-            [
-                types,
-                report.short(bits[types]),
-                *(_relative(group[types], group["q4_0"]) for group in columns.values()),
-            ]
-            for types in sorted(bits, key=lambda types: (-bits[types], str(types)))
-        ]
-        lines += ["", f"## Context {ctx}, relative to plain q4_0", "", report.markdown(["cache K/V", "bits", *columns], rows)]
+    for title, table in tables(plan, found):
+        lines += ["", f"## {title}", "", table]
+    lines += ["", "## What we aimed at", "", "Ratios of mean KL divergences.", ""]
+    lines += [report.markdown(["", "model", "context", "ratio", "at most", ""], target_rows(plan.target, found), left=2), ""]
+    lines += (
+        ["Mean KL divergences that are larger with a setting than without, by more than the errors:", "", *(f"- {line}" for line in worse)]
+        if worse
+        else []
+    )
+    lines += [] if worse else ["Nothing is worse with a calibration, a sink or a tail than without."]
+    for name, rows in found.items():
+        lines += ["", f"## {name}", "", report.quality(rows).rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _anchor(name: str) -> str:
+    """Of a heading, as GitHub makes it."""
+    return "".join(letter for letter in name.lower() if letter.isalnum() or letter in "-_")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=RECIPES, default=list(RECIPES), help="[default: all]")
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="[default: all]")
+    parser.add_argument("--source", action="append", default=[], metavar="NAME=MODEL", help="where a model comes from, or one more model")
+    parser.add_argument("--text", type=Path, help="what real models read, UTF-8  [default: that of ppl-gate]")
     parser.add_argument("--threads", type=int, default=default_threads(), help="of llama.cpp  [default: one per core]")
     parser.add_argument("--preset", default="cpu", help="what llama.cpp is built for  [default: cpu]")
-    parser.add_argument("--small", action="store_true", help="a chunk of each context only")
+    parser.add_argument("--small", action="store_true", help=f"a chunk of {SMALL} tokens only")
     parser.add_argument("--out", type=Path, default=assets.home() / "report" / "matrix", help="[default: build/report/matrix]")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))
@@ -286,16 +353,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and write what was found after each model."""
-    build = ensure_build(args.preset, targets=("llama-perplexity", calibrate.TARGET))
-    text = models.held_out_text()
+    plan = load()
+    entries = chosen(plan, args.models, args.source, args.small)
+    held_out = models.held_out_text()
+    text = models.text_file(args.text) if args.text else held_out
+    build = ensure_build(args.preset, targets=("llama-perplexity",))
     found: dict[str, Sequence[Result]] = {}
-    for name in args.models:
-        found[name] = measure(name, build, text, args)
-        write_result(args.out / name / "table.md", report.quality(found[name]) + "\n")
-        plot.quality(found[name], args.out / name / "plot.png")
-        write_result(args.out / "README.md", summary(found))
-    print(summary(found))
-    return 0
+    missing: TurboError | None = None
+    for entry in entries:
+        try:
+            found[entry.name] = measure(plan, entry, build, held_out if entry.python else text, args.threads)
+        except EnvironmentMissing as error:
+            say(f"{entry.name}: {error.message}", error.hint)
+            missing = error
+            continue
+        write_result(args.out / "README.md", document(plan, entries, found), patches=build.tree.digest)
+    print(f"document: {args.out / 'README.md'}")
+    return missing.exit_code if missing else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How the scalar turbo encoders were chosen: error against candidates and rules, cost of the int8 codebook, encode and dot speed.
 
-    python scripts/lab/scale_search.py > eval/results/codec-error.txt
+    python scripts/lab/scale_search.py > eval/results/codec-error.txt     # a minute
+    python scripts/check_results.py --stamp eval/results/codec-error.txt
 
 Errors are relative squared errors on N(0, 1) blocks of 32 without the rounding of d to fp16, which changes no digit shown.
 """
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
 from turbo_gguf.codec import oracle, scalar
 from turbo_gguf.codec.tables import QK_SCALAR, SCALAR, ScalarType, Scale
+from turbo_gguf.tools import capture
 
 BLOCKS = 40_000
 Gain = tuple[np.ndarray, np.ndarray, np.ndarray]  # magnitude indices, best scale, squared error that it removes
@@ -103,7 +107,15 @@ def speed(flags: tuple[str, ...]) -> None:
         print(f"{o.isa:8s} {' '.join(flags) or '(baseline)':28s} {t.name}  {cpu:6.0f}  {ref:6.0f}  {dot:6.1f}")
 
 
+def machine() -> str:
+    """CPU and compiler, which decide the times."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown CPU")
+    return f"{cpu}, {capture(['cc', '--version']).splitlines()[0]}"
+
+
 def main() -> None:
+    print(f"# scripts/lab/scale_search.py, {datetime.now(UTC):%Y-%m-%d}; one core of {machine()}\n")
     rng = np.random.default_rng(1)
     x, held_out = rng.standard_normal((2, BLOCKS, QK_SCALAR)).astype(np.float32)
     print("# error against the number of steps tried; steps relative to the block's RMS, or to its largest magnitude")

@@ -89,7 +89,9 @@ class Model:
         k = self._project(x, f"blk.{il}.attn_k").reshape(len(x), n_head_kv, -1)
         v = self._project(x, f"blk.{il}.attn_v").reshape(len(x), n_head_kv, -1)
         turns = turns_of(self.shape, np.arange(len(x)))[:, None]
-        scores = np.einsum("qhd,khd->hqk", turn(self.shape, q, turns), self._per_query_head(il, turn(self.shape, k, turns))) / np.sqrt(self.shape.head_k)
+        scores = np.einsum("qhd,khd->hqk", turn(self.shape, q, turns), self._per_query_head(il, turn(self.shape, k, turns))) / np.sqrt(
+            self.shape.head_k
+        )
         scores[:, np.triu(np.ones((len(x), len(x)), bool), 1)] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         return Seen(q, k, v, weights / weights.sum(-1, keepdims=True))

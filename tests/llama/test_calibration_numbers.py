@@ -59,8 +59,15 @@ def test_numbers(tool: Tool, tiny: Callable[[str], Path], prose: Path, model: st
     for number, expected in enumerate(by_hand):
         layer = made.layers[number]
         assert layer.k_map is not None and layer.q_map is not None and layer.k_scale is None
-        np.testing.assert_allclose(layer.q_map.swapaxes(1, 2) @ layer.k_map, np.broadcast_to(np.eye(shape.head_k), layer.k_map.shape), atol=1e-4)
-        found = {"k_metric": layer.k_map.swapaxes(1, 2) @ layer.k_map, "k_mean": layer.k_mean, "v_mean": layer.v_mean, "v_scale": layer.v_scale}
+        np.testing.assert_allclose(
+            layer.q_map.swapaxes(1, 2) @ layer.k_map, np.broadcast_to(np.eye(shape.head_k), layer.k_map.shape), atol=1e-4
+        )
+        found = {
+            "k_metric": layer.k_map.swapaxes(1, 2) @ layer.k_map,
+            "k_mean": layer.k_mean,
+            "v_mean": layer.v_mean,
+            "v_scale": layer.v_scale,
+        }
         for name, got in found.items():
             want = getattr(expected, name)
             assert got.shape == want.shape, (number, name)

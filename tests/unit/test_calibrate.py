@@ -41,7 +41,8 @@ if "error" in plan:
 if plan.get("signal"):
     os.kill(os.getpid(), plan["signal"])
 ones = np.ones((1, 8), np.float32)
-made = Calibration("llama", "tiny", "0123abcd", 77, {{0: LayerCalibration(ones, ones, None, None, None, ones)}}, 3, plan.get("distance", 1.0))
+layer = LayerCalibration(ones, ones, None, None, None, ones)
+made = Calibration("llama", "tiny", "0123abcd", 77, {{0: layer}}, 3, plan.get("distance", 1.0))
 calibration_writer.write(made, out)
 if plan.get("cut"):
     out.write_bytes(out.read_bytes()[:plan["cut"]])

@@ -114,16 +114,17 @@ class Roots:
         if not match or match[1] not in SUITES:
             raise Missing(f"{name} can't be made here: only images of Debian {', '.join(SUITES)} can")
         root = self.work / "images" / SUITES[match[1]]
-        if not (root / "etc/resolv.conf").exists() and not (root / "usr/bin/apt-get").exists():
+        if not root.is_dir():
             note(f"debootstrap {root.name}")
-            root.mkdir(parents=True, exist_ok=True)
-            log = self.work / "debootstrap.log"
+            part, log = root.with_suffix(".part"), self.work / "debootstrap.log"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            argv = ["debootstrap", "--variant=minbase", root.name, str(part), self.mirror]
             with log.open("w") as file:
-                done = subprocess.run(
-                    ["debootstrap", "--variant=minbase", root.name, root, self.mirror], stdout=file, stderr=file, check=False
-                )
+                done = subprocess.run(argv, stdout=file, stderr=file, check=False)
             if done.returncode:
                 raise Missing(f"debootstrap failed; log: {log}")
+            part.rename(root)
         return root
 
     def stage(self, stage: Stage, label: str) -> Path:

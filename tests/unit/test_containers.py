@@ -9,10 +9,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import bare_root
 import containerfile
 import images
 import pytest
-from bare_root import ids
 from containerfile import REPOSITORY, VERSIONS, Stage, Wrong, arguments, path_of, read
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -20,7 +20,7 @@ from packaging.version import Version
 from turbo_gguf.cache.types import TURBO
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Toolchain
-from turbo_gguf.make.toolkits import of_preset, rocm
+from turbo_gguf.make.toolkits import TOOLKITS, of_preset, rocm
 from turbo_gguf.make.toolkits.toolkit import PORTABLE
 
 NAMES = ("cpu", "cuda", "rocm")
@@ -32,7 +32,7 @@ def stages(name: str) -> dict[str, Stage]:
 
 
 def test_there_is_one_for_each_toolkit() -> None:
-    assert tuple(containerfile.names()) == NAMES == tuple(sorted(TABLE["containers"]))
+    assert tuple(containerfile.names()) == NAMES == tuple(sorted(TABLE["containers"])) == tuple(sorted(TOOLKITS))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,7 +47,7 @@ def test_stages(name: str) -> None:
 def test_the_last_stage_does_nothing_as_root(name: str) -> None:
     last = stages(name)["server"]
     assert not [step for step in last.steps if step.word == "RUN"]
-    uid, gid = ids(Path("/nowhere"), last.user)  # a number, so that an orchestrator can see that it is not 0
+    uid, gid = bare_root.ids(Path("/nowhere"), last.user)  # a number, so that an orchestrator can see that it is not 0
     assert uid > 999 and gid > 999
     made = " ".join(step.text for step in stages(name)["base"].steps)
     assert f"--uid {uid} " in made
@@ -171,6 +171,34 @@ def test_without_an_engine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr(images.shutil, "which", lambda name: None)
     assert images.main(["build", "cpu"]) == 3
     assert "hint: apt-get install podman" in capsys.readouterr().err
+
+
+def test_a_user_has_the_numbers_of_its_root(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nllama:x:10001:10002::/:/bin/sh\n")
+    assert bare_root.ids(tmp_path, "llama") == (10001, 10002)
+    with pytest.raises(bare_root.Failed, match="no user nobody"):
+        bare_root.ids(tmp_path, "nobody")
+
+
+def test_a_bare_root_copies_as_a_builder_does(tmp_path: Path) -> None:
+    """A file into a folder, a folder over a folder, and from another stage."""
+    roots = bare_root.Roots(tmp_path, "", {}, (), {})
+    made = roots.work / "stages"
+    (tmp_path / "images" / "bookworm").mkdir(parents=True)
+    text = (
+        "FROM x/debian:12.1 AS one\nCOPY pyproject.toml /src/\nCOPY scripts/containers /src/c\n"
+        "FROM x/debian:12.1 AS two\nCOPY --from=one /src/c /d\n"
+    )
+    for stage in read(text, {}):
+        roots.stage(stage, stage.name)
+    assert (made / "one/src/pyproject.toml").is_file() and (made / "one/src/c/versions.toml").is_file()
+    assert (made / "two/d/versions.toml").is_file() and not (made / "two/src").exists()
+
+
+def test_what_a_bare_root_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(bare_root.Missing, match=r"x/cuda:12\.8 can't be made here"):
+        bare_root.Roots(tmp_path, "", {}, (), {}).image("x/cuda:12.8")
 
 
 # --- the reader -----------------------------------------------------------------------------------------------------------------

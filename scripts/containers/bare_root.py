@@ -1,6 +1,6 @@
 """Try a Containerfile without podman or docker: its steps run in bare Debian roots, and its server answers a request.
 
-    sudo python3 scripts/containers/bare_root.py cpu --model model.gguf
+    sudo python3 scripts/containers/bare_root.py cpu --model model.gguf -- -c 4096    # what follows -- is for llama-server
 
 Each stage is a folder. Images of Debian are made with debootstrap; others can't be tried like this. Steps run in a mount namespace of
 their own, as the user and with the variables that the file names, and with its cache mounts. Then the server of the last stage is
@@ -278,6 +278,12 @@ def pairs(items: Sequence[str]) -> dict[str, str]:
     return dict(item.partition("=")[::2] for item in items)
 
 
+def behind_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words before "--", and those behind it, which are options of llama-server."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,8 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for steps: a proxy, settings of pip")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="of Debian")
     parser.add_argument("--serve-only", action="store_true", help="take the stages that are there")
-    parser.add_argument("options", nargs="*", help="of llama-server, behind --")
-    args = parser.parse_args(argv)
+    own, options = behind_dashes(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(own)
     try:
         for program in ("unshare", "debootstrap", "chroot"):
             if shutil.which(program) is None:
@@ -309,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for stage in stages:
                 roots.stage(stage, f"{args.container}-{stage.name}")
         last = work / "stages" / f"{args.container}-{stages[-1].name}"
-        for line in check(Server(last, stages[-1], work, model), args.options):
+        for line in check(Server(last, stages[-1], work, model), options):
             note(line)
     except (Missing, Wrong) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -196,6 +196,11 @@ def test_a_bare_root_copies_as_a_builder_does(tmp_path: Path) -> None:
     assert (made / "two/d/versions.toml").is_file() and not (made / "two/src").exists()
 
 
+def test_options_of_the_server_are_behind_dashes() -> None:
+    assert bare_root.behind_dashes(["cpu", "--set", "A=1", "--", "-c", "9", "--"]) == (["cpu", "--set", "A=1"], ["-c", "9", "--"])
+    assert bare_root.behind_dashes(["cpu"]) == (["cpu"], [])
+
+
 def test_what_a_bare_root_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(bare_root.Missing, match=r"x/cuda:12\.8 can't be made here"):
         bare_root.Roots(tmp_path, "", {}, (), {}).image("x/cuda:12.8")

@@ -42,28 +42,26 @@ RELEVANT = (0, 1)  # channels: what is added to one is taken from the other, as 
 def write_embedder(path: Path) -> Path:
     """Write the model for embeddings."""
     rng = np.random.default_rng(3)
-    tensors = _embeddings(rng)
-    for il in range(2):
-        tensors |= _layer(il, rng)
-    return finish(_writer(path, "tiny embedder", layers=2, pooling=gguf.PoolingType.CLS), tensors, path)
+    tensors = embeddings(rng) | layer(0, rng) | layer(1, rng)
+    return finish(writer(path, "tiny embedder", layers=2, pooling=gguf.PoolingType.CLS), tensors, path)
 
 
 def write_reranker(path: Path) -> Path:
     """Write the reranker: attention takes the mean over a text, and its first token is asked how many telling words there are."""
     rng = np.random.default_rng(4)
-    tensors = _embeddings(rng)
+    tensors = embeddings(rng)
     tensors["token_embd.weight"][:, RELEVANT] = 0
     for word in TELLING:
         tensors["token_embd.weight"][_pieces().index(SPACE + word), RELEVANT] = (8, -8)
-    layer = _layer(0, rng)
+    block = layer(0, rng)
     relevance = np.zeros((N_EMBD, N_EMBD), np.float32)
     relevance[RELEVANT, RELEVANT] = 1
-    layer |= {"blk.0.attn_q.weight": relevance * 0, "blk.0.attn_v.weight": relevance * 4, "blk.0.attn_output.weight": relevance * 4}
+    block |= {"blk.0.attn_q.weight": relevance * 0, "blk.0.attn_v.weight": relevance * 4, "blk.0.attn_output.weight": relevance * 4}
     head = {"cls.weight": relevance * 0.1, "cls.bias": np.zeros(N_EMBD, np.float32)}
     out = np.zeros((1, N_EMBD), np.float32)
     out[0, RELEVANT] = (1, -1)
     head |= {"cls.output.weight": out, "cls.output.bias": np.zeros(1, np.float32)}
-    return finish(_writer(path, "tiny reranker", layers=1, pooling=gguf.PoolingType.RANK), tensors | layer | head, path)
+    return finish(writer(path, "tiny reranker", layers=1, pooling=gguf.PoolingType.RANK), tensors | block | head, path)
 
 
 def _pieces() -> list[str]:
@@ -71,32 +69,34 @@ def _pieces() -> list[str]:
     return [*SPECIAL, *(SPACE + word for word in WORDS if len(word) > 1), *(SPACE + c for c in CHARACTERS), *CHARACTERS, *ENDINGS]
 
 
-def _writer(path: Path, name: str, *, layers: int, pooling: gguf.PoolingType) -> gguf.GGUFWriter:
-    writer = gguf.GGUFWriter(path, "bert")
-    writer.add_name(name)
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_layer_norm_eps(1e-12)
-    writer.add_causal_attention(False)
-    writer.add_pooling_type(pooling)
+def writer(path: Path, name: str, *, layers: int, pooling: gguf.PoolingType) -> gguf.GGUFWriter:
+    """Begin a model, with its tokenizer."""
+    new = gguf.GGUFWriter(path, "bert")
+    new.add_name(name)
+    new.add_context_length(N_CTX)
+    new.add_embedding_length(N_EMBD)
+    new.add_block_count(layers)
+    new.add_feed_forward_length(N_FF)
+    new.add_head_count(N_HEAD)
+    new.add_layer_norm_eps(1e-12)
+    new.add_causal_attention(False)
+    new.add_pooling_type(pooling)
     pieces = _pieces()
-    writer.add_tokenizer_model("bert")
-    writer.add_token_list(pieces)
-    writer.add_token_types([gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.NORMAL] * (len(pieces) - len(SPECIAL)))
-    writer.add_token_type_count(2)
-    writer.add_vocab_size(len(pieces))
+    new.add_tokenizer_model("bert")
+    new.add_token_list(pieces)
+    new.add_token_types([gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.NORMAL] * (len(pieces) - len(SPECIAL)))
+    new.add_token_type_count(2)
+    new.add_vocab_size(len(pieces))
     for kind, piece in (("padding", "[PAD]"), ("unknown", "[UNK]"), ("bos", "[CLS]"), ("eos", "[SEP]"), ("seperator", "[SEP]")):
-        writer.add_uint32(f"tokenizer.ggml.{kind}_token_id", SPECIAL.index(piece))
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(True)
-    writer.add_bool("tokenizer.ggml.add_sep_token", False)
-    return writer
+        new.add_uint32(f"tokenizer.ggml.{kind}_token_id", SPECIAL.index(piece))
+    new.add_add_bos_token(True)
+    new.add_add_eos_token(True)
+    new.add_bool("tokenizer.ggml.add_sep_token", False)
+    return new
 
 
-def _embeddings(rng: np.random.Generator) -> dict[str, Array]:
+def embeddings(rng: np.random.Generator) -> dict[str, Array]:
+    """What stands before the layers."""
     return {
         "token_embd.weight": rng.standard_normal((len(_pieces()), N_EMBD)).astype(np.float32),
         "token_types.weight": np.zeros((2, N_EMBD), np.float32),
@@ -106,7 +106,9 @@ def _embeddings(rng: np.random.Generator) -> dict[str, Array]:
     }
 
 
-def _layer(il: int, rng: np.random.Generator) -> dict[str, Array]:
+def layer(il: int, rng: np.random.Generator) -> dict[str, Array]:
+    """One layer, untrained."""
+
     def matrix(rows: int, cols: int) -> Array:
         return (rng.standard_normal((rows, cols)) / np.sqrt(cols)).astype(np.float32)
 

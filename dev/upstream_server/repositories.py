@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from upstream_server import encoders, stories, vision
+from upstream_server import decisions, encoders, stories, vision
 from upstream_server.hub import Repositories
 
 PARTS = 3
@@ -48,6 +48,11 @@ def make(folder: Path) -> Repositories:
             "mmproj-tinygemma3.gguf": projector,
             "test/91_cat.png": cat,
             "test/11_truck.png": truck,
+        },
+        "ggml-org/tinylaya-for-testing-gguf": {"tinylaya-F32.gguf": decisions.write_encoder(folder / "decision-encoder.gguf")},
+        "ggml-org/tinyopenjev-for-testing-gguf": {
+            "tinyopenjev-Q8_0.gguf": decisions.write_decoder(folder / "decision-hybrid.gguf"),
+            "mmproj-tinyopenjev.gguf": projector,
         },
         "ggml-org/test-preset-ci": {"preset.ini": preset},
     }

@@ -45,7 +45,7 @@ hip-root: ## make a Debian root with clang and HIP, to compile and emulate witho
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
 	$(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
 
-test-server: setup-dev ## upstream's server tests with f16, q8_0, turbo4t and turbo3t; table in build/report (ten minutes; a part of it is in the tests)
+test-server: setup-dev ## upstream's server tests with f16, q8_0, turbo4t, turbo3t; table in build/report (ten minutes; a part is in the tests)
 	PYTHONPATH=dev $(PYTHON_VENV) -m upstream_server $(ARGS)
 
 kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md

@@ -6,6 +6,7 @@ Exit codes: 0 nothing failed that f16 passes, 1 a test failed with a type of our
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of each server (1)")
     parser.add_argument("--out", type=Path, default=home() / "report" / "server-tests.md", help=f"the table ({RESULT.name} below report/)")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # pytest and its servers end with this process
 
     source = upstream.fetch(upstream.resolve()).path
     server = options.server or ensure_build("cpu", targets=("llama-server",)).path / "bin" / "llama-server"

@@ -82,6 +82,7 @@ class Session:
         return {
             "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "GIT_CEILING_DIRECTORIES": str(self.folder.resolve().parent),  # a test searches files, and git would leave out ignored ones
             "PORT": str(_free_port()),
             "LLAMA_SERVER_BIN_PATH": str(self.server),
             "LLAMA_CACHE": str(self.folder / "cache"),

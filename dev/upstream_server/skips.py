@@ -1,8 +1,9 @@
-"""The table of upstream tests that are not run, or that fail for a reason which is not ours: ``skips.toml``."""
+"""The table of upstream tests that are not run, or that may fail with our types for a reason that is known: ``skips.toml``."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,20 +19,36 @@ class Skip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
 
 
+class Known(Skip, frozen=True, forbid_unknown_fields=True):
+    """Tests that run, and may fail with some types."""
+
+    types: tuple[str, ...]  # patterns
+
+
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is in the file."""
 
     skip: tuple[Skip, ...] = ()
+    known: tuple[Known, ...] = ()
 
 
-def load(path: Path = TABLE) -> tuple[Skip, ...]:
+def load(path: Path = TABLE) -> Table:
     """Read the table."""
-    return msgspec.convert(tomllib.loads(path.read_text("utf-8")), Table).skip
+    return msgspec.convert(tomllib.loads(path.read_text("utf-8")), Table)
 
 
-def reason_of(test: str, table: tuple[Skip, ...]) -> str:
+def reason_of(test: str, table: Table) -> str:
     """Why a test is skipped, "" when it is not."""
-    return next((skip.reason for skip in table if any(matches(test, pattern) for pattern in skip.tests)), "")
+    return _reason(test, table.skip)
+
+
+def known_reason_of(test: str, cache_type: str, table: Table) -> str:
+    """Why a test may fail with a type, "" when it must not."""
+    return _reason(test, [known for known in table.known if any(fnmatchcase(cache_type, pattern) for pattern in known.types)])
+
+
+def _reason(test: str, entries: Sequence[Skip]) -> str:
+    return next((entry.reason for entry in entries if any(matches(test, pattern) for pattern in entry.tests)), "")
 
 
 def matches(test: str, pattern: str) -> bool:

@@ -1,11 +1,11 @@
 """Small language models that tell a story: what upstream's tests expect of tinyllamas, with heads of 64.
 
-Nothing is trained. The next token depends on the current one, as in a Markov chain, but only attention carries it there: the logits
-read what a head found at the newest position, what another one found at the position before it, and a mean over all that is cached.
-Whatever a cache loses or misplaces therefore shows in the text, and the noise of a few bits does not.
+Nothing is trained. The next token depends on earlier ones, but only attention carries them there: the logits read what heads found at
+the newest position, at the one before it, a round of the story earlier, and as a mean over all that is cached. Whatever a cache loses or
+misplaces therefore shows in the text, and the noise of a few bits does not.
 
-Channels of the residual stream: the code of the token; what is found at the newest position, at the one before, and in the mean;
-a constant; the mode that a LoRA adapter sets; and room for the rest.
+Channels of the residual stream: the code of the token; what the heads found; a constant; the mode that a LoRA adapter sets; and room for
+the rest.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from upstream_server.gguf_file import Array, finish, ones
 from upstream_server.vocabulary import INFILL, MERGES, Vocabulary
 
 HEAD = 64
-N_HEAD, N_HEAD_KV = 4, 2
-N_EMBD, N_FF, N_LAYER = 512, 128, 2
+N_HEAD, N_HEAD_KV = 6, 2
+N_EMBD, N_FF, N_LAYER = 640, 128, 2
 N_CTX = 8192
 N_EXPERT = 4
 
 CODE = slice(0, 128)
-NEWEST, BEFORE, MEAN = slice(128, 256), slice(256, 320), slice(320, 384)
-CONSTANT, MODE, REST = 384, 385, slice(448, 512)
+NEWEST, BEFORE, MEAN, EARLIER = slice(128, 256), slice(256, 384), slice(384, 448), slice(448, 512)
+CONSTANT, MODE, REST = 512, 513, slice(576, 640)
 
 SHARP = 6.1  # of K and Q in each of SHARP_PAIRS: the newest position then has 150 times the weight of the one before
 SHARP_PAIRS = 16
-FACTOR = 14.0  # nats between a word that follows and one that does not
+FACTOR = 14.0  # nats between a word that follows and one that does not; half of it by the newest word, half by the one before
+AGAIN = 2.0  # nats of the word that the last round had in this place
 NEVER = -30.0  # nats of pieces that are no words
 FREEDOM = 0.3  # nats that the tokens before the newest one decide about
 ADAPTER_NATS = 5.0
@@ -54,6 +55,8 @@ STORY = (
     ("owl", "answer", "forest", "park"),
 )
 """Words by place, in a circle: any word of a place can be followed by any of the next one, in these shares."""
+
+ROUND = len(STORY)
 
 OPENINGS = (
     ("assistant\n", ("B", "u", "t", " s", "h", "e", " couldn't Suddenly, Whillicter")),
@@ -167,23 +170,26 @@ def _codes(vocabulary: Vocabulary) -> tuple[Array, Array]:
 
 
 def _story_attention() -> dict[str, Array]:
-    """Heads 0 and 2 look at the newest position, 1 at the one before, 3 at all; both KV heads hold half of the code."""
+    """Both KV heads hold half of the code: one head of each looks at the newest position, and one at that before.
+
+    The third one takes the mean of the first half, and what the second half was one round earlier.
+    """
     q, k = np.zeros((N_HEAD * HEAD, N_EMBD)), np.zeros((N_HEAD_KV * HEAD, N_EMBD))
     unit = _unit_after_norm()
     for pair in range(SHARP_PAIRS):
         turn = 10000.0 ** (-2 * pair / HEAD)
-        for head, angle, size in ((0, 0.0, SHARP), (1, -turn, SHARP), (2, 0.0, SHARP), (3, 0.0, SHARP / 100)):
-            q[head * HEAD + 2 * pair, CONSTANT] = size * np.cos(angle) * unit
-            q[head * HEAD + 2 * pair + 1, CONSTANT] = size * np.sin(angle) * unit
+        for head, back, size in ((0, 0, SHARP), (1, 1, SHARP), (2, 0, SHARP / 100), (3, 0, SHARP), (4, 1, SHARP), (5, ROUND, SHARP)):
+            q[head * HEAD + 2 * pair, CONSTANT] = size * np.cos(back * turn) * unit
+            q[head * HEAD + 2 * pair + 1, CONSTANT] = -size * np.sin(back * turn) * unit
         for head in range(N_HEAD_KV):
             k[head * HEAD + 2 * pair, CONSTANT] = SHARP * unit
     v = np.zeros((N_HEAD_KV * HEAD, N_EMBD))
     v[:, CODE] = np.eye(CODE.stop) * unit
     out = np.zeros((N_EMBD, N_HEAD * HEAD))
-    for head, target in ((0, NEWEST.start), (1, BEFORE.start), (2, NEWEST.start + HEAD), (3, MEAN.start)):
-        out[target : target + HEAD, head * HEAD : (head + 1) * HEAD] = np.eye(HEAD)
-    out[NEWEST.stop - 1] = 0
-    out[MODE, 3 * HEAD - 1] = 1.0
+    for head, found in enumerate((NEWEST.start, BEFORE.start, MEAN.start, NEWEST.start + HEAD, BEFORE.start + HEAD, EARLIER.start)):
+        out[found : found + HEAD, head * HEAD : (head + 1) * HEAD] = np.eye(HEAD)
+    out[[NEWEST.stop - 1, BEFORE.stop - 1, EARLIER.stop - 1]] = 0
+    out[MODE, 4 * HEAD - 1] = 1.0
     return {"attn_q": q, "attn_k": k, "attn_v": v, "attn_output": out}
 
 
@@ -228,15 +234,21 @@ def _followers(vocabulary: Vocabulary) -> dict[int, dict[int, float]]:
 
 
 def _output(vocabulary: Vocabulary, codes: Array, common: Array, rng: np.random.Generator, *, experts: bool) -> Array:
-    size = np.sqrt(3.5 / N_EMBD)  # what the last norm divides by
+    size = np.sqrt(4.8 / N_EMBD)  # what the last norm divides by
     output = np.zeros((len(vocabulary), N_EMBD))
     said = [vocabulary.word(word) for word in words() if experts or word not in MODE_WORDS]
+    story = {vocabulary.word(word) for place in STORY for word in place}
     for token, followers in _followers(vocabulary).items():
+        strength = FACTOR / 2 if token in story else FACTOR
         for piece, share in followers.items():
-            output[piece, NEWEST] += (FACTOR + np.log(share) - (0.0 if piece in said else NEVER)) * codes[token]
-    for word in (word for place in STORY for word in place):
-        output[vocabulary.word(word), NEWEST] += FACTOR * common
-    for part in (BEFORE, MEAN, REST):
+            output[piece, NEWEST] += (strength + np.log(share) - (0.0 if piece in said else NEVER)) * codes[token]
+    for first, third in zip(STORY, [*STORY[2:], *STORY[:2]], strict=True):
+        before = sum(codes[vocabulary.word(word)] for word in first)
+        for word in third:
+            output[vocabulary.word(word), BEFORE] += FACTOR / 2 * before
+            output[vocabulary.word(word), EARLIER] += AGAIN * 2 * codes[vocabulary.word(word)][HEAD:]
+            output[vocabulary.word(word), NEWEST] += FACTOR * common
+    for part in (MEAN, REST):
         output[said, part] = rng.standard_normal((len(said), HEAD)) * FREEDOM
     output[:, CONSTANT] = NEVER
     output[said, CONSTANT] = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from upstream_server import skips
 from upstream_server.outcome import Outcome
 
 Outcomes = Mapping[str, Mapping[str, Outcome]]
@@ -23,8 +24,11 @@ def failures(outcomes: Outcomes) -> dict[str, list[str]]:
 
 
 def ours(outcomes: Outcomes) -> dict[str, list[str]]:
-    """Failures that upstream's base type does not have on the same models."""
-    return {test: types for test, types in failures(outcomes).items() if BASE not in types}
+    """Failures that upstream's base type does not have on the same models, and whose reason is not known."""
+    listed = skips.load()
+    found = {test: types for test, types in failures(outcomes).items() if BASE not in types}
+    unknown = {test: [name for name in types if not skips.known_reason_of(test, name, listed)] for test, types in found.items()}
+    return {test: types for test, types in unknown.items() if types}
 
 
 def write(outcomes: Outcomes, calibrations: Mapping[str, int]) -> str:
@@ -84,7 +88,16 @@ def _failed(outcomes: Outcomes) -> list[str]:
         return [*rows, "None."]
     rows += ["| test | types | whose | what |", "|---|---|---|---|"]
     for test, types in found.items():
-        whose = "upstream's: f16 fails, too" if BASE in types else "ours" if BASE in outcomes else "f16 did not run"
+        known = skips.known_reason_of(test, types[0], skips.load())
+        whose = (
+            "upstream's: f16 fails, too"
+            if BASE in types
+            else f"ours: {known}"
+            if known
+            else "ours"
+            if BASE in outcomes
+            else "f16 did not run"
+        )
         detail = outcomes[types[0]][test].detail.replace("|", "\\|")
         rows.append(f"| `{test.replace('|', '/')}` | {', '.join(types)} | {whose} | {detail} |")
     return rows

@@ -40,7 +40,8 @@ def test_words_are_never_cut_out_of_a_prompt() -> None:
 
 
 def test_every_skip_has_a_reason_and_names_a_test() -> None:
-    for skip in skips.load():
+    table = skips.load()
+    for skip in (*table.skip, *table.known):
         assert len(skip.reason) > 10
         assert all(".py::" in test for test in skip.tests)
 
@@ -72,6 +73,14 @@ def test_a_failure_that_f16_has_is_upstreams() -> None:
     assert "| `unit/test_a.py::test_a` | f16, turbo3t | upstream's: f16 fails, too | x |" in text
     assert "| `unit/test_a.py::test_b` | turbo3t | ours | z |" in text
     assert "| a: b | 1 | **0 of 1** |" in text
+
+
+def test_a_known_failure_is_listed_and_no_error() -> None:
+    test = "unit/test_completion.py::test_completion_with_tokens_input"
+    outcomes = {"f16": outcome(test, "passed"), "turbo3t": outcome(test, "failed", "x")}
+    assert table.ours(outcomes) == {}
+    assert "| turbo3t | ours: a prompt that is read again" in table.write(outcomes, {})
+    assert table.ours({"f16": outcome(test, "passed"), "q8_0": outcome(test, "failed", "x")}) == {test: ["q8_0"]}
 
 
 def test_a_second_try_is_counted() -> None:

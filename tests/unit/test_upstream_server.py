@@ -79,7 +79,7 @@ def test_a_known_failure_is_listed_and_no_error() -> None:
     test = "unit/test_completion.py::test_completion_with_tokens_input"
     outcomes = {"f16": outcome(test, "passed"), "turbo3t": outcome(test, "failed", "x")}
     assert table.ours(outcomes) == {}
-    assert "| turbo3t | ours: a prompt that is read again" in table.write(outcomes, {})
+    assert "| turbo3t | ours: the answer to a prompt is asked for again" in table.write(outcomes, {})
     assert table.ours({"f16": outcome(test, "passed"), "q8_0": outcome(test, "failed", "x")}) == {test: ["q8_0"]}
 
 

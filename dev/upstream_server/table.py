@@ -88,16 +88,15 @@ def _failed(outcomes: Outcomes) -> list[str]:
         return [*rows, "None."]
     rows += ["| test | types | whose | what |", "|---|---|---|---|"]
     for test, types in found.items():
-        known = skips.known_reason_of(test, types[0], skips.load())
-        whose = (
-            "upstream's: f16 fails, too"
-            if BASE in types
-            else f"ours: {known}"
-            if known
-            else "ours"
-            if BASE in outcomes
-            else "f16 did not run"
-        )
         detail = outcomes[types[0]][test].detail.replace("|", "\\|")
-        rows.append(f"| `{test.replace('|', '/')}` | {', '.join(types)} | {whose} | {detail} |")
+        rows.append(f"| `{test.replace('|', '/')}` | {', '.join(types)} | {_whose(test, types, outcomes)} | {detail} |")
     return rows
+
+
+def _whose(test: str, types: Sequence[str], outcomes: Outcomes) -> str:
+    if BASE in types:
+        return "upstream's: f16 fails, too"
+    known = skips.known_reason_of(test, types[0], skips.load())
+    if known:
+        return f"ours: {known}"
+    return "ours" if BASE in outcomes else "f16 did not run"

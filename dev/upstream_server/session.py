@@ -83,6 +83,8 @@ class Session:
             "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "GIT_CEILING_DIRECTORIES": str(self.folder.resolve().parent),  # a test searches files, and git would leave out ignored ones
+            "NO_PROXY": "127.0.0.1,::1,localhost",
+            "no_proxy": "127.0.0.1,::1,localhost",
             "PORT": str(_free_port()),
             "LLAMA_SERVER_BIN_PATH": str(self.server),
             "LLAMA_CACHE": str(self.folder / "cache"),

@@ -6,7 +6,8 @@ OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -n
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated kernel-report gpu-suite bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
+.PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated test-server kernel-report gpu-suite
+.PHONY: bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ hip-root: ## make a Debian root with clang and HIP, to compile and emulate witho
 
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
 	$(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
+
+test-server: setup-dev ## upstream's server tests with f16, q8_0, turbo4t, turbo3t; table in build/report (ten minutes; a part is in the tests)
+	PYTHONPATH=dev $(PYTHON_VENV) -m upstream_server $(ARGS)
 
 kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md
 	$(PYTHON_VENV) scripts/kernels/kernel_report.py $(ARGS)

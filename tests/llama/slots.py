@@ -59,14 +59,11 @@ class Client:
 
     def read(self, prompt: str, then: str, slot: int = 0, **more: Any) -> Reply:
         """Decode the text behind a prompt."""
-        found = self.server.call("/completion", request(prompt, then, slot) | more)
-        assert found["tokens_predicted"] == len(then), found
-        rows = np.full((len(then), N_VOCAB), np.nan)
-        for row, step in zip(rows, found["completion_probabilities"], strict=True):
-            for token in step["top_logprobs"]:
-                row[token["id"]] = token["logprob"]
-        assert np.isfinite(rows).all()
-        return Reply(rows, found["timings"]["cache_n"], found["timings"]["prompt_n"], found["truncated"])
+        return reply(self.server.call("/completion", request(prompt, then, slot) | more), then)
+
+    def read_twice(self, prompt: str, then: str) -> list[Reply]:
+        """The same in two slots, of which the second takes over the prompt of the first."""
+        return [reply(found, then) for found in self.ask("/completion", request(prompt, then, 0) | {"n_cmpl": 2})]
 
     def save(self, slot: int = 0, name: str = "slot") -> int:
         """Number of tokens that are saved."""
@@ -112,10 +109,20 @@ class Client:
             time.sleep(0.02)
 
     def slots(self) -> list[dict[str, Any]]:
+        return list(self.ask("/slots"))
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What is no dictionary."""
         connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.server.url).netloc, timeout=60)
         try:
-            connection.request("GET", "/slots")
-            return list(json.loads(connection.getresponse().read()))
+            if body is None:
+                connection.request("GET", path)
+            else:
+                connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            found = json.loads(answer.read())
+            assert answer.status == http.HTTPStatus.OK, found
+            return found
         finally:
             connection.close()
 
@@ -140,6 +147,17 @@ def request(prompt: str, then: str, slot: int) -> dict[str, Any]:
         **{"n_predict": len(then), "grammar": f"root ::= {json.dumps(then)}", "ignore_eos": True},
         **{"temperature": 0, "n_probs": N_VOCAB, "seed": 0},
     }
+
+
+def reply(found: dict[str, Any], then: str) -> Reply:
+    """What is in an answer."""
+    assert found["tokens_predicted"] == len(then), found
+    rows = np.full((len(then), N_VOCAB), np.nan)
+    for row, step in zip(rows, found["completion_probabilities"], strict=True):
+        for token in step["top_logprobs"]:
+            row[token["id"]] = token["logprob"]
+    assert np.isfinite(rows).all()
+    return Reply(rows, found["timings"]["cache_n"], found["timings"]["prompt_n"], found["truncated"])
 
 
 def starter(native_bin: Path, model: Path, folder: Path, *settings: str) -> Start:

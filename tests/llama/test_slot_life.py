@@ -69,6 +69,22 @@ def apart_slots(start: Start, text: str) -> list[Reply]:
     return found
 
 
+def copied(start: Start, text: str, *options: str) -> list[Reply]:
+    """Two answers to a prompt that is read once: another slot takes it over."""
+    with start("-np", "2", "--cache-ram", "0", *options) as server:
+        server.read(text[1000:1100], text[:4], 1)
+        found = server.read_twice(text[:300], text[300:340])
+        found.append(server.read(text[:340] + text[700:720], text[:10]))
+    assert found[2].reused == FRONT + 339
+    assert apart(*found[:2]) <= NOISE
+    return found
+
+
+def copied_unified(start: Start, text: str) -> list[Reply]:
+    """The same in shared cells."""
+    return copied(start, text, "--kv-unified")
+
+
 def restored(start: Start, text: str) -> list[Reply]:
     """A slot that is saved, and goes on elsewhere: in the same slot after something else, in another one, after a start."""
     with start("-np", "2") as server:
@@ -193,7 +209,7 @@ class Case:
 
 CASES = {
     **{happens.__name__: Case(happens) for happens in (prompt_cache, cache_reuse, context_shift, apart_slots, restored, ram_cache)},
-    **{happens.__name__: Case(happens) for happens in (idle_slots, full, adapters, embeddings)},
+    **{happens.__name__: Case(happens) for happens in (idle_slots, full, adapters, embeddings, copied, copied_unified)},
     "cancelled": Case(cancelled, times=True),
     "unified": Case(unified),
     **{

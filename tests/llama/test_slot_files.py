@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import slot_file
+from conftest import Done, Tool
 from slots import EXACT, LOSS, NOISE, PACKED, WINDOW, Client, Start, apart, characters, starter
 
 pytestmark = pytest.mark.native
@@ -283,3 +284,33 @@ def test_damaged_slots_with_checkpoints(native_bin: Path, tiny: Callable[[str], 
 def marks(data: bytes) -> list[int]:
     """Where caches and checkpoints begin."""
     return [found.start() for found in re.finditer(rb"TSIZ|SCKP", data)]
+
+
+# --- files of whole states -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_states(tool: Tool, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, kind: str) -> None:
+    """``--prompt-cache``: a program ends with a reason, and no crash."""
+    prompt, file = characters(prose)[:N], tmp_path / "state"
+
+    def complete() -> Done:
+        args = ("-p", prompt, "-n", "4", "-no-cnv", "-c", "512", "-t", "1", "--temp", "0", "--prompt-cache", file)
+        return tool("llama-completion", "-m", tiny("head64"), *args, *KINDS[kind], timeout=60)
+
+    first = complete()
+    assert first.rc == 0, first.text[-3000:]
+    data = file.read_bytes()
+    again = complete()
+    assert (again.rc, again.out) == (0, first.out)
+    assert "session file has exact match for prompt" in again.err  # control: the file is read
+    name = data.index(b"llama", 12)  # the architecture, its length before and caches behind it
+    files = [data[:at] for at in (3, 8, 11, name - 400, name - 2, name + 3, name + 11, name + 100, len(data) // 2, len(data) - 1)]
+    files += [data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :] for at in (0, 4, 10, name - 4, name + 1, name + 5, name + 9)]
+    for damaged in files:
+        file.write_bytes(damaged)
+        done = complete()
+        assert done.refused, (len(damaged), done.rc, done.text[-2000:])
+        assert "failed to load session file" in done.err
+    file.write_bytes(data)
+    assert complete().out == first.out

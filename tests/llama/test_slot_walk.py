@@ -84,16 +84,19 @@ class Erase:
 
 @dataclass(frozen=True)
 class Cancel:
-    """A client that goes away, and one that asks the same. How far the server came differs, so a replay erases the slot between."""
+    """A client that goes away, and one that asks the same. A replay is without the first: how far the server came is never the same, and
+    cells that are taken then are others.
+    """
 
     slot: int
     end: int
     events: int
 
     def run(self, server: Client, text: str, *, is_replay: bool) -> Reply:
-        server.cancel(text[: self.end], text[3000:3060], self.events, self.slot)
         if is_replay:
             server.erase(self.slot)
+        else:
+            server.cancel(text[: self.end], text[3000:3060], self.events, self.slot)
         return replace(server.read(text[: self.end], text[3000:3008], self.slot), reused=0, computed=0)
 
 
@@ -161,7 +164,7 @@ def test_walks(native_bin: Path, tiny: Callable[[str], Path], prose: Path, tmp_p
     starts = {kind: starter(native_bin, tiny("head64"), tmp_path / kind, *kinds[kind], *SERVERS[server]) for kind in kinds}
     noises, losses, shifts = [], [], 0
 
-    @seed(int.from_bytes(os.urandom(4)) if WALKS else len(server))
+    @seed(int.from_bytes(os.urandom(4)) if WALKS else list(SERVERS).index(server))
     @settings(
         max_examples=WALKS or 3,
         database=None,

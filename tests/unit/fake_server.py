@@ -76,12 +76,18 @@ class Handler(BaseHTTPRequestHandler):
             self.server.bodies.append(body)
             self.server.busy += 1
             self.server.most = max(self.server.most, self.server.busy)
+        self.is_busy = True
         try:
             with self.server.slots:
                 self._complete(body)
         finally:
-            with self.server.lock:
-                self.server.busy -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        """Before the client knows that it has all: it may ask again at once."""
+        with self.server.lock:
+            self.server.busy -= self.is_busy
+            self.is_busy = False
 
     def _complete(self, body: dict[str, Any]) -> None:
         plan, length, n = self.server.plan, len(body["prompt"]), body["n_predict"]
@@ -108,6 +114,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(plan.delay)
             if i % plan.held == 0 or i == made:
                 self._event({"content": "x", "tokens_predicted": i, "tokens_evaluated": length, "stop": False})
+        self._leave()
         if failure == "error":
             self._line(b'error: {"code":500,"message":"out of memory"}')
         elif failure == "no json":

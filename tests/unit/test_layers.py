@@ -17,7 +17,7 @@ FLOORS = (
     ("make",),
     ("measure",),
     ("judge",),
-    ("cli", "ppl-gate"),
+    ("cli", "ppl-gate", "__main__"),
 )
 """From the ground up. A wing imports from its own and from lower floors; of two wings on one floor, the right one may use the left one."""
 

@@ -51,7 +51,7 @@ def test_so_many_at_once_and_no_more() -> None:
     assert server.most == 4
     assert [answer.prompt for answer in answers] == list(range(3, 15)), "answers are in the order of the requests"
     first_end = min(answer.sent + answer.seconds for answer in answers)
-    assert sum(answer.sent < first_end for answer in answers) == 4, "each client waits for its answer"
+    assert sum(answer.sent < first_end - 0.001 for answer in answers) == 4, "each client waits for its answer"  # times are rounded
 
 
 def test_a_request_without_a_slot_waits_for_its_first_token() -> None:

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from upstream_server import encoders
-from upstream_server.gguf_file import Array, finish, ones
+from upstream_server.gguf_file import Array, describe, finish, ones
 from upstream_server.vision import CONTROL, N_EMBD
 from upstream_server.vocabulary import Vocabulary
 
@@ -46,18 +46,8 @@ def write_decoder(path: Path) -> Path:
     """Write the hybrid: the logits of one letter per option, after the prompt."""
     vocabulary = Vocabulary((), merges=(), space_prefix=False, control=(*CONTROL, *CHAT_CONTROL))
     writer = gguf.GGUFWriter(path, "lfm2")
-    writer.add_name("tiny decision hybrid")
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv([N_HEAD_KV if il in ATTENDS else 0 for il in range(N_LAYER)])
-    writer.add_key_length(HEAD)
-    writer.add_value_length(HEAD)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-6)
+    kv_heads = [N_HEAD_KV if il in ATTENDS else 0 for il in range(N_LAYER)]
+    describe(writer, "tiny decision hybrid", ctx=N_CTX, layers=N_LAYER, embd=N_EMBD, ff=N_FF, head=HEAD, heads=N_HEAD, kv_heads=kv_heads)
     writer.add_shortconv_l_cache(N_CONV)
     writer.add_string("lfm2.decision.type", "openjev")
     vocabulary.write(writer)

@@ -18,7 +18,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from upstream_server.gguf_file import Array, finish, ones
+from upstream_server.gguf_file import Array, describe, finish, ones
 from upstream_server.vocabulary import INFILL, MERGES, Vocabulary
 
 HEAD = 64
@@ -98,18 +98,7 @@ def write(kind: Kind, path: Path) -> Path:
     merges = (*MERGES, *(HELLO if kind.one_token_hello else ()))
     vocabulary = Vocabulary(words(), merges=merges, control=tuple(INFILL) if kind.infill else ())
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=-(-N_TENSORS // kind.parts) if kind.parts > 1 else 0)
-    writer.add_name(kind.name)
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_HEAD_KV)
-    writer.add_key_length(HEAD)
-    writer.add_value_length(HEAD)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-6)
+    describe(writer, kind.name, ctx=N_CTX, layers=N_LAYER, embd=N_EMBD, ff=N_FF, head=HEAD, heads=N_HEAD, kv_heads=N_HEAD_KV)
     if kind.experts:
         writer.add_expert_count(N_EXPERT)
         writer.add_expert_used_count(2)

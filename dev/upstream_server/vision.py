@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from upstream_server.gguf_file import Array, finish, ones
+from upstream_server.gguf_file import Array, describe, finish, ones
 from upstream_server.vocabulary import Vocabulary
 
 HEAD, N_HEAD, N_HEAD_KV = 64, 4, 2
@@ -36,18 +36,7 @@ def write_model(path: Path) -> Path:
     """Write the language model."""
     vocabulary = Vocabulary((*SAYS, *OTHERS), merges=_prefixes(), space_prefix=False, control=CONTROL)
     writer = gguf.GGUFWriter(path, "gemma3")
-    writer.add_name("tiny gemma 3")
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_HEAD_KV)
-    writer.add_key_length(HEAD)
-    writer.add_value_length(HEAD)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-6)
+    describe(writer, "tiny gemma 3", ctx=N_CTX, layers=N_LAYER, embd=N_EMBD, ff=N_FF, head=HEAD, heads=N_HEAD, kv_heads=N_HEAD_KV)
     writer.add_sliding_window(WINDOW)
     vocabulary.write(writer)
     return finish(writer, _tensors(vocabulary), path)

@@ -63,7 +63,7 @@ class Client:
 
     def read_twice(self, prompt: str, then: str) -> list[Reply]:
         """The same in two slots, of which the second takes over the prompt of the first."""
-        return [reply(found, then) for found in self.ask("/completion", request(prompt, then, 0) | {"n_cmpl": 2})]
+        return [reply(found, then) for found in self.server.ask("/completion", request(prompt, then, 0) | {"n_cmpl": 2})]
 
     def save(self, slot: int = 0, name: str = "slot") -> int:
         """Number of tokens that are saved."""
@@ -78,8 +78,7 @@ class Client:
 
     def swap(self, scale: float) -> bool:
         """Give the adapter another weight, for all requests to come."""
-        path = "/lora-adapters"
-        return bool(self.server.call(path, [{"id": 0, "scale": scale}])["success"])  # type: ignore[arg-type]
+        return bool(self.server.ask("/lora-adapters", [{"id": 0, "scale": scale}])["success"])
 
     def embed(self, text: str) -> Array:
         found = self.server.call("/v1/embeddings", {"input": text})["data"]
@@ -109,22 +108,7 @@ class Client:
             time.sleep(0.02)
 
     def slots(self) -> list[dict[str, Any]]:
-        return list(self.ask("/slots"))
-
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """What is no dictionary."""
-        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.server.url).netloc, timeout=60)
-        try:
-            if body is None:
-                connection.request("GET", path)
-            else:
-                connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            found = json.loads(answer.read())
-            assert answer.status == http.HTTPStatus.OK, found
-            return found
-        finally:
-            connection.close()
+        return list(self.server.ask("/slots"))
 
     @property
     def log(self) -> str:

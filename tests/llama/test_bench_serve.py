@@ -21,12 +21,15 @@ pytestmark = pytest.mark.native
 TYPES = tuple(map(parse_types, ("f16", "q4_0", "turbo3t", "turbo3t cal=none sink=0 tail=0", "turbo4t/turbo2t tail=16")))
 
 
+def build_of(native_bin: Path) -> Build:
+    tree = Tree(path=native_bin, upstream="u", commit="c", digest="d")
+    return Build(id="b", path=native_bin.parent, preset="cpu", tree=tree, compiler="cc")
+
+
 def test_loads(native_bin: Path, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More clients than f16 has slots: all types answer everything, and those of few bits have more slots in the same memory."""
     monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path / "home"))
-    build = Build(
-        id="b", path=native_bin.parent, preset="cpu", tree=Tree(path=tmp_path, upstream="u", commit="c", digest="d"), compiler="cc"
-    )
+    build = build_of(native_bin)
     plan = ServePlan(
         types=TYPES,
         clients=(5,),
@@ -66,9 +69,7 @@ def test_a_slot_that_is_too_short_is_a_failure(
 ) -> None:
     """The server cuts the answer, and says so: a request with fewer tokens than asked for is not counted."""
     monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path / "home"))
-    build = Build(
-        id="b", path=native_bin.parent, preset="cpu", tree=Tree(path=tmp_path, upstream="u", commit="c", digest="d"), compiler="cc"
-    )
+    build = build_of(native_bin)
     shape = server.Shape(TYPES[0], 1, 256, 128, 1, "CPU", 1)
     requests = [serve.Request(tuple(range(3, 243)), 8), serve.Request(tuple(range(3, 243)), 64), serve.Request(tuple(range(3, 259)) * 2, 8)]
     with server.started(shape, build, models.read(tiny("head64")), tmp_path / "server") as running:

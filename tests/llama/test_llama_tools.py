@@ -230,11 +230,15 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def ask(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as answer:
-            return dict(json.load(answer))
+            return json.load(answer)
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What answers with a dictionary."""
+        return dict(self.ask(path, body))
 
     def complete(self, prompt: str, n: int, **more: Any) -> dict[str, Any]:
         """Greedy continuation with the most likely tokens and their log probabilities at each step."""

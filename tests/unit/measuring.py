@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import msgspec
@@ -11,11 +12,29 @@ from turbo_gguf.cache.settings import AUTO, NONE, CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec, flash_attention, with_defaults
 from turbo_gguf.cache.types import cache_type
 from turbo_gguf.inputs.models import ModelFile
+from turbo_gguf.make.build import Build
 from turbo_gguf.measure.bits import Bits
 from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.log import Calibrated, Copies, KvCache, LogFacts
 from turbo_gguf.measure.metrics import KldStats, Metric
 from turbo_gguf.measure.result import Answer, BenchRow, Result, ServeRow
+from turbo_gguf.patchset.tree import Tree
+
+
+def program(path: Path, text: str) -> Path:
+    """A program that stands in for one of llama.cpp."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def fake_build(folder: Path, name: str, text: str) -> Build:
+    """A build that has one such program."""
+    program(folder / "build" / "bin" / name, text)
+    tree = Tree(path=folder, upstream="test", commit="c", digest="d")
+    return Build(id="fake", path=folder / "build", preset="cpu", tree=tree, compiler="cc")
+
 
 LOGS = Path(__file__).resolve().parents[1] / "data" / "logs"
 

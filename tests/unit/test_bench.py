@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import stat
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
-from measuring import LOGS, MODEL
+from measuring import LOGS, MODEL, fake_build
 
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.errors import LogNotUnderstood, SilentFallback, ToolFailed, UsageError
-from turbo_gguf.make.build import Build
 from turbo_gguf.measure import bench
 from turbo_gguf.measure.store import Store
-from turbo_gguf.patchset.tree import Tree
 
 IN_FORCE, PARTS = " cal=1a2b3c4d sink=4 tail=16", " | calibrated K 4 4 V 4 4 of 4 | copies 96 rows in 1 streams, 0.38 MiB"
 PLAIN = "turbo3 | rotated 1/1 | bits 3.500/3.500"
@@ -60,13 +57,8 @@ for depth in option("-d").split(",")[: plan.get("depths", 9)]:
 
 class Bench:
     def __init__(self, folder: Path) -> None:
-        self.bin = folder / "build" / "bin"
-        self.bin.mkdir(parents=True)
-        tool = self.bin / "llama-bench"
-        tool.write_text(_FAKE)
-        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-        tree = Tree(path=folder, upstream="test", commit="c", digest="d")
-        self.build = Build(id="fake", path=folder / "build", preset="cpu", tree=tree, compiler="cc")
+        self.build = fake_build(folder, "llama-bench", _FAKE)
+        self.bin = self.build.path / "bin"
         self.store = Store(folder / "results")
         self.words: list[str] = []
 

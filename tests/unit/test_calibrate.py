@@ -6,7 +6,6 @@ Risks: a file that is not what the tool meant, an old file lost, minutes of work
 from __future__ import annotations
 
 import json
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny_gguf
 from click.testing import CliRunner, Result
+from measuring import program
 
 import turbo_gguf.cli.calibrate
 from turbo_gguf.cache import calibration
@@ -57,10 +57,7 @@ class Calibrating:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.bin = folder, folder / "build" / "bin"
-        self.bin.mkdir(parents=True)
-        tool = self.bin / calibrate.TARGET
-        tool.write_text(_FAKE)
-        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        program(self.bin / calibrate.TARGET, _FAKE)
         self.model = tiny_gguf.write(folder / "tiny.gguf", head=8, n_layer=1)
         self.text, self.out = folder / "text.txt", folder / "out.gguf"
         self.text.write_text("once upon a time")

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import tiny_gguf
-from measuring import MODEL, case
+from measuring import MODEL, case, program
 
 from turbo_gguf.errors import EnvironmentMissing, LogNotUnderstood
 from turbo_gguf.inputs.models import TextFile
@@ -67,10 +66,8 @@ class Gate:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.home = folder / "home"
-        tool = folder / "build" / "bin" / "llama-perplexity"
-        tool.parent.mkdir(parents=True)
-        tool.write_text(f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(HERE / 'fake_perplexity.py')!r}, run_name='__main__')\n")
-        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        fake = f"#!{sys.executable}\nimport runpy\nrunpy.run_path({str(HERE / 'fake_perplexity.py')!r}, run_name='__main__')\n"
+        program(folder / "build" / "bin" / "llama-perplexity", fake)
         tiny_gguf.write(folder / "tiny.gguf")
         (folder / "text.txt").write_text("def f(x):\n    return x\n" * 2000)
         (folder / "sweep.toml").write_text(SWEEP)

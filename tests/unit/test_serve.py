@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +12,17 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from fake_server import Plan
-from measuring import MODEL
+from measuring import MODEL, fake_build
 
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cli import bench_serve, main
 from turbo_gguf.errors import SilentFallback, ToolFailed, UsageError
 from turbo_gguf.inputs.models import TextFile
 from turbo_gguf.judge import serving
-from turbo_gguf.make.build import Build
 from turbo_gguf.measure import serve
 from turbo_gguf.measure.result import ServeRow
 from turbo_gguf.measure.serve import ServePlan
 from turbo_gguf.measure.store import Store
-from turbo_gguf.patchset.tree import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
 _PROGRAM = f"""#!{sys.executable}
@@ -39,13 +36,8 @@ F16, TURBO = parse_types("f16"), parse_types("turbo3t")
 
 class Bench:
     def __init__(self, folder: Path) -> None:
-        self.bin = folder / "build" / "bin"
-        self.bin.mkdir(parents=True)
-        tool = self.bin / "llama-server"
-        tool.write_text(_PROGRAM)
-        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-        tree = Tree(path=folder, upstream="test", commit="c", digest="d")
-        self.build = Build(id="fake", path=folder / "build", preset="cpu", tree=tree, compiler="cc")
+        self.build = fake_build(folder, "llama-server", _PROGRAM)
+        self.bin = self.build.path / "bin"
         self.text = TextFile(path=folder / "prose.txt", sha256="t", name="prose.txt", size=4)
         self.text.path.write_text("text")
         self.store = Store(folder / "results")

@@ -2,10 +2,7 @@
 
 What upstream (b11549) does wrong, with f16, too:
 
-- It reads beyond the end of a file without an error (llama-mmap.cpp, read_raw_unsafe), takes what was in memory, and aborts where it
-  finds that it read more than there is.
 - It takes a file that has tokens and no cells, and aborts at the next prompt.
-- It keeps a cell at a negative position for ever: no removal finds it.
 - It ends where the number of cells in a checkpoint of recurrent layers is another one.
 """
 

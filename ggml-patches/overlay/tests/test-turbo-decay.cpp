@@ -296,7 +296,7 @@ static void test_device(const setup & types) {
         check_cache_line_has("... but for types that decay only", " | no decay: no layer of a type that decays\n");
     }
     {
-        // such as RPC, which forwards custom operations and can't know
+        // such as one that forwards custom operations
         const limited_device device([](const ggml_tensor *) { return false; }, /*knows_turbo =*/false);
         check_no_session("a device whose backend does not say that it can", balanced(types),
                          "device LIMITED can't do temporal decay of cache type ");

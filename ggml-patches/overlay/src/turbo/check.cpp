@@ -105,8 +105,7 @@ static bool knows_our_ops(ggml_backend_dev_t dev) {
 
 // What to do about a device that can't. Upstream aborts where -nkvo meets -sm tensor, whose meta device has no registry.
 static const char * other_place(ggml_backend_dev_t dev) {
-    return ggml_backend_dev_backend_reg(dev) ? "keep the cache in host memory with -nkvo, or use -ngl 0" :
-                                               "use -sm layer";
+    return ggml_backend_dev_backend_reg(dev) ? "keep the cache in host memory with -nkvo, use -ngl 0" : "use -sm layer";
 }
 
 // What a layer needs of its device.
@@ -122,15 +121,15 @@ struct layer_needs {
 static bool check_storage(ggml_backend_dev_t dev, const layer_needs & layer, ggml_type type, int64_t n_embd) {
     const layer_ops ops;
     if (!ggml_backend_dev_supports_op(dev, ops.store(type, n_embd))) {
-        LLAMA_LOG_ERROR("%s: device %s can't store cache type %s of layer %u: %s\n", __func__,
+        LLAMA_LOG_ERROR("%s: device %s can't store cache type %s of layer %u: %s, or another cache type\n", __func__,
                         ggml_backend_dev_name(dev), ggml_type_name(type), layer.il, other_place(dev));
         return false;
     }
     if (layer.decays && ggml_turbo_decays(type) &&
         !(knows_our_ops(dev) && ggml_backend_dev_supports_op(dev, ops.decay(type, n_embd)))) {
         LLAMA_LOG_ERROR(
-            "%s: device %s can't do temporal decay of cache type %s in layer %u: leave TURBO_CACHE_DECAY and "
-            "--cache-decay out, or %s\n",
+            "%s: device %s can't do temporal decay of cache type %s in layer %u: %s, or leave "
+            "TURBO_CACHE_DECAY and --cache-decay out\n",
             __func__, ggml_backend_dev_name(dev), ggml_type_name(type), layer.il, other_place(dev));
         return false;
     }

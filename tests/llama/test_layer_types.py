@@ -27,7 +27,7 @@ CHECKS = {
     "flash-attn": 4,
     "head-size": 7,
     "contexts": 7,
-    "device": 6,
+    "device": 8,
 }
 """Checks that a scenario makes at least: a program that checks nothing passes nothing."""
 

@@ -281,7 +281,7 @@ static void test_device(const setup & types) {
         check_no_session(
             "a device that can't", balanced(types),
             "device LIMITED can't do temporal decay of cache type " + name +
-                " in layer 0: leave TURBO_CACHE_DECAY and --cache-decay out, keep the cache in host memory with -nkvo");
+                " in layer 0: keep the cache in host memory with -nkvo, use -ngl 0, or leave TURBO_CACHE_DECAY and ");
         check_same("... works without decay", never, run(plain(types)));
 
         setup in_host     = balanced(types);
@@ -296,7 +296,7 @@ static void test_device(const setup & types) {
         check_cache_line_has("... but for types that decay only", " | no decay: no layer of a type that decays\n");
     }
     {
-        // such as RPC, which forwards custom operations and can't know
+        // such as one that forwards custom operations
         const limited_device device([](const ggml_tensor *) { return false; }, /*knows_turbo =*/false);
         check_no_session("a device whose backend does not say that it can", balanced(types),
                          "device LIMITED can't do temporal decay of cache type ");

@@ -192,4 +192,13 @@ void test_device(const setup & types) {
             "V: a layer can't be stored", by_layer("", "1:turbo3"),
             "device LIMITED can't store cache type turbo3 of layer 1: keep the cache in host memory with -nkvo");
     }
+    {
+        // such as one behind a server that is not patched
+        const limited_device no_view([](const ggml_tensor * op) { return ggml_is_turbo(op->type); });
+        setup                in_host = by_layer("", "1:turbo3");
+        in_host.on_device            = false;
+        check_no_session("V: a device does not know the type of a layer, wherever the cache is", in_host,
+                         ") does not know cache type turbo3: start ggml-rpc-server of this patched build there");
+        check_same("... and works without it", expected, run(without));
+    }
 }

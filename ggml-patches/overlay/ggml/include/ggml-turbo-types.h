@@ -42,8 +42,8 @@ GGML_API bool                 ggml_turbo_is_decay(const struct ggml_tensor * op)
 //   k:    [n_embd_head_k, n_rows, n_head_kv, n_seq]
 //   v:    [n_embd_head_v, n_rows, n_head_kv, n_seq]
 //   mask: [n_rows, n_queries, 1, n_seq or 1], f16; the op must have a mask of its own
-// They are src[5], src[6] and src[7]. The CPU backend and the CUDA/HIP backend know them; others would leave them out without a word, so who
-// builds such a graph must ask for the device first.
+// They are src[5], src[6] and src[7]. The CPU backend and the CUDA/HIP backend know them, and the RPC backend asks its server; others would
+// leave them out without a word, so who builds such a graph must ask for the device first.
 GGML_API void ggml_turbo_flash_attn_add_segment(struct ggml_tensor * a,
                                                 struct ggml_tensor * k,
                                                 struct ggml_tensor * v,

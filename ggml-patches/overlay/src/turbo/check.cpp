@@ -49,6 +49,10 @@ struct layer_ops {
         return ggml_set_rows(ctx.get(), cache, rows, idxs);
     }
 
+    ggml_tensor * view(ggml_type type) const {
+        return ggml_view_1d(ctx.get(), ggml_new_tensor_1d(ctx.get(), type, 256), 256, 0);
+    }
+
     ggml_tensor * decay(ggml_type type, int64_t n_embd) const {
         return ggml_turbo_decay(ctx.get(), ggml_new_tensor_2d(ctx.get(), type, n_embd, 256));
     }
@@ -85,8 +89,8 @@ struct layer_ops {
     }
 };
 
-// Decay is a custom operation, and a second segment of keys an extension of one that all know. Backends that forward operations, such as
-// RPC, say yes to the first, and those that don't look to the second. So a backend that knows both says so by a function of its own.
+// A second segment of keys is an extension of an operation that all know, and backends that don't look at it say yes. So one whose
+// supports_op is right about our operations says so by a function of its own.
 static bool knows_our_ops(ggml_backend_dev_t dev) {
     using supports_t = bool (*)();
 
@@ -97,6 +101,11 @@ static bool knows_our_ops(ggml_backend_dev_t dev) {
     const supports_t supports = (supports_t) ggml_backend_reg_get_proc_address(reg, "ggml_turbo_ops");
 
     return supports && supports();
+}
+
+// What to do about a device that can't. Upstream aborts where -nkvo meets -sm tensor, whose meta device has no registry.
+static const char * other_place(ggml_backend_dev_t dev) {
+    return ggml_backend_dev_backend_reg(dev) ? "keep the cache in host memory with -nkvo, use -ngl 0" : "use -sm layer";
 }
 
 // What a layer needs of its device.
@@ -112,18 +121,16 @@ struct layer_needs {
 static bool check_storage(ggml_backend_dev_t dev, const layer_needs & layer, ggml_type type, int64_t n_embd) {
     const layer_ops ops;
     if (!ggml_backend_dev_supports_op(dev, ops.store(type, n_embd))) {
-        LLAMA_LOG_ERROR(
-            "%s: device %s can't store cache type %s of layer %u: keep the cache in host memory with -nkvo, or use "
-            "-ngl 0\n",
-            __func__, ggml_backend_dev_name(dev), ggml_type_name(type), layer.il);
+        LLAMA_LOG_ERROR("%s: device %s can't store cache type %s of layer %u: %s, or another cache type\n", __func__,
+                        ggml_backend_dev_name(dev), ggml_type_name(type), layer.il, other_place(dev));
         return false;
     }
     if (layer.decays && ggml_turbo_decays(type) &&
         !(knows_our_ops(dev) && ggml_backend_dev_supports_op(dev, ops.decay(type, n_embd)))) {
         LLAMA_LOG_ERROR(
-            "%s: device %s can't do temporal decay of cache type %s in layer %u: leave TURBO_CACHE_DECAY and "
-            "--cache-decay out, keep the cache in host memory with -nkvo, or use -ngl 0\n",
-            __func__, ggml_backend_dev_name(dev), ggml_type_name(type), layer.il);
+            "%s: device %s can't do temporal decay of cache type %s in layer %u: %s, or leave "
+            "TURBO_CACHE_DECAY and --cache-decay out\n",
+            __func__, ggml_backend_dev_name(dev), ggml_type_name(type), layer.il, other_place(dev));
         return false;
     }
 
@@ -138,10 +145,10 @@ static bool check_attention(ggml_backend_dev_t dev, const llama_hparams & hparam
     if (layer.flash_attn && !ggml_backend_dev_supports_op(
                                 dev, ops.attend(hparams, layer.il, layer.type_k, layer.type_v, /*exact =*/false))) {
         LLAMA_LOG_ERROR(
-            "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: keep the "
-            "cache in host memory with -nkvo, use -ngl 0, or other cache types\n",
+            "%s: device %s has no flash attention for K in %s, V in %s and the head sizes %u/%u of layer %u: %s, or "
+            "other cache types\n",
             __func__, ggml_backend_dev_name(dev), ggml_type_name(layer.type_k), ggml_type_name(layer.type_v),
-            n_embd_head_k, n_embd_head_v, layer.il);
+            n_embd_head_k, n_embd_head_v, layer.il, other_place(dev));
         return false;
     }
 
@@ -171,24 +178,52 @@ static bool check_devices(const llama_model & model, const llama_turbo_settings 
     return true;
 }
 
+// Wherever layers and cache are, the part of a graph that a device gets can have views of the cache. All devices take views of any type,
+// but for those behind a server that does not know the type.
+static bool check_views(const llama_model & model, const llama_turbo_settings & settings) {
+    for (const auto & device : model.devices) {
+        for (const auto * types : { &settings.types_k, &settings.types_v }) {
+            for (ggml_type type : *types) {
+                const layer_ops ops;
+                if (!ggml_backend_dev_supports_op(device.dev, ops.view(type))) {
+                    LLAMA_LOG_ERROR(
+                        "%s: device %s (%s) does not know cache type %s: start ggml-rpc-server of this patched build "
+                        "there, leave it out of --rpc, or use -ctk f16 -ctv f16\n",
+                        __func__, ggml_backend_dev_name(device.dev), ggml_backend_dev_description(device.dev),
+                        ggml_type_name(type));
+                    return false;
+                }
+            }
+        }
+    }
+
+    return true;
+}
+
 // Biases of scores by position, as T5 has them, leave no room for flash attention.
 static bool has_position_bias(const llama_model & model) {
     return model.arch == LLM_ARCH_T5;
 }
 
-// Why there can't be an exact sink and tail; "": there can.
-static std::string why_not_exact(const llama_model &          model,
-                                 const llama_turbo_settings & settings,
-                                 const llama_context_params & params) {
+// Why there can't be an exact sink and tail, "" if there can, and what else than leaving them out helps.
+struct no_exact {
+    std::string  why;
+    const char * cure = "";
+};
+
+static no_exact why_not_exact(const llama_model &          model,
+                              const llama_turbo_settings & settings,
+                              const llama_context_params & params) {
     if (const char * why = llama_turbo_cant_attend(model)) {
-        return why;
+        return { why };
     }
     if (has_position_bias(model)) {
-        return "its scores have biases by position";
+        return { "its scores have biases by position" };
     }
     for (const auto & device : model.devices) {
         if (!knows_our_ops(device.dev)) {  // the scheduler may give it attention, wherever the cache is
-            return std::string("device ") + ggml_backend_dev_name(device.dev) + " can't attend them";
+            return { format("device %s can't attend them", ggml_backend_dev_name(device.dev)),
+                     ", or use no such device (-dev none)" };
         }
     }
     for (size_t i = 0; i < settings.layers.size() && params.offload_kqv; ++i) {
@@ -200,19 +235,20 @@ static std::string why_not_exact(const llama_model &          model,
         const layer_ops    ops;
         if (!knows_our_ops(dev) ||
             !ggml_backend_dev_supports_op(dev, ops.attend(model.hparams, il, type_k, type_v, /*exact =*/true))) {
-            return format("device %s can't attend them beside K in %s, V in %s and the head sizes %u/%u of layer %u",
-                          ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v),
-                          model.hparams.n_embd_head_k(il), model.hparams.n_embd_head_v(il), il);
+            return { format("device %s can't attend them beside K in %s, V in %s and the head sizes %u/%u of layer %u",
+                            ggml_backend_dev_name(dev), ggml_type_name(type_k), ggml_type_name(type_v),
+                            model.hparams.n_embd_head_k(il), model.hparams.n_embd_head_v(il), il),
+                     ", or keep the cache in host memory with -nkvo" };
         }
     }
 
-    return "";
+    return {};
 }
 
 static bool check_exact(const llama_model &          model,
                         llama_turbo_settings &       settings,
                         const llama_context_params & params) {
-    const std::string why = why_not_exact(model, settings, params);
+    const auto [why, cure] = why_not_exact(model, settings, params);
     if (why.empty()) {
         return true;
     }
@@ -221,10 +257,8 @@ static bool check_exact(const llama_model &          model,
         settings.why_not_exact = why;
         return true;
     }
-    LLAMA_LOG_ERROR(
-        "%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail, or keep the "
-        "cache in host memory with -nkvo\n",
-        __func__, why.c_str());
+    LLAMA_LOG_ERROR("%s: this model can't have an exact sink and tail: %s: leave out --cache-sink and --cache-tail%s\n",
+                    __func__, why.c_str(), cure);
 
     return false;
 }
@@ -294,7 +328,7 @@ static bool check_settings(const llama_model & model, llama_turbo_settings & set
         return true;  // upstream's own checks
     }
 
-    if (settings.exact && !check_exact(model, settings, params)) {
+    if (!check_views(model, settings) || (settings.exact && !check_exact(model, settings, params))) {
         return false;
     }
     if (llama_turbo_has_latent_attention(model)) {

@@ -184,6 +184,17 @@ def embeddings(start: Start, text: str) -> list[Reply]:
     return [*found, *(Reply(vector[None, :], 0, 0, False) for vector in vectors)]
 
 
+def ranked(start: Start, text: str) -> list[Reply]:
+    """Texts that are ranked while others go on."""
+    with start("-np", "2", "--rerank") as server, ThreadPoolExecutor(2) as pool:
+        found, ranks = [], []
+        for n in (100, 200, 250):
+            rank = pool.submit(server.rank, text[:40], [text[begin : begin + n] for begin in (1000, 2000, 3000)])
+            found.append(server.read(text[:n], text[n : n + 30]))
+            ranks.append(rank.result())
+    return [*found, *(Reply(rank[None, :], 0, 0, False) for rank in ranks)]
+
+
 def checkpoints(start: Start, text: str) -> list[Reply]:
     """Prompts that end another way where a model can't go back: its state of 68 tokens before is kept, and saved with the slot."""
     options = ("-b", "64", "-ub", "64", "--checkpoint-min-step", "0", "--cache-ram", "0")
@@ -212,6 +223,7 @@ CASES = {
     **{happens.__name__: Case(happens) for happens in (idle_slots, full, adapters, embeddings, copied, copied_unified)},
     "cancelled": Case(cancelled, times=True),
     "unified": Case(unified),
+    "ranked": Case(ranked, "ranks"),
     **{
         f"{happens.__name__}-{model}": Case(happens, model)
         for happens in (context_shift, restored)

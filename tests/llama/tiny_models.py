@@ -92,8 +92,9 @@ SHAPES = {
     "many-heads": Shape("llama", 256, 256, 256, n_layer=1, heads=((16, 8),)),
 }
 """By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows; more layers; biases;
-norms of Q and K; the same with a head that ranks texts; attention sinks; layers without a KV cache; one KV head; other numbers of heads in each layer; more channels of V
-than a calibration projects one by one."""
+norms of Q and K; the same with a head that ranks texts; attention sinks; layers without a KV cache; one KV head; other numbers of heads
+in each layer; more channels of V than a calibration projects one by one.
+"""
 
 
 def write(name: str, folder: Path, seed: int = 0) -> Path:

@@ -246,7 +246,7 @@ CASES = {
     "cancelled": Case(cancelled, times=True),
     "unified": Case(unified),
     "overbooked": Case(overbooked, times=True),
-    "ranked": Case(ranked, "ranks"),
+    "ranked": Case(ranked, "ranks", times=True),
     **{
         f"{happens.__name__}-{model}": Case(happens, model)
         for happens in (context_shift, restored)

@@ -1,4 +1,4 @@
-"""Compare the documents with the program: help pages, settings, the map, links, and the list of upstreams in the changelog.
+"""Compare the documents with the program: help pages, settings, the map, links, tests, and the list of upstreams in the changelog.
 
     python scripts/check_docs.py           # says what differs (make check)
     python scripts/check_docs.py --write   # writes docs/reference/cli.md and the changelog's list again
@@ -28,6 +28,7 @@ CHANGELOG = Path("CHANGELOG.md")
 UPSTREAMS = Path("ggml-patches/upstreams.toml")
 MAP = Path("docs/README.md")
 SPECIFICATIONS = Path("docs/reference/cache-spec.md")
+REPORTS = Path("docs/reference/known-reports.md")
 HINT = "python scripts/check_docs.py --write"
 
 HEAD = """# Commands
@@ -155,6 +156,27 @@ def documents(root: Path) -> list[Path]:
     return sorted(Path(name) for name in found if name and (root / name).is_file())
 
 
+# --- tests ----------------------------------------------------------------------------------------------------------------
+
+TEST = re.compile(r"`([\w/-]+\.py)(?:::(\w+))?(?:\[([^\]`]+)\])?`")
+NO_TEST = "not covered: "
+
+
+def test_problems(root: Path) -> list[str]:
+    """Look for reports without a test or a reason, and for tests that are not there. A case is a word of its file."""
+    problems = []
+    for line in (root / REPORTS).read_text("utf-8").splitlines():
+        tests = TEST.findall(line)
+        if line.startswith("| ") and not line.startswith("| report ") and not tests and NO_TEST not in line:
+            problems.append(f"{REPORTS}: neither a test nor “{NO_TEST}”: {line}")
+        for file, name, case in tests:
+            path = root / "tests" / file
+            text = path.read_text("utf-8") if path.is_file() else None
+            if text is None or (name and f"def {name}(" not in text) or (case and not re.search(rf"\b{re.escape(case)}\b", text)):
+                problems.append(f"{REPORTS}: tests/{file}{name and f'::{name}'}{case and f'[{case}]'} does not exist")
+    return problems
+
+
 # --- upstreams ------------------------------------------------------------------------------------------------------------
 
 SUPPORTED = re.compile(r"^Supported upstreams: .*$", re.M)
@@ -194,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *setting_problems(REPOSITORY),
         *map_problems(REPOSITORY),
         *link_problems(REPOSITORY, documents(REPOSITORY)),
+        *test_problems(REPOSITORY),
         *changelog_problems(REPOSITORY),
     ]
     for problem in problems:

@@ -84,6 +84,12 @@ class Client:
         found = self.server.call("/v1/embeddings", {"input": text})["data"]
         return np.array(found[0]["embedding"], np.float64)
 
+    def rank(self, query: str, texts: list[str]) -> Array:
+        """Log odds that each text answers the query."""
+        found = self.server.call("/v1/rerank", {"query": query, "documents": texts})["results"]
+        scores = np.array([text["relevance_score"] for text in sorted(found, key=lambda text: text["index"])], np.float64)
+        return np.log(scores / (1 - scores))
+
     def cancel(self, prompt: str, then: str, events: int, slot: int = 0) -> None:
         """Begin to read, and go away after some events, of which a prompt has one for each batch, and the text one for each token."""
         body = request(prompt, then, slot) | {"stream": True, "return_progress": True}

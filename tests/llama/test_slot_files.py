@@ -198,6 +198,38 @@ def test_a_slot_of_other_settings(native_bin: Path, tiny: Callable[[str], Path],
         assert apart(server.read(text[1000:1040], text[1040:1044]), before) <= NOISE
 
 
+STREAMS = {
+    "parts of one number": (("-np", "2"), ("-np", "2", "-c", "768"), True),
+    "parts of another number": (("-np", "2"), ("-np", "3", "-c", "768"), False),
+    "parts, one part": (("-np", "2"), ("-np", "1"), False),
+    "one part, a pool": (("-np", "1"), ("-np", "3", "-kvu"), True),
+    "pools": (("-np", "3", "-kvu"), ("-np", "2", "-kvu"), True),
+    "a pool, parts": (("-np", "2", "-kvu"), ("-np", "2"), False),
+}
+"""Who wrote a slot and who reads it, and whether both have as many streams: one for each slot, or a pool for all."""
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams(native_bin: Path, tiny: Callable[[str], Path], prose: Path, tmp_path: Path, name: str) -> None:
+    text = characters(prose)
+    writer, reader, fits = STREAMS[name]
+    start = starter(native_bin, tiny("head64"), tmp_path, *WINDOW)
+    with start(*writer) as server:
+        right = server.read(text[:200], text[200:204])
+        n_saved = server.save()
+    with start(*reader) as server:
+        server.read(text[1000:1100], text[1100:1104])
+        if fits:
+            assert server.restore() == n_saved
+        else:
+            with pytest.raises(urllib.error.HTTPError):
+                server.restore()
+            assert "n_stream mismatch" in server.log
+        found = server.read(text[:200], text[200:204])
+        assert (found.reused > 0) == fits
+        assert apart(found, right) <= NOISE
+
+
 def test_other_settings_read_plain_slots(native_bin: Path, tiny: Callable[[str], Path], prose: Path, tmp_path: Path) -> None:
     """The same without a calibration, whose digest tells models apart."""
     text = characters(prose)

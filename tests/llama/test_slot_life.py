@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -158,6 +159,27 @@ def full(start: Start, text: str) -> list[Reply]:
     return found
 
 
+def overbooked(start: Start, text: str) -> list[Reply]:
+    """Texts that do not fit into a pool together: some end with an error, and what follows is right."""
+
+    def fits(slot: int) -> bool:
+        try:
+            server.read(text[slot * 1000 :][:200], text[2000:2100], slot)
+        except urllib.error.HTTPError as error:
+            assert "Context size has been exceeded" in error.read().decode()
+            return False
+        return True
+
+    with start("-np", "2", "--kv-unified", "-c", "512", "--cache-ram", "0") as server, ThreadPoolExecutor(2) as pool:
+        for _ in range(10):  # the first may be ready before the second begins
+            all_fit = all(pool.map(fits, range(2)))
+            found = [server.read(text[slot * 1000 :][:150], text[2000:2020], slot) for slot in range(2)]
+            if not all_fit:
+                break
+    assert not all_fit
+    return found
+
+
 def adapters(start: Start, text: str) -> list[Reply]:
     """A LoRA for all, off for one request, with half of its weight for all, and with none."""
     prompt, then = text[:300], text[300:312]
@@ -182,6 +204,17 @@ def embeddings(start: Start, text: str) -> list[Reply]:
             found.append(server.read(text[:n], text[n : n + 30]))
             vectors.append(vector.result())
     return [*found, *(Reply(vector[None, :], 0, 0, False) for vector in vectors)]
+
+
+def ranked(start: Start, text: str) -> list[Reply]:
+    """Texts that are ranked while others go on."""
+    with start("-np", "2", "--rerank") as server, ThreadPoolExecutor(2) as pool:
+        found, ranks = [], []
+        for n in (100, 200, 250):
+            rank = pool.submit(server.rank, text[:40], [text[begin : begin + n] for begin in (1000, 2000, 3000)])
+            found.append(server.read(text[:n], text[n : n + 30]))
+            ranks.append(rank.result())
+    return [*found, *(Reply(rank[None, :], 0, 0, False) for rank in ranks)]
 
 
 def checkpoints(start: Start, text: str) -> list[Reply]:
@@ -212,6 +245,8 @@ CASES = {
     **{happens.__name__: Case(happens) for happens in (idle_slots, full, adapters, embeddings, copied, copied_unified)},
     "cancelled": Case(cancelled, times=True),
     "unified": Case(unified),
+    "overbooked": Case(overbooked, times=True),
+    "ranked": Case(ranked, "ranks", times=True),
     **{
         f"{happens.__name__}-{model}": Case(happens, model)
         for happens in (context_shift, restored)

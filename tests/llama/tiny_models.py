@@ -46,6 +46,7 @@ class Shape:
     attention: tuple[int, ...] = ()  # layers with attention, if not all: the others are convolutions
     bias: float = 0.0  # of K in the slowest RoPE pairs; those of Q and V are small
     sinks: bool = False  # scores that are compared with those of the tokens
+    ranks: bool = False  # texts, by what is behind the last layer
     heads: tuple[tuple[int, int], ...] = ()  # of Q and of KV by layer, if not N_HEAD and N_HEAD_KV
 
     @property
@@ -83,6 +84,7 @@ SHAPES = {
     "swa6": Shape("gemma2", 64, 64, 64, n_layer=6, window=32),
     "bias": Shape("qwen2", 64, 64, 64, n_embd=N_HEAD * 64, bias=20.0),
     "qk-norm": Shape("qwen3", 128, 128, 128),
+    "ranks": Shape("qwen3", 64, 64, 64, ranks=True),
     "sinks": Shape("mimo2", 64, 64, 32, window=32, sinks=True),
     "hybrid": Shape("lfm2", 64, 64, 64, n_layer=6, n_embd=N_HEAD * 64, attention=(1, 2, 4)),
     "one-kv-head": Shape("llama", 64, 64, 64, heads=((4, 1),) * 2),
@@ -90,8 +92,9 @@ SHAPES = {
     "many-heads": Shape("llama", 256, 256, 256, n_layer=1, heads=((16, 8),)),
 }
 """By name: head sizes of a plain Llama; K and V heads of different sizes; RoPE on a part of the head; sliding windows; more layers; biases;
-norms of Q and K; attention sinks; layers without a KV cache; one KV head; other numbers of heads in each layer; more channels of V
-than a calibration projects one by one."""
+norms of Q and K; the same with a head that ranks texts; attention sinks; layers without a KV cache; one KV head; other numbers of heads
+in each layer; more channels of V than a calibration projects one by one.
+"""
 
 
 def write(name: str, folder: Path, seed: int = 0) -> Path:
@@ -137,6 +140,8 @@ def _metadata(w: gguf.GGUFWriter, name: str, shape: Shape) -> None:
         w.add_layer_norm_rms_eps(1e-6)
     if shape.window:
         w.add_sliding_window(shape.window)
+    if shape.ranks:
+        w.add_classifier_output_labels(["yes", "no"])
     if shape.arch == "lfm2":
         w.add_shortconv_l_cache(N_CONV)
     if shape.arch == "mimo2":
@@ -167,6 +172,8 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> dict[str, Array]:
     tensors = {"token_embd.weight": embedding, **_norm("token_embd_norm" if shape.arch == "lfm2" else "output_norm", shape)}
     if shape.arch != "gemma2":  # which uses the embedding again
         tensors["output.weight"] = matrix(N_VOCAB, n_embd, gain=2.0)
+    if shape.ranks:
+        tensors["cls.output.weight"] = matrix(2, n_embd, gain=2.0)
     for il in range(shape.n_layer):
         block = f"blk.{il}"
         tensors |= _norm(f"{block}.attn_norm", shape) | _norm(f"{block}.ffn_norm", shape)

@@ -98,6 +98,29 @@ def test_links(tmp_path: Path, text: str, problem: str | None) -> None:
     assert check_docs.link_problems(tmp_path, [Path("a.md")]) == ([problem] if problem else [])
 
 
+def test_every_report_has_a_test_or_a_reason() -> None:
+    assert check_docs.test_problems(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("| #1 | `a/test_b.py` |", ""),
+        ("| #1 | `a/test_b.py::test_c[two]`, not covered: a GPU |", ""),
+        ("| #1 | not covered: a GPU |", ""),
+        ("| #1 | nothing |", "neither a test nor"),
+        ("| #1 | `a/test_c.py` |", "tests/a/test_c.py does not exist"),
+        ("| #1 | `a/test_b.py::test_c`, `a/test_b.py::test_` |", "tests/a/test_b.py::test_ does not exist"),
+        ("| #1 | `a/test_b.py::test_c[three]` |", "tests/a/test_b.py::test_c[three] does not exist"),
+    ],
+)
+def test_reports(tmp_path: Path, row: str, problem: str) -> None:
+    page = f"| report | test |\n|---|---|\n{row}\n"
+    write(tmp_path, {str(check_docs.REPORTS): page, "tests/a/test_b.py": 'CASES = ["two"]\n\n\ndef test_c() -> None: ...\n'})
+    found = check_docs.test_problems(tmp_path)
+    assert len(found) == bool(problem) and all(problem in said for said in found)
+
+
 def test_the_changelog_lists_the_supported_upstreams() -> None:
     assert check_docs.changelog_problems(ROOT) == []
 

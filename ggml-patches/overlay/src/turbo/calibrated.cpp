@@ -103,17 +103,11 @@ void llama_turbo_calibrated::allocate(const llama_turbo_calibration & calibratio
 // graph
 //
 
-// Heads [n_embd_head, n_head, n_tokens], each multiplied by the matrix of its KV head.
+// Heads [n_embd_head, n_head, n_tokens], each multiplied by the matrix of its KV head. They are never laid out for a product of matrices, which
+// is faster for one token of many heads, and adds up in another order than that of several tokens: drafts would be verified with other bits.
 static ggml_tensor * map_heads(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * map) {
-    ggml_tensor * res = nullptr;
-    if (cur->ne[2] == 1 &&
-        ggml_is_contiguous(
-            cur)) {  // the heads of a group at once: a product of matrices is faster than several of vectors
-        res = ggml_mul_mat(ctx, map, ggml_reshape_3d(ctx, cur, cur->ne[0], cur->ne[1] / map->ne[2], map->ne[2]));
-    } else {
-        res = ggml_mul_mat(ctx, map, ggml_permute(ctx, cur, 0, 2, 1, 3));
-        res = ggml_cont(ctx, ggml_permute(ctx, res, 0, 2, 1, 3));
-    }
+    ggml_tensor * res = ggml_permute(ctx, ggml_mul_mat(ctx, map, ggml_permute(ctx, cur, 0, 2, 1, 3)), 0, 2, 1, 3);
+    res               = ggml_is_contiguous(res) ? res : ggml_cont(ctx, res);
 
     return ggml_reshape_3d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2]);
 }

@@ -22,8 +22,9 @@ llama_turbo_exact::llama_turbo_exact(llama_turbo_exact_sizes sizes,
                                      uint32_t                n_cells,
                                      uint32_t                n_stream) :
     sizes(sizes),
-    n_rows(rows_of_stream((uint64_t) n_seq * (sizes.sink + sizes.tail), (uint64_t) n_seq * REWIND, n_cells)),
+    n_rows(rows_of_stream((uint64_t) n_seq * (sizes.sink + sizes.tail), (uint64_t) n_seq * sizes.rewind, n_cells)),
     n_spare(n_rows == n_cells ? n_cells : n_rows - n_seq * (sizes.sink + sizes.tail)),
+    n_part(n_rows / n_seq),
     streams(n_stream, rows{ std::vector<int32_t>(n_rows, NONE), std::vector<int32_t>(n_cells, NONE) }) {}
 
 bool llama_turbo_exact::is_copied_first(uint32_t n_tokens) const {
@@ -66,10 +67,10 @@ bool llama_turbo_exact::is_in_tail(int64_t from_query) const {
     return sizes.tail > 0 && from_query > -(int64_t) sizes.tail;
 }
 
-std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_after_state(const llama_kv_cells & cells) {
+std::vector<llama_turbo_exact::sequence> llama_turbo_exact::sequences_after_state(const llama_kv_cells & cells) const {
     std::vector<sequence> res = sequences_of(cells, {});
     for (sequence & sequence : res) {
-        sequence.next -= REWIND;
+        sequence.next -= sizes.rewind;
     }
 
     return res;
@@ -92,18 +93,55 @@ llama_turbo_exact::rank llama_turbo_exact::rank_of(const llama_kv_cells &       
     return { is_in_tail(from_end) ? IN_TAIL : NOT_NEEDED, from_end };
 }
 
-llama_turbo_exact::ranked llama_turbo_exact::rank_rows(uint32_t                      stream,
-                                                       const llama_kv_cells &        cells,
-                                                       const std::vector<sequence> & sequences,
-                                                       size_t                        n) const {
-    ranked res;
-    res.reserve(n_rows);
-    for (uint32_t row = 0; row < n_rows; ++row) {
-        const int32_t cell = streams[stream].cell_of[row];
-        res.emplace_back(cell == NONE || cells.is_empty(cell) ? rank{ FREE, 0 } : rank_of(cells, cell, sequences), row);
+std::vector<llama_turbo_exact::rank> llama_turbo_exact::rank_rows(uint32_t                      stream,
+                                                                  const llama_kv_cells &        cells,
+                                                                  const std::vector<sequence> & sequences) const {
+    std::vector<rank> res;
+    for (int32_t cell : streams[stream].cell_of) {
+        res.push_back(cell == NONE || cells.is_empty(cell) ? rank{ FREE, 0 } : rank_of(cells, cell, sequences));
     }
-    std::partial_sort(res.begin(), res.begin() + n, res.end());
-    res.resize(n);
+
+    return res;
+}
+
+uint32_t llama_turbo_exact::home_of(const llama_kv_cells & cells, uint32_t cell) const {
+    const uint32_t pos = cells.pos_get(cell);
+
+    uint32_t seq = 0;
+    while (!cells.seq_has(cell, seq)) {
+        ++seq;
+    }
+    const uint32_t row =
+        pos < sizes.sink || n_part <= sizes.sink ? pos : sizes.sink + (pos - sizes.sink) % (n_part - sizes.sink);
+
+    return (seq * n_part + row) % n_rows;
+}
+
+std::vector<uint32_t> llama_turbo_exact::choose_rows(const llama_kv_cells &        cells,
+                                                     const std::vector<rank> &     rows,
+                                                     const ranked &                tokens,
+                                                     const std::vector<uint32_t> & new_cells) const {
+    std::vector<bool>     is_taken(n_rows, false);
+    std::vector<uint32_t> res;
+    for (const auto & [rank, i] : tokens) {
+        const uint32_t home = home_of(cells, new_cells[i]);
+        const bool     fits = !is_taken[home] && !is_needed(rows[home]) && rows[home] < rank;
+        is_taken[home]      = is_taken[home] || fits;
+        res.push_back(fits ? home : n_rows);
+    }
+
+    ranked others;
+    for (uint32_t row = 0; row < n_rows; ++row) {
+        if (!is_taken[row]) {
+            others.emplace_back(rows[row], row);
+        }
+    }
+    const size_t n = std::count(res.begin(), res.end(), n_rows);
+    std::partial_sort(others.begin(), others.begin() + n, others.end());
+    auto other = others.begin();
+    for (uint32_t & row : res) {
+        row = row == n_rows ? other++->second : row;
+    }
 
     return res;
 }
@@ -120,12 +158,18 @@ void llama_turbo_exact::assign(uint32_t stream, uint32_t row, uint32_t cell) {
 std::vector<llama_turbo_exact::copy> llama_turbo_exact::place_all(uint32_t                      stream,
                                                                   const llama_kv_cells &        cells,
                                                                   const std::vector<uint32_t> & new_cells) {
-    const ranked rows = rank_rows(stream, cells, sequences_of(cells, new_cells), new_cells.size());
+    const std::vector<sequence> sequences = sequences_of(cells, new_cells);
+
+    ranked tokens;
+    for (uint32_t i = 0; i < new_cells.size(); ++i) {
+        tokens.emplace_back(rank_of(cells, new_cells[i], sequences), i);
+    }
+    const std::vector<uint32_t> rows = choose_rows(cells, rank_rows(stream, cells, sequences), tokens, new_cells);
 
     std::vector<copy> res;
     for (uint32_t i = 0; i < new_cells.size(); ++i) {
-        assign(stream, rows[i].second, new_cells[i]);
-        res.push_back({ i, rows[i].second });
+        assign(stream, rows[i], new_cells[i]);
+        res.push_back({ i, rows[i] });
     }
 
     return res;
@@ -136,22 +180,26 @@ std::vector<llama_turbo_exact::copy> llama_turbo_exact::place_needed(uint32_t   
                                                                      const std::vector<uint32_t> & new_cells) {
     const std::vector<sequence> sequences = sequences_of(cells, {});
     const uint32_t              n         = n_copied(new_cells.size());
+    const std::vector<rank>     ranks     = rank_rows(stream, cells, sequences);
 
-    const ranked rows = rank_rows(stream, cells, sequences, n);
-    ranked       tokens;
+    ranked tokens;
     for (uint32_t i = 0; i < new_cells.size(); ++i) {
         tokens.emplace_back(rank_of(cells, new_cells[i], sequences), i);
     }
     std::sort(tokens.rbegin(), tokens.rend());
+    tokens.resize(n);
+    const std::vector<uint32_t> rows = choose_rows(cells, ranks, tokens, new_cells);
 
     std::vector<copy> res;
     for (uint32_t i = 0; i < n; ++i) {
-        if (i > 0 && rows[i].first >= tokens[i].first) {
+        const auto & [rank, token] = tokens[i];
+        const bool is_worth        = is_needed(rank) || rows[i] == home_of(cells, new_cells[token]);
+        if (i > 0 && (!is_worth || ranks[rows[i]] >= rank)) {
             res.push_back(res.front());
             continue;
         }
-        assign(stream, rows[i].second, new_cells[tokens[i].second]);
-        res.push_back({ tokens[i].second, rows[i].second });
+        assign(stream, rows[i], new_cells[token]);
+        res.push_back({ token, rows[i] });
     }
 
     return res;
@@ -305,9 +353,13 @@ std::vector<int64_t> llama_turbo_exact::place_state(uint32_t                    
             wanted.push_back(i);
         }
     }
-    const ranked ranks = rank_rows(stream, cells, sequences_of(cells, {}), n_rows);
+    ranked rows_by_rank;
+    for (const rank & rank : rank_rows(stream, cells, sequences_of(cells, {}))) {
+        rows_by_rank.emplace_back(rank, rows_by_rank.size());
+    }
+    std::sort(rows_by_rank.begin(), rows_by_rank.end());
     const size_t n_free =
-        std::count_if(ranks.begin(), ranks.end(), [](const auto & row) { return !is_needed(row.first); });
+        std::count_if(rows_by_rank.begin(), rows_by_rank.end(), [](const auto & row) { return !is_needed(row.first); });
     if (wanted.size() > n_free) {
         const auto value = [&](uint32_t i) {
             return rank_of(cells, copied[i], sequences);
@@ -319,8 +371,8 @@ std::vector<int64_t> llama_turbo_exact::place_state(uint32_t                    
 
     std::vector<int64_t> rows(copied.size(), NONE);
     for (size_t i = 0; i < wanted.size(); ++i) {
-        assign(stream, ranks[i].second, copied[wanted[i]]);
-        rows[wanted[i]] = (int64_t) stream * n_rows + ranks[i].second;
+        assign(stream, rows_by_rank[i].second, copied[wanted[i]]);
+        rows[wanted[i]] = (int64_t) stream * n_rows + rows_by_rank[i].second;
     }
 
     return rows;

@@ -20,19 +20,23 @@ class llama_kv_cells;
 // the cache and the copies as two segments of keys in one softmax (ggml_turbo_flash_attn_add_segment), and the masks give each key to one of
 // them. So what a query sees does not depend on how its batch was cut. Dropping a copy loses precision, never a token.
 //
-// Each stream of the cache has rows for copies: sink + tail for each sequence in it, and a few to spare. There are two ways to attend a ubatch:
+// Each stream of the cache has rows for copies: sink + tail + rewind for each sequence in it. There are two ways to attend a ubatch:
 //   few tokens, as in decoding   they are copied first, and attention takes the rows
 //   more                         attention takes the rows, and behind them all tokens of the ubatch from the graph that computes them; then
 //                                rows are written for those that later queries need
+//
+// A token's row follows from its position, so that sums are in the same order whatever the width of the batch: what is drafted and verified is
+// computed as what is decoded. Where another token needs that row, it is any.
 //
 // A copy stays until its row is needed for another token. After tokens are removed from the end of a sequence, older tokens enter the tail.
 // If their copies were overwritten, they are attended from the cache. Where several tokens share a position (images with M-RoPE), there may be
 // more of them than rows.
 
-// Number of tokens; both 0: none.
+// Number of tokens; sink and tail both 0: none.
 struct llama_turbo_exact_sizes {
-    uint32_t sink = 0;
-    uint32_t tail = 0;
+    uint32_t sink   = 0;
+    uint32_t tail   = 0;
+    uint32_t rewind = 16;  // may go from the end of a sequence without the loss of a copy
 
     explicit operator bool() const { return sink > 0 || tail > 0; }
 };
@@ -69,8 +73,8 @@ class llama_turbo_exact {
     //   new_cells: where the tokens are about to be stored; the cells have their positions already
     std::vector<copy> place_all(uint32_t stream, const llama_kv_cells & cells, const std::vector<uint32_t> & new_cells);
 
-    // Rows for the tokens of another ubatch, after its masks are split: the n_copied() tokens that later queries need most. If fewer are needed,
-    // the rest repeats the first.
+    // Rows for the tokens of another ubatch, after its masks are split: the n_copied() tokens that later queries need most. What nobody needs yet
+    // takes no row but its own, so that no other sequence loses what it would need after a removal. The rest repeats the first.
     std::vector<copy> place_needed(uint32_t                      stream,
                                    const llama_kv_cells &        cells,
                                    const std::vector<uint32_t> & new_cells);
@@ -119,10 +123,8 @@ class llama_turbo_exact {
     // Attention of many queries is faster with keys of this multiple.
     static constexpr uint32_t KEY_STEP = 256;
 
-    // A state has the copies to go on from so many tokens before its end, since programs often compute the last ones again.
-    static constexpr llama_pos REWIND = 16;
-
-    const uint32_t n_spare;  // rows beyond sink + tail of each sequence, REWIND for each or more
+    const uint32_t n_spare;  // rows beyond sink + tail of each sequence, sizes.rewind for each or more
+    const uint32_t n_part;   // rows of a sequence
 
     // The rows of a stream. A cell that has been emptied may still have one.
     struct rows {
@@ -138,7 +140,9 @@ class llama_turbo_exact {
     };
 
     static std::vector<sequence> sequences_of(const llama_kv_cells & cells, const std::vector<uint32_t> & query_cells);
-    static std::vector<sequence> sequences_after_state(const llama_kv_cells & cells);
+
+    // A state has the copies to go on from a few tokens before its end, since programs often compute the last ones again.
+    std::vector<sequence> sequences_after_state(const llama_kv_cells & cells) const;
 
     bool is_in_tail(int64_t from_query) const;  // position, relative to that of a query
 
@@ -153,10 +157,17 @@ class llama_turbo_exact {
 
     rank rank_of(const llama_kv_cells & cells, uint32_t cell, const std::vector<sequence> & sequences) const;
 
-    ranked rank_rows(uint32_t                      stream,
-                     const llama_kv_cells &        cells,
-                     const std::vector<sequence> & sequences,
-                     size_t                        n) const;
+    std::vector<rank> rank_rows(uint32_t                      stream,
+                                const llama_kv_cells &        cells,
+                                const std::vector<sequence> & sequences) const;
+
+    uint32_t home_of(const llama_kv_cells & cells, uint32_t cell) const;
+
+    // A row for each of these tokens: its home, where that is worth less and nobody needs it, else the cheapest.
+    std::vector<uint32_t> choose_rows(const llama_kv_cells &        cells,
+                                      const std::vector<rank> &     rows,
+                                      const ranked &                tokens,
+                                      const std::vector<uint32_t> & new_cells) const;
 
     void assign(uint32_t stream, uint32_t row, uint32_t cell);
 

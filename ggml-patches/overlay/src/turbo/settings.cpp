@@ -1,5 +1,6 @@
 #include "settings.h"
 
+#include "draft.h"
 #include "llama-impl.h"
 #include "llama-model.h"
 #include "model.h"
@@ -85,13 +86,19 @@ static bool has_turbo_type(const llama_turbo_settings & settings) {
     return any_of(settings.types_k) || any_of(settings.types_v);
 }
 
+// a draft, and the token before it
+static thread_local uint32_t drafts_in_use = 0;
+
+void llama_turbo_expect_drafts(uint32_t n_tokens) {
+    drafts_in_use = n_tokens;
+}
+
 // Copies may add two bits to each value of a cache, an eighth of its cells. What a stream has beyond sink and tail is in it (exact.h).
 static void read_default_exact_sizes(llama_turbo_settings &       settings,
                                      const llama_model &          model,
                                      const llama_context_params & params) {
     static constexpr uint32_t SINK  = 4;
     static constexpr uint32_t TAIL  = 64;
-    static constexpr uint32_t SPARE = 16;
     static constexpr uint32_t LEAST = 4;    // a shorter tail is worth nothing
     static constexpr uint32_t PAD   = 256;  // of streams
 
@@ -99,11 +106,13 @@ static void read_default_exact_sizes(llama_turbo_settings &       settings,
     const uint32_t n_part  = n_ctx / std::max(1u, params.n_seq_max);
     const uint32_t n_cells = params.kv_unified ? n_part : GGML_PAD(n_part, PAD);
     const uint32_t room    = n_cells / 8 / LEAST * LEAST;
-    if (room < SINK + SPARE + LEAST) {
+    const uint32_t spare   = settings.exact.rewind;
+    if (room < SINK + spare + LEAST) {
         settings.why_not_exact = format("%u cells for each sequence are too few", n_cells);
         return;
     }
-    settings.exact = { SINK, std::min(TAIL, room - SINK - SPARE) };
+    settings.exact.sink = SINK;
+    settings.exact.tail = std::min(TAIL, room - SINK - spare);
 }
 
 static void read_exact_sizes(llama_turbo_settings &       settings,
@@ -112,6 +121,8 @@ static void read_exact_sizes(llama_turbo_settings &       settings,
                              bool                         by_default) {
     const bool is_sink_set = !env_text("TURBO_CACHE_SINK").empty();
     const bool is_tail_set = !env_text("TURBO_CACHE_TAIL").empty();
+
+    settings.exact.rewind = std::max(settings.exact.rewind, drafts_in_use + 1);
     if (by_default && !(is_sink_set && is_tail_set)) {
         read_default_exact_sizes(settings, model, params);
     }

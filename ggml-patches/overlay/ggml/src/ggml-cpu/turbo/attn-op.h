@@ -56,6 +56,9 @@ struct attention {
     float
         negligible;  // weight, relative to that of the largest score, below which all keys together change no f16 digit
 
+    // As many queries as decoding has, or drafts: each one's sums are the same whatever the others are, and how many.
+    bool is_narrow;
+
     // what keys are multiplied with
     bool needs_int8_q, needs_float_q;
 
@@ -149,7 +152,8 @@ bool init(attention & a, ggml_tensor * dst) {
         known                                                  = known && is_known(s);
         (s.kernels_k.score ? a.needs_int8_q : a.needs_float_q) = true;
     }
-    a.negligible = std::ldexp(1.0f, -13) / n_keys;
+    a.is_narrow  = a.n_queries <= TILE;
+    a.negligible = a.is_narrow ? std::ldexp(1.0f, -30) : std::ldexp(1.0f, -13) / n_keys;
 
     return known && a.q->type == GGML_TYPE_F32 && a.q->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float) &&
            a.dv <= TILE * TILE;

@@ -94,13 +94,19 @@ void split_units(const thread_team & team, const scratch & w) {
     }
 }
 
+// Units by which threads are shared out: of a narrow batch those of one query, so that all widths add up in one order
+int64_t units_to_share(const attention & a) {
+    return a.is_narrow ? a.n_heads_kv : a.n_units();
+}
+
 // Whether all keys are few, and units not too few: whoever then splits the keys, most of which a young cache masks, leaves threads idle.
 // 23 -> 11 us for 64 keys of turbo3. With more keys, units that stride over them lose.
 bool few_keys(const attention & a, int64_t nth) {
     const auto per_thread = [nth](int64_t n) {
         return (n + nth - 1) / nth;
     };
-    return a.n_tiles() <= 2 * nth && per_thread(a.n_units()) * a.n_tiles() <= per_thread(a.n_tiles()) * a.n_units();
+    const int64_t n_units = units_to_share(a);
+    return a.n_tiles() <= 2 * nth && per_thread(n_units) * a.n_tiles() <= per_thread(a.n_tiles()) * n_units;
 }
 
 // Whole units in turn, which needs no barrier

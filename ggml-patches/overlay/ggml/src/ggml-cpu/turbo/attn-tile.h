@@ -213,7 +213,7 @@ void score_tile(const attention &  a,
                 const scratch &    w) {
     const segment & s = a.segments[t.segment];
     tile_rows       k = rows_of(a, s.k, u, t);
-    if (s.kernels_k.dots && u.rows <= GEMM_ROWS && a.dk % LANES == 0) {
+    if (s.kernels_k.dots && (a.is_narrow || u.rows <= GEMM_ROWS) && a.dk % LANES == 0) {
         return score_few_rows(s, st, u.rows, t, k, next, w);
     }
     next.prefetch(0, TILE);
@@ -271,7 +271,7 @@ float weigh_row(const attention & a,
     vf total = splat(0.0f);
     for (int i = 0; i < TILE; i += LANES) {
         const vf weight = exp_negative(sub(load(s + i), splat(max_so_far)));
-        store(s + i, weight);
+        store(s + i, select_gt(splat(a.negligible), weight, splat(0.0f), weight));  // keeps NaN
         total = add(total, weight);
     }
     const float factor = max_so_far > old ? std::exp(old - max_so_far) : 1.0f;
@@ -281,7 +281,7 @@ float weigh_row(const attention & a,
 }
 
 // The keys that some row gives weight, and the weights of only those
-int select_keys(float * s, int rows, int n_keys, float negligible, int * keys) {
+int select_keys(float * s, int rows, int n_keys, int * keys) {
     float largest[TILE];
     for (int i = 0; i < TILE; i += LANES) {
         vf m = load(s + i);
@@ -293,7 +293,7 @@ int select_keys(float * s, int rows, int n_keys, float negligible, int * keys) {
     int n = 0;
     for (int i = 0; i < n_keys; ++i) {
         keys[n] = i;
-        n += !(largest[i] < negligible);
+        n += largest[i] != 0.0f;
     }
     for (int r = 0; r < rows && n < n_keys; ++r) {
         for (int i = 0; i < n; ++i) {
@@ -339,8 +339,8 @@ void attend_tile(const attention &  a,
 
     int        keys[TILE];
     float      scale[TILE];
-    const int  n     = select_keys(w.s, u.rows, t.n_keys, a.negligible, keys);
-    const bool pairs = HAS_DOT_PAIRS && u.rows > GEMM_ROWS;
+    const int  n     = select_keys(w.s, u.rows, t.n_keys, keys);
+    const bool pairs = HAS_DOT_PAIRS && !a.is_narrow && u.rows > GEMM_ROWS;
     if (pairs) {
         for (int r = 0; r < u.rows; ++r) {
             scale[r] = weights_to_int16(w.s + r * TILE, n, tile_sum[r]);

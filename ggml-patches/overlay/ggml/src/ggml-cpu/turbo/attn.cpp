@@ -55,7 +55,7 @@ bool ggml_turbo_cpu_attn(const ggml_compute_params * params, ggml_tensor * dst) 
     const scratch     w    = team.buffer_of(params->ith);
     GGML_ASSERT(w.n_states >= std::min<int64_t>(TILE, a.rows_of_group()) && "work buffer too small");
 
-    if (a.rows_of_group() > TILE / 2 && a.n_units() >= 4 * params->nth) {
+    if (!a.is_narrow && a.rows_of_group() > TILE / 2 && a.n_units() >= 4 * params->nth) {
         split_units(team, w);
     } else if (few_keys(a, params->nth)) {
         deal_units(team, w);

@@ -17,7 +17,7 @@ import tiny_models
 from slots import characters
 
 from soak.journal import Journal
-from soak.session import SERVERS, Session
+from soak.session import Session, kinds
 from turbo_gguf import failures
 from turbo_gguf.assets import home
 from turbo_gguf.cache import fit
@@ -60,12 +60,11 @@ def soak(options: argparse.Namespace) -> int:
     print(f"seed {seed}; log: {journal.path}", file=sys.stderr)
     is_interrupted = False
     try:
-        for number, asked in enumerate(types):
-            kind = list(SERVERS)[number % len(SERVERS)]
-            folder = options.out / f"{number}-{kind}"
-            session = Session(asked, kind, native_bin.resolve(), model.resolve(), folder.resolve(), journal, seed)
-            session.is_sanitized = "debug" in options.preset
-            session.run(characters(Path(tiny_models.__file__)), options.minutes / len(types))
+        sessions = [(asked, kind) for asked in types for kind in kinds(asked)]
+        for number, (asked, kind) in enumerate(sessions):
+            folder = (options.out / f"{number}-{kind}").resolve()
+            session = Session(asked, kind, native_bin.resolve(), model.resolve(), folder, journal, seed, "debug" in options.preset)
+            session.run(characters(Path(tiny_models.__file__)), options.minutes / len(sessions))
     except KeyboardInterrupt:
         is_interrupted = True
         journal.write("interrupted")

@@ -38,14 +38,14 @@ class Journal:
 
     def summary(self) -> str:
         """A table: what each cache went through, and the largest noise and the growth that were seen."""
-        head = ("cache", "server", "minutes", "requests", "kills", "full disks", "starts without room", "noise", "against f16", "memory")
+        head = ("cache, server", "minutes", "requests", "kills", "full disks", "starts without room", "noise", "against f16", "memory")
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for begin in (event for event in self.events if event["event"] == "begin"):
-            lines.append("| " + " | ".join(self._row(begin["types"], begin["server"])) + " |")
+            lines.append("| " + " | ".join(self._row(begin["types"])) + " |")
         lines += ["", *self._outcomes(), *(f"- failed: {event['types']}, {event['phase']}: {event['why']}" for event in self.failures)]
         return "\n".join(lines)
 
-    def _row(self, types: str, server: str) -> tuple[str, ...]:
+    def _row(self, types: str) -> tuple[str, ...]:
         mine = [event for event in self.events if event.get("types") == types]
 
         def values(event: str, name: str) -> list[Any]:
@@ -55,7 +55,7 @@ class Journal:
         requests = sum(sum(counts.values()) for counts in values("traffic", "counts"))
         noise, exact, growth = values("probes", "noise"), values("probes", "against_f16"), values("memory", "growth")
         return (
-            *(types, server, f"{minutes:.1f}", str(requests)),
+            *(types, f"{minutes:.1f}", str(requests)),
             *(str(len(values(event, "seconds"))) for event in ("kill", "full disk", "starved")),
             f"{max(noise):.4f}" if noise else "",
             f"{max(exact):.4f}" if exact else "",

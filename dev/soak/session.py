@@ -84,7 +84,13 @@ SPACE = (0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02)
 """Limits of the address space, in parts of what a server takes that has answered."""
 
 LOSS = 0.05
-"""Largest difference where older rows are packed, and a prompt comes from a file or from memory: its last token is computed alone."""
+"""Largest difference where older rows are packed, and a prompt comes from a file: its last token is computed alone."""
+
+
+def kinds(types: CacheSpec) -> list[str]:
+    """Servers for a type. On a pool a slot that goes back has lost copies of its tail to others: there all tokens are exact, or none."""
+    is_steady = not spec.is_turbo(types) or (isinstance(types.tail, int) and not 0 < types.tail < N_CTX)
+    return [kind for kind in SERVERS if kind == "parts" or is_steady]
 
 
 @dataclass
@@ -104,11 +110,16 @@ class Session:
     exact: Answers | None = None  # f16's
     rounds: int = 0
 
+    @property
+    def name(self) -> str:
+        """In the log."""
+        return f"{self.types}, {self.kind}"
+
     def run(self, text: str, minutes: float) -> None:
         """All phases. One that fails ends the session, and the journal says why."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        self.journal.write("begin", types=str(self.types), server=self.kind, seed=self.seed)
+        self.journal.write("begin", types=self.name, server=self.kind, seed=self.seed)
         phases = {
             "fresh": lambda: self.begin(text),
             "long life": lambda: self.live(60 * minutes * 0.6),
@@ -120,7 +131,7 @@ class Session:
                 act()
             except (Wrong, AssertionError, OSError, http.client.HTTPException) as error:
                 why = f"{type(error).__name__}: {error}" + (f"; before it {error.__cause__}" if error.__cause__ else "")
-                self.journal.failed(str(self.types), phase, f"{why}; logs: {self.folder}")
+                self.journal.failed(self.name, phase, f"{why}; logs: {self.folder}")
                 return
 
     @contextmanager
@@ -157,10 +168,10 @@ class Session:
                 self.check("life", probes.ask(client, self.tokens))
                 traffic.settle(client)
                 marks.append((time.monotonic(), client.server.memory()))
-                self.journal.write("resident", types=str(self.types), n_bytes=marks[-1][1])
+                self.journal.write("resident", types=self.name, n_bytes=marks[-1][1])
             warm = next((n for at, n in marks[1:-1] if at >= end - (1 - WARM) * seconds), marks[1][1])
             growth = marks[-1][1] / warm - 1
-            self.journal.write("memory", types=str(self.types), warm=warm, last=marks[-1][1], growth=round(growth, 5))
+            self.journal.write("memory", types=self.name, warm=warm, last=marks[-1][1], growth=round(growth, 5))
             if not self.is_sanitized and marks[-1][1] > warm * (1 + GROWTH) + SLACK:
                 raise Wrong(f"resident memory grew by {growth:.2%}, from {warm} to {marks[-1][1]} bytes; log: {client.server.log}")
 
@@ -172,7 +183,7 @@ class Session:
             with client.server.full_disk(n_bytes):
                 saved, _ = client.server.send("/slots/0?action=save", b'{"filename": "full"}')
             restored, _ = client.server.send("/slots/0?action=restore", b'{"filename": "full"}')
-            self.journal.write("full disk", types=str(self.types), n_bytes=n_bytes, saved=saved, restored=restored)
+            self.journal.write("full disk", types=self.name, n_bytes=n_bytes, saved=saved, restored=restored)
             if http.HTTPStatus.OK in (saved, restored):
                 raise Wrong(f"a slot is saved ({saved}) and restored ({restored}) on a disk with {n_bytes} bytes; log: {client.server.log}")
 
@@ -199,7 +210,7 @@ class Session:
                         raise
                 finally:
                     killer.cancel()
-                self.journal.write("kill", types=str(self.types), after=round(after, 2))
+                self.journal.write("kill", types=self.name, after=round(after, 2))
 
     def starve(self, seconds: float) -> None:
         """Starts that have less address space than they need: an error, or right answers.
@@ -229,7 +240,7 @@ class Session:
                 if ended.rc < 0 and ended.rc != -signal.SIGABRT:
                     raise
                 how = f"ended with {ended.rc}"
-            self.journal.write("starved", types=str(self.types), part=part, address_space=int(part * needs), how=how)
+            self.journal.write("starved", types=self.name, part=part, address_space=int(part * needs), how=how)
 
     # --- parts of them ------------------------------------------------------------------------------------------------------------
 
@@ -240,16 +251,14 @@ class Session:
         seed, names_slots = f"{self.seed}/{self.types}/{self.rounds}", self.kind == "parts"
         found, slowest = traffic.drive(server, self.tokens, seed, clients=CLIENTS, actions=ACTIONS, names_slots=names_slots)
         took = round(time.monotonic() - began, 2)
-        self.journal.write(
-            "traffic", types=str(self.types), round=self.rounds, took=took, slowest=slowest, counts=dict(sorted(found.items()))
-        )
+        self.journal.write("traffic", types=self.name, round=self.rounds, took=took, slowest=slowest, counts=dict(sorted(found.items())))
 
     def check(self, when: str, answers: Answers) -> None:
         """The same questions have the same answers."""
         assert self.fresh is not None
-        limit = LOSS if self.exact is None and (when == "restored" or self.kind == "pool") else NOISE
+        limit = LOSS if self.exact is None and when == "restored" else NOISE
         noise = self.fresh.noise(answers)
         exact = None if self.exact is None else self.exact.noise(answers)
-        self.journal.write("probes", types=str(self.types), when=when, noise=noise, against_f16=exact)
+        self.journal.write("probes", types=self.name, when=when, noise=noise, against_f16=exact)
         if noise > limit or (exact is not None and exact > NOISE):
             raise Wrong(f"answers differ from a fresh server's by {noise:.4f}, from f16's by {exact}; log: see the newest in {self.folder}")

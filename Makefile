@@ -4,10 +4,12 @@ PYTHON_VENV := .venv/bin/python
 TURBO := .venv/bin/turbo-gguf
 OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
+SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)') $(if $(MODEL),--model '$(MODEL)')
+
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
 .PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated test-server kernel-report gpu-suite
-.PHONY: bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
+.PHONY: soak soak-asan bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +58,12 @@ test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in ev
 
 test-server: setup-dev ## upstream's server tests with f16, q8_0, turbo4t, turbo3t; table in build/report (ten minutes; a part is in the tests)
 	PYTHONPATH=dev $(PYTHON_VENV) -m upstream_server $(ARGS)
+
+soak: setup-dev ## hostile traffic on llama-server for MINUTES=120 (TYPES=..., MODEL=...); log in build/report/soak
+	PYTHONPATH=dev:tests/llama $(PYTHON_VENV) -m soak $(SOAK) $(ARGS)
+
+soak-asan: setup-dev ## the same with sanitizers, MINUTES=10 (compiles build-cpu-debug first)
+	PYTHONPATH=dev:tests/llama $(PYTHON_VENV) -m soak --preset cpu-debug --minutes 10 $(SOAK) $(ARGS)
 
 kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md
 	$(PYTHON_VENV) scripts/kernels/kernel_report.py $(ARGS)

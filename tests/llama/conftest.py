@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from server import QUIET
 
 from turbo_gguf import assets
 from turbo_gguf.make.build import ensure_build
@@ -44,8 +45,6 @@ TARGETS = (
     "llama-quantize",
 )
 PRISTINE_TARGETS = ("llama-perplexity", "llama-completion")
-
-QUIET = {"GGML_NO_BACKTRACE": "1"}  # an abort must not start a debugger
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ attention here: upstream's adds up in f16, and that is a noise ten times as larg
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from test_llama_tools import Server, serve
+from server import Server, serve
 from tiny_models import N_VOCAB
 
 Array = npt.NDArray[np.float64]
@@ -92,18 +90,7 @@ class Client:
 
     def cancel(self, prompt: str, then: str, events: int, slot: int = 0) -> None:
         """Begin to read, and go away after some events, of which a prompt has one for each batch, and the text one for each token."""
-        body = request(prompt, then, slot) | {"stream": True, "return_progress": True}
-        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.server.url).netloc, timeout=60)
-        try:
-            connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            assert answer.status == http.HTTPStatus.OK, answer.read()
-            for line in answer:
-                events -= line.startswith(b"data: ")
-                if events == 0:
-                    break
-        finally:
-            connection.close()
+        self.server.leave(request(prompt, then, slot), events)
         self.wait()
 
     def wait(self) -> None:

@@ -17,8 +17,9 @@ import gguf
 import numpy as np
 import pytest
 from cache_lines import cache_lines
-from conftest import PLAIN, QUIET, Tool
+from conftest import PLAIN, Tool
 from default_settings import READS, TURBO, complete, digest_of, kept, line_of, words
+from server import QUIET
 
 pytestmark = pytest.mark.native
 

@@ -13,7 +13,7 @@ import pytest
 from cache_lines import cache_lines
 from conftest import Tool, run_tool
 from default_settings import READS, TURBO, complete, digest_of, kept, line_of, words
-from test_llama_tools import serve
+from server import serve
 
 pytestmark = pytest.mark.native
 

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import time
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cache_lines import cache_lines
-from conftest import QUIET, Tool
+from conftest import Tool
+from server import VERBOSE, serve, steps
 
 from turbo_gguf.codec import tables
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("plain")]
 
-VERBOSE = ("-lv", "4")  # what the cache holds is logged at this level
 PROMPT = "def main(argv):\n    "
-START_SECONDS = 60
 
 
 def assert_cache(text: str, type_k: str, type_v: str) -> None:
@@ -221,68 +212,6 @@ def test_help_names_the_settings(tool: Tool, program: str) -> None:
         about = re.search(rf"^ *{option} (.*?)^ {{0,2}}-", done.text, re.DOTALL | re.MULTILINE)
         assert about
         assert f"(env: {variable})" in about[1]
-
-
-class Server:
-    """A running llama-server."""
-
-    def __init__(self, port: int, log: Path) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = log
-
-    def ask(self, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)
-
-    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What answers with a dictionary."""
-        return dict(self.ask(path, body))
-
-    def complete(self, prompt: str, n: int, **more: Any) -> dict[str, Any]:
-        """Greedy continuation with the most likely tokens and their log probabilities at each step."""
-        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "id_slot": 0, "cache_prompt": True, "n_probs": 4, "ignore_eos": True}
-        return self.call("/completion", body | more)
-
-
-@contextmanager
-def serve(native_bin: Path, model: Path, folder: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / f"server-{port}.log"
-    argv = [native_bin / "llama-server", "-m", model, "--host", "127.0.0.1", "--port", str(port), "-np", "1", "-t", "1", *VERBOSE, *args]
-    with log.open("wb") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **QUIET, **(env or {})}, cwd=folder)
-    server = Server(port, log)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                server.call("/health")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                ended = process.poll()
-                assert ended is None, log.read_text("utf-8", errors="replace")[-3000:]
-                assert time.monotonic() < deadline, "llama-server does not answer"
-                time.sleep(0.1)
-        yield server
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            rc = process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            rc = process.wait()
-    assert rc == 0, f"llama-server ended with {rc}"
-
-
-def steps(answer: dict[str, Any]) -> list[Any]:
-    """Tokens and log probabilities of an answer: equal only if the logits are."""
-    found = answer["completion_probabilities"]
-    assert found
-    return [[(token["id"], token["logprob"]) for token in step["top_logprobs"]] for step in found]
 
 
 @pytest.mark.parametrize("types", [("turbo3", "turbo3"), ("turbo4", "turbo2"), ("turbo3", "f16"), ("turbo4t", "turbo3t")])

@@ -22,10 +22,12 @@ WIDTHS = (2, 5, 16)
 DRAFT = ("-md", str(assets.embedded_model()), "-ctkd", "turbo2", "-ctvd", "turbo2", "--spec-type", "draft-simple")
 """A draft model whose cache is worse, so that some of its tokens are wrong."""
 
+N_GRAMS = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n")
+
 SPECULATION: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "short": ((*DRAFT, "--spec-draft-n-max", "8"), ()),
     "long": ((*DRAFT, "--spec-draft-n-max", "48"), (*DRAFT, "--spec-draft-n-max", "48", "--spec-draft-p-min", "1.01")),
-    "n-grams": (("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3"), ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "500")),
+    "n-grams": ((*N_GRAMS, "3"), (*N_GRAMS, "500")),
 }
 """Options that draft, and options that do not: longer drafts have more rows of exact tokens, whose sums have another order. So those that
 they are compared with have these rows, too."""

@@ -7,4 +7,4 @@
 #define LLAMA_TURBO_DRAFT (reinterpret_cast<llama_context *>(~(size_t) 0))
 
 // Contexts that this thread makes from now on verify drafts of at most so many tokens. 0, the default: none.
-LLAMA_API void llama_turbo_expect_drafts(uint32_t n_tokens);
+void llama_turbo_expect_drafts(unsigned n_tokens);

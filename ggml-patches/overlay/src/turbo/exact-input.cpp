@@ -5,13 +5,30 @@
 #include "memory.h"
 #include "parts.h"
 
+#include <algorithm>
+#include <map>
 #include <memory>
 #include <stdexcept>
+
+// Of the sequence that has the most
+static uint32_t n_tokens_of_sequence(const llama_ubatch & ubatch) {
+    std::map<llama_seq_id, uint32_t> n_tokens;
+    uint32_t                         res = 0;
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        res = std::max(res, ++n_tokens[ubatch.seq_id[i][0]]);
+    }
+
+    return res;
+}
 
 // Whether a ubatch of n_all tokens, n_tokens in each stream, is copied before it is attended. While llama.cpp reserves memory there is no ubatch,
 // and all tokens may be in one stream.
 static bool is_copied_first(const llama_kv_cache_context & mctx, uint32_t n_all, uint32_t n_tokens) {
-    return llama_turbo_exact_of(mctx).is_copied_first(llama_turbo_access::is_reserving(mctx) ? n_all : n_tokens);
+    const llama_turbo_exact & exact = llama_turbo_exact_of(mctx);
+
+    return llama_turbo_access::is_reserving(mctx) ?
+               exact.is_copied_first(n_all, 1) :
+               exact.is_copied_first(n_tokens, n_tokens_of_sequence(mctx.get_ubatch()));
 }
 
 // Streams of the cache that a graph attends. While memory is reserved these are all of them, and the mask of upstream may have fewer: some
@@ -125,7 +142,8 @@ bool llama_turbo_exact_input::can_reuse(const llm_graph_params & params) {
         }
     }
 
-    return mctx && mask->ne[1] * mask->ne[3] == params.ubatch.n_tokens;
+    return mctx && mask->ne[1] * mask->ne[3] == params.ubatch.n_tokens &&
+           is_copied_first(*mctx, params.ubatch.n_tokens, mask->ne[1]) == !attended;
 }
 
 llama_turbo_exact_input & llama_turbo_exact_input_of(const llm_graph_context &      graph,

@@ -27,8 +27,10 @@ llama_turbo_exact::llama_turbo_exact(llama_turbo_exact_sizes sizes,
     n_part(n_rows / n_seq),
     streams(n_stream, rows{ std::vector<int32_t>(n_rows, NONE), std::vector<int32_t>(n_cells, NONE) }) {}
 
-bool llama_turbo_exact::is_copied_first(uint32_t n_tokens) const {
-    return n_tokens <= n_spare;
+bool llama_turbo_exact::is_copied_first(uint32_t n_tokens, uint32_t n_of_sequence) const {
+    const bool all_have_rows = n_spare == streams[0].row_of.size();
+
+    return n_tokens <= n_spare && (all_have_rows || n_of_sequence <= n_part - sizes.sink - sizes.tail);
 }
 
 uint32_t llama_turbo_exact::n_keys(uint32_t n_tokens) const {
@@ -346,33 +348,24 @@ std::vector<int64_t> llama_turbo_exact::place_state(uint32_t                    
                                                     const llama_kv_cells &        cells,
                                                     const std::vector<uint32_t> & copied) {
     const std::vector<sequence> sequences = sequences_after_state(cells);
+    const std::vector<rank>     ranks     = rank_rows(stream, cells, sequences);
 
-    std::vector<uint32_t> wanted;  // indices of copied
+    ranked wanted;
     for (uint32_t i = 0; i < copied.size(); ++i) {
-        if (is_needed(rank_of(cells, copied[i], sequences))) {
-            wanted.push_back(i);
-        }
+        wanted.emplace_back(rank_of(cells, copied[i], sequences), i);
     }
-    ranked rows_by_rank;
-    for (const rank & rank : rank_rows(stream, cells, sequences_of(cells, {}))) {
-        rows_by_rank.emplace_back(rank, rows_by_rank.size());
-    }
-    std::sort(rows_by_rank.begin(), rows_by_rank.end());
-    const size_t n_free =
-        std::count_if(rows_by_rank.begin(), rows_by_rank.end(), [](const auto & row) { return !is_needed(row.first); });
-    if (wanted.size() > n_free) {
-        const auto value = [&](uint32_t i) {
-            return rank_of(cells, copied[i], sequences);
-        };
-        std::sort(wanted.begin(), wanted.end(), [&](uint32_t a, uint32_t b) { return value(a) > value(b); });
-        wanted.resize(n_free);
-        std::sort(wanted.begin(), wanted.end());
-    }
+    std::sort(wanted.rbegin(), wanted.rend());
+    const size_t n_needed =
+        std::count_if(wanted.begin(), wanted.end(), [](const auto & one) { return is_needed(one.first); });
+    const size_t n_free = std::count_if(ranks.begin(), ranks.end(), [](const rank & one) { return !is_needed(one); });
+    wanted.resize(std::min(n_needed, n_free));
+    const std::vector<uint32_t> chosen = choose_rows(cells, ranks, wanted, copied);
 
     std::vector<int64_t> rows(copied.size(), NONE);
     for (size_t i = 0; i < wanted.size(); ++i) {
-        assign(stream, rows_by_rank[i].second, copied[wanted[i]]);
-        rows[wanted[i]] = (int64_t) stream * n_rows + rows_by_rank[i].second;
+        const uint32_t index = wanted[i].second;
+        assign(stream, chosen[i], copied[index]);
+        rows[index] = (int64_t) stream * n_rows + chosen[i];
     }
 
     return rows;

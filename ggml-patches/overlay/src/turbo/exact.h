@@ -59,8 +59,9 @@ class llama_turbo_exact {
 
     std::map<uint32_t, layer> layers;      // by number in the model
 
-    // How attention takes a ubatch, by the number of its tokens in a stream.
-    bool     is_copied_first(uint32_t n_tokens) const;
+    // How attention takes a ubatch, by the number of its tokens in a stream. One that is copied first has to spare all that its queries need: it
+    // has no more tokens of a sequence than this one has rows beyond sink and tail.
+    bool     is_copied_first(uint32_t n_tokens, uint32_t n_of_sequence) const;
     uint32_t n_keys(uint32_t n_tokens) const;  // of one that is not: rows, and the tokens of the ubatch behind them
     uint32_t n_copied(uint32_t n_tokens) const;
 
@@ -172,7 +173,7 @@ class llama_turbo_exact {
     void assign(uint32_t stream, uint32_t row, uint32_t cell);
 
     // Rows for copies that a state has of these cells; NONE where a copy is not needed, or no row is free. The sink comes first, then the
-    // newest tokens. Rows keep the order of the state, so that they are read in runs.
+    // newest tokens.
     std::vector<int64_t> place_state(uint32_t                      stream,
                                      const llama_kv_cells &        cells,
                                      const std::vector<uint32_t> & copied);

@@ -89,7 +89,7 @@ static bool has_turbo_type(const llama_turbo_settings & settings) {
 // a draft, and the token before it
 static thread_local uint32_t drafts_in_use = 0;
 
-void llama_turbo_expect_drafts(uint32_t n_tokens) {
+void llama_turbo_expect_drafts(unsigned n_tokens) {
     drafts_in_use = n_tokens;
 }
 

@@ -153,7 +153,7 @@ bool init(attention & a, ggml_tensor * dst) {
         (s.kernels_k.score ? a.needs_int8_q : a.needs_float_q) = true;
     }
     a.is_narrow  = a.n_queries <= TILE;
-    a.negligible = a.is_narrow ? std::ldexp(1.0f, -30) : std::ldexp(1.0f, -13) / n_keys;
+    a.negligible = std::ldexp(1.0f, -13) / n_keys;
 
     return known && a.q->type == GGML_TYPE_F32 && a.q->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float) &&
            a.dv <= TILE * TILE;

@@ -88,7 +88,7 @@ LOSS = 0.05
 
 
 def kinds(types: CacheSpec) -> list[str]:
-    """Servers for a type. What a pool with a cache of prompts does to the copies of a tail is measured where all tokens are exact, or none."""
+    """Servers for a type. A pool with a cache of prompts is for those whose tokens are all exact, or none."""
     is_steady = not spec.is_turbo(types) or (isinstance(types.tail, int) and not 0 < types.tail < N_CTX)
     return [kind for kind in SERVERS if kind == "parts" or is_steady]
 

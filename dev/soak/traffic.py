@@ -145,7 +145,7 @@ def slot_action(worker: Worker) -> str:
     data = json.dumps({"filename": worker.rng.choice(FILES)}).encode()
     status, answer = worker.server.send(f"/slots/{slot}?action={action}", data)
     if status not in (http.HTTPStatus.OK, http.HTTPStatus.BAD_REQUEST) or (action == "erase" and status != http.HTTPStatus.OK):
-        raise Wrong(f"{action} answers {status}: {answer[:300]!r}")
+        raise Refused(f"{action} answers {status}: {answer[:300]!r}")
     return f"{action} {status}"
 
 

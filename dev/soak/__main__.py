@@ -17,7 +17,7 @@ import tiny_models
 from slots import characters
 
 from soak.journal import Journal
-from soak.session import Session, kinds
+from soak.session import SERVERS, Session
 from turbo_gguf import failures
 from turbo_gguf.assets import home
 from turbo_gguf.cache import fit
@@ -60,7 +60,7 @@ def soak(options: argparse.Namespace) -> int:
     print(f"seed {seed}; log: {journal.path}", file=sys.stderr)
     is_interrupted = False
     try:
-        sessions = [(asked, kind) for asked in types for kind in kinds(asked)]
+        sessions = [(asked, kind) for asked in types for kind in SERVERS]
         for number, (asked, kind) in enumerate(sessions):
             folder = (options.out / f"{number}-{kind}").resolve()
             session = Session(asked, kind, native_bin.resolve(), model.resolve(), folder, journal, seed, "debug" in options.preset)

@@ -87,12 +87,6 @@ LOSS = 0.05
 """Largest difference where older rows are packed, and a prompt comes from a file: its last token is computed alone."""
 
 
-def kinds(types: CacheSpec) -> list[str]:
-    """Servers for a type. A pool with a cache of prompts is for those whose tokens are all exact, or none."""
-    is_steady = not spec.is_turbo(types) or (isinstance(types.tail, int) and not 0 < types.tail < N_CTX)
-    return [kind for kind in SERVERS if kind == "parts" or is_steady]
-
-
 @dataclass
 class Session:
     """A cache, a model, and where its files are."""

@@ -66,6 +66,8 @@ class Worker:
         status, answer = self.server.send(path, json.dumps(body).encode())
         if status != http.HTTPStatus.OK:
             raise Refused(f"{path} answers {status}: {answer[:300]!r}; asked was {json.dumps(body)[:300]}")
+        if (error := answer.find(b'data: {"error"')) >= 0:
+            raise Refused(f"{path} ends with {answer[error : error + 300]!r}; asked was {json.dumps(body)[:300]}")
         return answer
 
 

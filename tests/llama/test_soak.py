@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from pathlib import Path
+from typing import cast
 
 import pytest
 from server import Server
@@ -32,9 +34,8 @@ def wrapper(native_bin: Path, folder: Path, script: str) -> Path:
 
 
 def failed(events: list[dict[str, object]]) -> str:
-    """Why the only failure is one."""
-    (why,) = [f"{event['phase']}: {event['why']}" for event in events if event["event"] == "failed"]
-    return why
+    """Why the first server failed."""
+    return next(f"{event['phase']}: {event['why']}" for event in events if event["event"] == "failed")
 
 
 def test_a_short_soak(native_bin: Path, tmp_path: Path) -> None:
@@ -65,6 +66,20 @@ def test_a_server_that_dies_fails(native_bin: Path, tmp_path: Path) -> None:
     assert rc == 1
     why = failed(events)
     assert why.startswith("long life: Ended: llama-server ended with ") and "; log: " in why
+
+
+def test_a_stream_that_ends_with_an_error_is_refused() -> None:
+    """Which a server without room may do, and no other."""
+
+    class Failing:
+        def send(self, path: str, body: bytes) -> tuple[int, bytes]:
+            del path, body
+            return 200, b'data: {"content":"a","stop":false}\n\ndata: {"error":{"code":500,"message":"no room"}}\n\n'
+
+    worker = traffic.Worker(cast(Server, Failing()), range(1000), random.Random(1), names_slots=False)
+    for action in (traffic.streamed, traffic.chat):
+        with pytest.raises(traffic.Refused, match="no room"):
+            action(worker)
 
 
 def test_memory_that_grows_fails(native_bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

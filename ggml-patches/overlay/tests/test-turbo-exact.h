@@ -2,12 +2,13 @@
 
 // Settings of exact tokens, and how far logits may differ.
 
+#include "../src/turbo/exact.h"
 #include "test-turbo-session.h"
 #include "test-turbo-state.h"
 
 constexpr int SINK   = 4;
 constexpr int TAIL   = 8;
-constexpr int REWIND = 16;  // src/turbo/exact.h
+constexpr int REWIND = llama_turbo_exact_sizes().rewind;
 
 inline setup with(setup s, const std::string & sink, const std::string & tail) {
     s.sink = sink;

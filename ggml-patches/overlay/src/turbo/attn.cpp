@@ -155,8 +155,10 @@ static ggml_tensor * attend_all(const llm_graph_context & graph,
     const layer_inputs in    = inputs_of(inp, il);
     ggml_tensor *      k_rot = std::exchange(in.k_rot, nullptr);
 
-    q = k_rot && !is_rotated ? llama_turbo_rotate(graph.ctx0, q, k_rot) : q;
-    k = k_rot && !is_rotated && k ? llama_turbo_rotate(graph.ctx0, k, k_rot) : k;
+    if (k_rot && !is_rotated) {
+        q = llama_turbo_rotate(graph.ctx0, q, k_rot);
+        k = k ? llama_turbo_rotate(graph.ctx0, k, k_rot) : k;
+    }
 
     const llama_turbo_exact::layer * layer = llama_turbo_exact_layer_of(in.mctx, il);
     if (!layer) {

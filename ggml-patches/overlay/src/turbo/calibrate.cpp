@@ -204,9 +204,6 @@ class observation {
         // more than some models are trained on, but it suits them, too
         static constexpr int64_t N_POSITIONS = 32768;
 
-        // head size of K: beyond, maps need more memory than they are worth
-        static constexpr int64_t LARGEST_MAP = 256;
-
         struct known_rope {
             llama_turbo_rope      rope;
             int64_t               n_embd_head;
@@ -232,7 +229,7 @@ class observation {
             llama_turbo_moments::choice choice;
             choice.centers_k = !llama_turbo_cant_center_k(model, il);
             choice.centers_v = !llama_turbo_cant_center_v(model, il);
-            choice.maps_k    = layer.n_embd_k <= LARGEST_MAP &&
+            choice.maps_k    = layer.n_embd_k <= LLAMA_TURBO_LARGEST_MAP &&
                             (layer.rope.is_known || llama_model_rope_type(&model) == LLAMA_ROPE_TYPE_NONE);
             res->layers[il] = layer.calibrate(mean_of(layer), choice);
 

@@ -287,8 +287,12 @@ std::shared_ptr<const llama_turbo_calibration> llama_turbo_planned_calibration(c
         const size_t n_v = (size_t) model.hparams.n_embd_head_v(il) * model.hparams.n_head_kv(il);
 
         llama_turbo_calibration_layer & layer = res->layers[il];
-        layer.k_map.resize(n_k * model.hparams.n_embd_head_k(il));
-        layer.q_map.resize(n_k * model.hparams.n_embd_head_k(il));
+        if (model.hparams.n_embd_head_k(il) <= LLAMA_TURBO_LARGEST_MAP) {
+            layer.k_map.resize(n_k * model.hparams.n_embd_head_k(il));
+            layer.q_map.resize(n_k * model.hparams.n_embd_head_k(il));
+        } else {
+            layer.k_scale.resize(n_k, 1.0f);
+        }
         layer.v_scale.resize(n_v, 1.0f);
         layer.k_mean.resize(llama_turbo_cant_center_k(model, il) ? 0 : n_k, 0.0f);
         layer.v_mean.resize(llama_turbo_cant_center_v(model, il) ? 0 : n_v, 0.0f);

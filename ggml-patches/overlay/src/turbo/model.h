@@ -28,6 +28,9 @@ const char * llama_turbo_cant_attend(const llama_model & model);
 const char * llama_turbo_cant_center_k(const llama_model & model, uint32_t il);
 const char * llama_turbo_cant_center_v(const llama_model & model, uint32_t il);
 
+// Largest head size of K that gets matrices: beyond, they need more memory than they are worth.
+constexpr int64_t LLAMA_TURBO_LARGEST_MAP = 256;
+
 // CRC-32 (that of zlib) of the names and bytes of all weights of norms, in the order of their names, as 8 hexadecimal digits. They are f32 in
 // every quantization of a model, and differ between models and their fine-tunes. A few KiB per layer are read from the devices.
 std::string llama_turbo_model_fingerprint(const llama_model & model);

@@ -86,11 +86,10 @@ static bool has_turbo_type(const llama_turbo_settings & settings) {
     return any_of(settings.types_k) || any_of(settings.types_v);
 }
 
-// a draft, and the token before it
-static thread_local uint32_t drafts_in_use = 0;
+static thread_local uint32_t longest_draft = 0;
 
 void llama_turbo_expect_drafts(unsigned n_tokens) {
-    drafts_in_use = n_tokens;
+    longest_draft = n_tokens;
 }
 
 // Copies may add two bits to each value of a cache, an eighth of its cells. What a stream has beyond sink and tail is in it (exact.h).
@@ -122,7 +121,8 @@ static void read_exact_sizes(llama_turbo_settings &       settings,
     const bool is_sink_set = !env_text("TURBO_CACHE_SINK").empty();
     const bool is_tail_set = !env_text("TURBO_CACHE_TAIL").empty();
 
-    settings.exact.rewind = std::max(settings.exact.rewind, drafts_in_use + 1);
+    // a rejected draft, and the token before it that is decoded again
+    settings.exact.rewind = std::max(settings.exact.rewind, longest_draft + 1);
     if (by_default && !(is_sink_set && is_tail_set)) {
         read_default_exact_sizes(settings, model, params);
     }

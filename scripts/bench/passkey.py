@@ -15,45 +15,36 @@ for 1, which there is not.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import random
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from one_server import Server, serve
 
 from turbo_gguf import assets
-from turbo_gguf.cache import fit, spec
+from turbo_gguf.cache import fit
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cli.options import model_of, split
-from turbo_gguf.errors import ToolFailed, UsageError
+from turbo_gguf.errors import UsageError
 from turbo_gguf.failures import exit_code
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.judge import report
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.make.toolkits import gpu_layers
 from turbo_gguf.measure import environment, guard, log
-from turbo_gguf.tools import default_threads, tail
+from turbo_gguf.tools import default_threads
 
 TYPES = ("f16", "q8_0", "q4_0", "turbo4t", "turbo3t", "turbo2t", "turbo3t cal=none sink=0 tail=0")
 DEPTHS = (0.02, 0.2, 0.4, 0.6, 0.8, 0.98)
 ANSWER_TOKENS = 16
 ROOM = 128
 """Tokens of the context beside the text: chat template, question and answer."""
-
-START_SECONDS, ANSWER_SECONDS = 300, 600
 
 PLACES = (
     "windmill", "harbour", "library", "bakery", "lighthouse", "orchard", "stable", "chapel", "theatre", "quarry", "tannery", "brewery",
@@ -119,7 +110,7 @@ def prompt(server: Server, ctx: int, depths: Sequence[float], seed: int) -> Prom
     low, high = 1, len(sentences)
     while low < high:
         middle = (low + high + 1) // 2
-        if server.tokens(compose(sentences[:middle], keys)) <= ctx - ROOM:
+        if len(server.tokens(compose(sentences[:middle], keys))) <= ctx - ROOM:
             low = middle
         else:
             high = middle - 1
@@ -134,93 +125,22 @@ def question(text: str, place: str) -> str:
     )
 
 
+def ask(server: Server, words: str) -> str:
+    """Answer of a new chat, greedily."""
+    body = {
+        "messages": [{"role": "user", "content": words}],
+        "temperature": 0,
+        "top_k": 1,
+        "max_tokens": ANSWER_TOKENS,
+        "cache_prompt": True,
+    }
+    return str(server.post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
+
+
 def is_right(answer: str, key: str) -> bool:
     """Whether the first number of an answer is the key."""
     numbers = re.findall(r"\d+", answer)
     return bool(numbers) and numbers[0] == key
-
-
-# --- the server -----------------------------------------------------------------------------------------------------------
-
-
-class Server:
-    """A running llama-server."""
-
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}"
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Send JSON, and return the JSON that comes back.
-
-        Raises:
-            ToolFailed: the server answers with an error, or not at all.
-        """
-        request = urllib.request.Request(self._url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
-                return json.load(reply)
-        except urllib.error.HTTPError as error:
-            raise ToolFailed(f"llama-server: {path}: {error.code}: {error.read().decode(errors='replace')[:500]}") from error
-        except OSError as error:
-            raise ToolFailed(f"llama-server: {path}: {error}") from error
-
-    def is_ready(self) -> bool:
-        """Whether the model is loaded."""
-        try:
-            with urllib.request.urlopen(f"{self._url}/health", timeout=5) as reply:
-                return bool(reply.status == 200)
-        except OSError:
-            return False
-
-    def tokens(self, text: str) -> int:
-        """Count the tokens of a text."""
-        return len(self.post("/tokenize", {"content": text})["tokens"])
-
-    def ask(self, words: str) -> str:
-        """Answer a user in a new chat, greedily."""
-        body = {
-            "messages": [{"role": "user", "content": words}],
-            "temperature": 0,
-            "top_k": 1,
-            "max_tokens": ANSWER_TOKENS,
-            "cache_prompt": True,
-        }
-        return str(self.post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
-
-
-@contextlib.contextmanager
-def serve(build: Build, model: ModelFile, types: CacheSpec, *, ctx: int, threads: int, log_path: Path) -> Iterator[Server]:
-    """Run llama-server with a cache of these types, until the block ends.
-
-    Raises:
-        ToolFailed: it does not start; its log says why.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    argv = [build.tool("llama-server"), "-m", model.path, "-c", str(ctx), "-np", "1", "-t", str(threads), *spec.options(types)]
-    argv += ["-fa", "on", "-fit", "off", "--jinja", "--no-webui", "--host", "127.0.0.1", "--port", str(port), "-lv", "4"]
-    argv += gpu_layers(presets.backend_of(build.preset))
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    quiet = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "passive"}
-    with log_path.open("wb") as out:
-        process = subprocess.Popen(
-            [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **quiet}
-        )
-    try:
-        server, deadline = Server(port), time.monotonic() + START_SECONDS
-        while not server.is_ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise ToolFailed(f"llama-server did not start with {types}; log: {log_path}\n{tail(log_path)}")
-            time.sleep(0.2)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------------
@@ -238,7 +158,7 @@ def measure(build: Build, model: ModelFile, types: CacheSpec, args: argparse.Nam
             for trial in range(args.trials):
                 made = prompt(server, ctx, args.depths, trial)
                 for depth, place, key in made.keys:
-                    answer = server.ask(question(made.text, place))
+                    answer = ask(server, question(made.text, place))
                     right = is_right(answer, key)
                     score.by_ctx.setdefault(ctx, []).append(right)
                     score.by_depth.setdefault(depth, []).append(right)

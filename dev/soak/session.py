@@ -10,6 +10,7 @@ import http.client
 import random
 import shutil
 import signal
+import statistics
 import threading
 import time
 import urllib.error
@@ -58,14 +59,14 @@ CLIENTS = 4
 ACTIONS = 15
 """Of each client in a round."""
 
-WARM = 0.25
-"""Part of the long life after which memory is looked at first."""
-
 LEAST_ROUNDS = 5
 """Of a long life, however little time it has."""
 
-GROWTH, SLACK = 0.02, 4 << 20
-"""Most that resident memory may grow after that: a part of it, and bytes, for the steps that the heap makes when a large request comes."""
+GROWTH = 0.02
+"""Most that resident memory may grow from the second quarter of the rounds to the last one, as medians."""
+
+MANY_ROUNDS, SLACK = 100, 4 << 20
+"""The heap makes steps when a large request comes. Fewer rounds than these may grow by so many bytes more."""
 
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """glibc gives back what is freed. Otherwise each thread keeps what its largest request took, and a server grows by a third in a minute."""
@@ -152,22 +153,24 @@ class Session:
 
     def live(self, seconds: float) -> None:
         """One server, for long: traffic, full disks, and memory that stays as it is."""
-        end, marks = time.monotonic() + seconds, []
+        end, sizes = time.monotonic() + seconds, []
         with self.server() as client:
-            while time.monotonic() < end or len(marks) < LEAST_ROUNDS:
+            while time.monotonic() < end or len(sizes) < LEAST_ROUNDS:
                 self.traffic(client.server)
                 if self.rounds % 3 == 0:
                     self.fill_disk(client)
                 traffic.settle(client)
                 self.check("life", probes.ask(client, self.tokens))
                 traffic.settle(client)
-                marks.append((time.monotonic(), client.server.memory()))
-                self.journal.write("resident", types=self.name, n_bytes=marks[-1][1])
-            warm = next((n for at, n in marks[1:-1] if at >= end - (1 - WARM) * seconds), marks[1][1])
-            growth = marks[-1][1] / warm - 1
-            self.journal.write("memory", types=self.name, warm=warm, last=marks[-1][1], growth=round(growth, 5))
-            if not self.is_sanitized and marks[-1][1] > warm * (1 + GROWTH) + SLACK:
-                raise Wrong(f"resident memory grew by {growth:.2%}, from {warm} to {marks[-1][1]} bytes; log: {client.server.log}")
+                sizes.append(client.server.memory())
+                self.journal.write("resident", types=self.name, n_bytes=sizes[-1])
+            quarter = (len(sizes) + 3) // 4
+            warm, last = (statistics.median(part) for part in (sizes[quarter : 2 * quarter], sizes[-quarter:]))
+            growth = last / warm - 1
+            self.journal.write("memory", types=self.name, warm=warm, last=last, growth=round(growth, 5))
+            slack = 0 if len(sizes) >= MANY_ROUNDS else SLACK
+            if not self.is_sanitized and last > warm * (1 + GROWTH) + slack:
+                raise Wrong(f"resident memory grew by {growth:.2%}, from {warm:.0f} to {last:.0f} bytes; log: {client.server.log}")
 
     def fill_disk(self, client: Client) -> None:
         """Saves fail, or what they leave is refused, or it is right: in any case the server goes on."""

@@ -10,7 +10,6 @@ import http.client
 import random
 import shutil
 import signal
-import statistics
 import threading
 import time
 import urllib.error
@@ -63,10 +62,13 @@ LEAST_ROUNDS = 5
 """Of a long life, however little time it has."""
 
 GROWTH = 0.02
-"""Most that resident memory may grow from the second quarter of the rounds to the last one, as medians."""
+"""Most by which the lowest resident memory of the last quarter of the rounds may be above the highest of the first half.
+
+The heap goes up and down by steps of a MiB. What leaks does not come back.
+"""
 
 MANY_ROUNDS, SLACK = 100, 4 << 20
-"""The heap makes steps when a large request comes. Fewer rounds than these may grow by so many bytes more."""
+"""Fewer rounds than these may grow by so many bytes more: not all requests have come."""
 
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """glibc gives back what is freed. Otherwise each thread keeps what its largest request took, and a server grows by a third in a minute."""
@@ -164,13 +166,13 @@ class Session:
                 traffic.settle(client)
                 sizes.append(client.server.memory())
                 self.journal.write("resident", types=self.name, n_bytes=sizes[-1])
-            quarter = (len(sizes) + 3) // 4
-            warm, last = (statistics.median(part) for part in (sizes[quarter : 2 * quarter], sizes[-quarter:]))
+            n = len(sizes)
+            warm, last = max(sizes[: n // 2]), min(sizes[n - n // 4 :])
             growth = last / warm - 1
             self.journal.write("memory", types=self.name, warm=warm, last=last, growth=round(growth, 5))
-            slack = 0 if len(sizes) >= MANY_ROUNDS else SLACK
+            slack = 0 if n >= MANY_ROUNDS else SLACK
             if not self.is_sanitized and last > warm * (1 + GROWTH) + slack:
-                raise Wrong(f"resident memory grew by {growth:.2%}, from {warm:.0f} to {last:.0f} bytes; log: {client.server.log}")
+                raise Wrong(f"resident memory grew by {growth:.2%}, from {warm} to {last} bytes; log: {client.server.log}")
 
     def fill_disk(self, client: Client) -> None:
         """Saves fail, or what they leave is refused, or it is right: in any case the server goes on."""

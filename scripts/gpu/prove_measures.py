@@ -126,7 +126,7 @@ class Counted(NamedTuple):
     case: Case
 
 
-_DECODE = "turbo_attn_(decode|mma)"
+_DECODE = "turbo_attn_decode"
 COUNTED = (
     Counted("decode turbo3, GQA 8", _DECODE, Case("fattn", "turbo3", 128, 8, 1, 65536)),
     Counted("decode turbo3, GQA 4", _DECODE, Case("fattn", "turbo3", 128, 4, 1, 65536)),

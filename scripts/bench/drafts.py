@@ -1,10 +1,11 @@
 """How much a draft speeds up decoding, with each cache type beside f16.
 
     python scripts/bench/drafts.py --model target.gguf --draft draft.gguf --text text.txt --depths 512 2048
-    python scripts/bench/drafts.py --model target.gguf --spec-type ngram-simple --text code.txt
+    python scripts/bench/drafts.py --model target.gguf --text text-that-repeats-itself.txt --n-max 16
 
 For each type two servers run, one with drafts and one without, and all of them go on with the same text, greedily, in rounds that
 alternate over the servers. The prompt is read once, and decoding is what is timed. The draft model has the cache types of its target.
+Without one, drafts are what followed the last 12 tokens earlier in the text (ngram-simple).
 A gain is tokens per second with drafts over those without, as medians over the rounds. It depends on how many tokens are accepted,
 which the table says, too: types whose text differs have other ones.
 
@@ -80,10 +81,11 @@ class Pair:
 
 def drafting(args: argparse.Namespace, draft: ModelFile | None, types: CacheSpec) -> list[str]:
     """Options of the server that drafts."""
-    n_max = ["--spec-draft-n-max", str(args.n_max)]
+    n_max = str(args.n_max)
     if draft is None:
-        return ["--spec-type", args.spec_type, *n_max]
-    return ["--spec-type", "draft-simple", "-md", str(draft.path), "-td", str(args.threads), "-ctkd", types.k, "-ctvd", types.v, *n_max]
+        return ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", n_max]
+    model = ["-md", str(draft.path), "-td", str(args.threads), "-ctkd", types.k, "-ctvd", types.v]
+    return ["--spec-type", "draft-simple", *model, "--spec-draft-n-max", n_max]
 
 
 def read(server: Server, tokens: Sequence[int], n: int) -> dict[str, Any]:
@@ -147,7 +149,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="as ppl-gate takes it")
     parser.add_argument("--draft", help="a smaller model with the same vocabulary, as --model")
-    parser.add_argument("--spec-type", default="ngram-simple", help="of llama-server, where there is no --draft  [default: ngram-simple]")
     parser.add_argument("--text", type=Path, required=True, help="what the prompts are the beginning of")
     parser.add_argument("--types", nargs="+", default=TYPES, help=f"as ppl-gate takes them  [default: {','.join(TYPES)}]")
     parser.add_argument("--depths", nargs="+", type=int, default=[512, 2048], help="tokens of a prompt  [default: 512 2048]")
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
         if draft:
             fit.check_fit(types, draft)
     build = ensure_build(args.preset, targets=("llama-server",))
-    how = f"by {draft.name}" if draft else f"by {args.spec_type}"
+    how = f"by {draft.name}" if draft else "by ngram-simple"
     text = table(model, build, measure(build, model, draft, kinds, args), args, how)
     write_result(args.out, f"# Speed with drafts\n\n{text}", patches=build.tree.digest)
     print(text)

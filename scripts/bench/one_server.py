@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import time
@@ -74,11 +73,8 @@ def serve(build: Build, model: ModelFile, types: CacheSpec, *options: str, ctx: 
     argv += ["-fa", "on", "-fit", "off", "--jinja", "--no-webui", "--host", "127.0.0.1", "--port", str(port), "-lv", "4", *options]
     argv += gpu_layers(presets.backend_of(build.preset))
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    quiet = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "passive"}
     with log_path.open("wb") as out:
-        process = subprocess.Popen(
-            [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **quiet}
-        )
+        process = subprocess.Popen([str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         server, deadline = Server(port), time.monotonic() + START_SECONDS
         while not server.is_ready():

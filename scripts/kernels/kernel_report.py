@@ -163,8 +163,8 @@ def _markdown(
         "",
         "AMD: vector registers (accumulation registers among them) / scalar registers / bytes of LDS. NVIDIA: registers / bytes of shared "
         "memory. Spills (registers on AMD, bytes on NVIDIA) and scratch or stack (bytes per thread) are written where there are any. "
-        "Behind the semicolon: instructions of the kernel; of decode kernels those of the longest loop, with all its branches, and how "
-        "many that are per value of K and V that a lane unpacks.",
+        "Behind the semicolon: instructions of the kernel; of decode kernels those of the longest loop, and how many that are per "
+        "value of K and V that a lane unpacks. Both sides of a branch count, and an inner loop, as at head size 256, counts once.",
         "",
         *_kernel_table(results, names, tools),
     ]

@@ -67,3 +67,9 @@ LANES_EXPORT const char * lanes_decode(const turbo_attn_args * a,
                                        int64_t                 n_split) {
     return lanes::guarded([&] { decode(*a, second, n_seq, n_split); });
 }
+
+// Dot products of 4 values that K has taken so far.
+LANES_EXPORT const char * lanes_dot_products(int64_t * n) {
+    *n = lanes::dot_products;
+    return nullptr;
+}

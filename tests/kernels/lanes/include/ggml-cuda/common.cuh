@@ -44,7 +44,12 @@ inline void ggml_cuda_pdl_sync() {}
 
 inline void ggml_cuda_pdl_lc() {}
 
+namespace lanes {
+inline int64_t dot_products = 0;  // calls of ggml_cuda_dp4a so far
+}
+
 inline int ggml_cuda_dp4a(int a, int b, int c) {
+    ++lanes::dot_products;
     return __dp4a(a, b, c);
 }
 

@@ -20,13 +20,13 @@ import re
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from one_server import Server, serve
+from one_server import Server, check, serve
 
 from turbo_gguf import assets
 from turbo_gguf.cache import fit
@@ -94,8 +94,10 @@ def read(server: Server, tokens: Sequence[int], n: int) -> dict[str, Any]:
     return dict(server.post("/completion", body)["timings"])
 
 
-def measure(build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequence[CacheSpec], args: argparse.Namespace) -> list[Pair]:
-    """All rounds, with all servers at once; only one of them computes at a time."""
+def measure(
+    build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequence[CacheSpec], args: argparse.Namespace
+) -> Iterator[list[Pair]]:
+    """All servers at once, of which only one computes at a time; what is known after each round."""
     pairs = [Pair(types, depth) for depth in args.depths for types in kinds]
     ctx = max(args.depths) + args.n + ROOM
     logs = assets.home() / "logs" / "drafts"
@@ -107,6 +109,8 @@ def measure(build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequ
                 options = drafting(args, draft, types) if is_drafting else []
                 serving = serve(build, model, types, *options, ctx=ctx, threads=args.threads, log_path=logs / name)
                 servers[types, is_drafting] = stack.enter_context(serving)
+                if not is_drafting:
+                    check(build, model, types, logs / name)
         tokens = next(iter(servers.values())).tokens(args.text.read_text("utf-8", errors="replace")[: 16 * ctx])
         if len(tokens) < max(args.depths):
             raise UsageError(f"{args.text}: {len(tokens)} tokens in {16 * ctx} characters; the longest prompt has {max(args.depths)}", "")
@@ -117,7 +121,8 @@ def measure(build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequ
                     if number > 0:  # the first one reads the prompt, and everything for the first time
                         speed.add(timings)
             print(f"round {number} of {args.rounds}", file=sys.stderr)
-    return pairs
+            if number > 0:
+                yield pairs
 
 
 def table(model: ModelFile, build: Build, pairs: Sequence[Pair], args: argparse.Namespace, how: str) -> str:
@@ -140,7 +145,7 @@ def table(model: ModelFile, build: Build, pairs: Sequence[Pair], args: argparse.
     made = (
         f"llama.cpp {build.tree.commit[:12]}, patches {build.tree.digest[:12]}, {presets.backend_of(build.preset)}, {args.threads} threads"
     )
-    about = f"Drafts of up to {args.n_max} tokens {how}; {args.n} tokens, {args.rounds} rounds; {made}."
+    about = f"Drafts of up to {args.n_max} tokens {how}; {args.n} tokens, {len(pairs[0].plain.rates)} rounds; {made}."
     return f"### {model.name}\n\n{about}\n\n{report.markdown(header, rows)}\n"
 
 
@@ -164,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and write the table."""
+    """Measure; the table is written after each round."""
     if min(*args.depths, args.n, args.n_max, args.rounds) < 1:
         raise UsageError("--depths, --n, --n-max, --rounds: 1 or more", "")
     if not args.text.is_file():
@@ -179,8 +184,10 @@ def run(args: argparse.Namespace) -> int:
             fit.check_fit(types, draft)
     build = ensure_build(args.preset, targets=("llama-server",))
     how = f"by {draft.name}" if draft else "by ngram-simple"
-    text = table(model, build, measure(build, model, draft, kinds, args), args, how)
-    write_result(args.out, f"# Speed with drafts\n\n{text}", patches=build.tree.digest)
+    text = ""
+    for pairs in measure(build, model, draft, kinds, args):
+        text = table(model, build, pairs, args, how)
+        write_result(args.out, f"# Speed with drafts\n\n{text}", patches=build.tree.digest)
     print(text)
     return 0
 

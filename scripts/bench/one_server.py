@@ -20,6 +20,8 @@ from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build
 from turbo_gguf.make.toolkits import gpu_layers
+from turbo_gguf.measure import guard, log
+from turbo_gguf.measure.log import LogFacts
 from turbo_gguf.tools import tail
 
 START_SECONDS, ANSWER_SECONDS = 300, 600
@@ -89,3 +91,14 @@ def serve(build: Build, model: ModelFile, types: CacheSpec, *options: str, ctx: 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def check(build: Build, model: ModelFile, types: CacheSpec, log_path: Path) -> LogFacts:
+    """What a server without a draft model runs, which must be what was asked for.
+
+    Raises:
+        SilentFallback: it is not.
+    """
+    facts = log.log_facts(log_path.read_text("utf-8", errors="replace"))
+    guard.check(facts, types, backend=presets.backend_of(build.preset), model=model)
+    return facts

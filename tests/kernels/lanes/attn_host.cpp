@@ -62,21 +62,7 @@ int64_t ggml_blck_size(ggml_type type) {
     return ggml_is_turbo(type) ? turbo_block_values(type) : type == GGML_TYPE_Q8_0 ? QK8_0 : 1;
 }
 
-size_t ggml_type_size(ggml_type type) {
-    switch (type) {
-#define LANES_SIZE(ENUM, NAME, C_NAME, FAMILY, BITS) \
-    case GGML_TYPE_##ENUM:                           \
-        return sizeof(block_##C_NAME);
-        GGML_TURBO_TYPES_X(LANES_SIZE)
-#undef LANES_SIZE
-        case GGML_TYPE_Q8_0:
-            return sizeof(block_q8_0);
-        case GGML_TYPE_F32:
-            return sizeof(float);
-        default:
-            return sizeof(half);
-    }
-}
+#include "type_size.h"
 
 const char * ggml_type_name(ggml_type) {
     return "";

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import lds as lds_module
-from . import packed, salu, valu, vmem
+from . import matrix, packed, salu, valu, vmem
 from .codeobject import CodeObject, Kernel
 from .decode import VGPR, Instruction, decode
 from .errors import BadBarrier, EmulatorError, Unsupported
@@ -132,6 +132,8 @@ class Program:
         if name == "S_GETPC_B64":
             target, value = inst.sdst, np.array([self.code.address + after], np.uint64)
             return lambda g: g.put_scalar64(target, value)
+        if name.startswith("V_WMMA"):
+            return matrix.bind(inst)
         for prefixes, bind in BINDERS:
             if kind.startswith(prefixes):
                 return bind(inst)

@@ -132,10 +132,24 @@ def _formats() -> dict[int, list[_Format]]:
     return by_top
 
 
-@functools.lru_cache(maxsize=1 << 16)
+_known: dict[bytes, Instruction] = {}
+_KEPT = 1 << 17
+
+
 def decode(code: bytes) -> Instruction:
-    """The instruction at the start of these bytes; there are at least :data:`LONGEST`."""
-    bits = int.from_bytes(code[:LONGEST], "little")
+    """The instruction at the start of these bytes; there are at least :data:`LONGEST`. Equal ones are the same object."""
+    for size in range(4, LONGEST + 1, 4):  # no instruction is the beginning of another
+        found = _known.get(code[:size])
+        if found is not None:
+            return found
+    if len(_known) == _KEPT:
+        _known.clear()
+    inst = _decode(int.from_bytes(code[:LONGEST], "little"))
+    _known[code[: inst.size]] = inst
+    return inst
+
+
+def _decode(bits: int) -> Instruction:
     word = bits & 0xFFFFFFFF
     if word >> 16 in _CACHE_CONTROL:
         return Instruction("MUBUF", 8, {"name": "BUFFER_GL_INV"})

@@ -102,6 +102,11 @@ class Program:
             self._pieces[start] = self._decode(start)
         return self._pieces[start]
 
+    def check(self, inst: Instruction, at: int) -> None:
+        """Raise an EmulatorError where the instruction at a place is not known."""
+        if self._leave(inst, at + inst.size) is None:
+            self._bind(inst, at + inst.size)
+
     def _decode(self, start: int) -> Piece:
         piece, at = Piece(), start
         while True:

@@ -64,6 +64,15 @@ class Fields:
             return lambda g: -read(g)
         return read
 
+    def both(self, index: int, kind: str) -> Read | None:
+        """Both halves of an operand in a last axis, if it is a register whose halves each take part in the result of their place."""
+        register = self.sources[index] - VGPR
+        if register < 0 or any(plane >> index & 1 for plane in (self.select[0], ~self.select[1], *self.negative)):
+            return None
+        if kind == "h":
+            return lambda g: g.hf[register]
+        return (lambda g: g.h[register]) if kind == "w" else (lambda g: g.h[register].view(np.int16))
+
     def _constant_half(self, source: int, kind: str, which: int) -> Read:
         """Inline constants are 32-bit values: sign-extended integers; a float16 below zeros, or a float32 for integer operations."""
         is_float = 240 <= source <= 248
@@ -99,6 +108,9 @@ def _packed(fields: Fields) -> Run:
         raise Unsupported(f"{fields.name} with clamp")
     clamp = fields.clamp
     put_low, put_high = writer(fields.vdst, kinds[0], 0), writer(fields.vdst, kinds[0], 1)
+    whole = [fields.both(k, kind) for k, kind in enumerate(kinds)]
+    if not clamp and all(whole):
+        return lambda g: g.put(g.u[fields.vdst], function(*[read(g) for read in whole]).view(U32)[..., 0])
 
     def run(g: Group) -> None:
         first, second = function(*[read(g) for read in low]), function(*[read(g) for read in high])
@@ -176,10 +188,20 @@ def elements(x: Array, bits: int, signed: bool) -> npt.NDArray[np.int32]:
 
 
 def _dot_f16(fields: Fields) -> Run:
+    whole = [fields.both(k, "h") for k in range(2)]
     halves = [[fields.half(k, "h", high) for k in range(2)] for high in (False, True)]
     c = vector(fields.sources[2], fields.literal, "f")
     negate = fields.negative[0] >> 2 & 1
     (a0, b0), (a1, b1) = halves
+    a, b = whole
+
+    def run_whole(g: Group) -> None:
+        product = np.multiply(a(g), b(g), dtype=F32)
+        total = product[..., 0] + product[..., 1]
+        g.put(g.f[fields.vdst], total - c(g) if negate else total + c(g))
+
+    if a is not None and b is not None:
+        return run_whole
 
     def run(g: Group) -> None:
         low = np.multiply(a0(g), b0(g), dtype=F32)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import collections
+import functools
+import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import emulated_tools
+import msgspec
 from emulated_tools import Case
 
 from turbo_gguf.codec import tables
@@ -37,6 +40,9 @@ TRELLIS_PAIRS = {
 CONTEXT, UBATCH = 128, 32  # one chunk of the tiny models; several queries at once, so that prefill runs, too
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Job:
     """Cases of one operation whose parameters match a regular expression."""
@@ -54,7 +60,7 @@ class Outcome:
     cases: list[Case] = field(default_factory=list)
     error: str = ""
     seconds: float = 0
-    kernels: collections.Counter[str] = field(default_factory=collections.Counter)
+    kernels: dict[str, float] = field(default_factory=dict)
 
 
 def attention(head_size: str, more: str, *environment: tuple[str, str]) -> Job:
@@ -123,16 +129,46 @@ def run_job(job: Job, folder: Path) -> Outcome:
     if launches.exists():
         for line in launches.read_text().splitlines():
             name, seconds = re.split(r"\s.*\s", line, maxsplit=1)
-            outcome.kernels[name] += float(seconds)  # type: ignore[assignment]  # a counter of seconds
+            outcome.kernels[name] = outcome.kernels.get(name, 0) + float(seconds)
     return outcome
 
 
-def run_jobs(jobs: Mapping[str, Job], folder: Path) -> dict[str, Outcome]:
-    """Run jobs, one per core."""
+def run_jobs(jobs: Mapping[str, Job], folder: Path, *, workers: int | None = None, resume: bool = False) -> dict[str, Outcome]:
+    """Run jobs, one per core or so many at once; :func:`kept` tells what ``resume`` does."""
     emulated_tools.build(), emulated_tools.runtime(), emulated_tools.modules()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {name: pool.submit(run_job, job, folder / re.sub(r"\W+", "-", name)) for name, job in jobs.items()}
-        return {name: future.result() for name, future in futures.items()}
+
+    def run(name: str) -> Outcome:
+        logs = folder / re.sub(r"\W+", "-", name)
+        return kept(logs, repr(jobs[name]), lambda: run_job(jobs[name], logs), Outcome, resume=resume)
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        return dict(zip(jobs, pool.map(run, jobs), strict=True))
+
+
+def kept(folder: Path, what: str, make: Callable[[], T], kind: type[T], *, resume: bool) -> T:
+    """What ``make`` gives, which is also written to a folder.
+
+    With ``resume`` it is taken from there, if it is of the same code: what was asked for, the programs, and the emulator. An outcome with
+    an error or a wrong case is not.
+    """
+    file = folder / "kept.json"
+    mark = hashlib.sha256(f"{what} {_code()}".encode()).hexdigest()[:16]
+    if resume and file.exists():
+        found = msgspec.json.decode(file.read_bytes())
+        if found["mark"] == mark:
+            return msgspec.convert(found["result"], kind)
+    result = make()
+    if not isinstance(result, Outcome) or not (result.error or any(not case.ok for case in result.cases)):
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(msgspec.json.encode({"mark": mark, "result": result}))
+    return result
+
+
+@functools.cache
+def _code() -> str:
+    files = [*sorted(emulated_tools.build().glob("lib*.so")), *(emulated_tools.build() / name for name in emulated_tools.TARGETS)]
+    files += sorted((emulated_tools.REPOSITORY / "dev" / "emulator").glob("*.py")) + sorted(emulated_tools.runtime().glob("lib*"))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def perplexity(model: Path, cache_type: str, folder: Path, *, on_cpu: bool, ubatch: int = UBATCH, chunks: int = 2) -> float:

@@ -126,11 +126,15 @@ def run_job(job: Job, folder: Path) -> Outcome:
     except Exception as error:  # a job must not end the others
         outcome.error = str(error)
     outcome.seconds = time.monotonic() - began
-    if launches.exists():
-        for line in launches.read_text().splitlines():
-            name, seconds = re.split(r"\s.*\s", line, maxsplit=1)
-            outcome.kernels[name] = outcome.kernels.get(name, 0) + float(seconds)
+    for name, seconds in launches_of(launches):
+        outcome.kernels[name] = outcome.kernels.get(name, 0) + seconds
     return outcome
+
+
+def launches_of(log: Path) -> list[tuple[str, float]]:
+    """Kernel and seconds of each launch in a file that ``TURBO_EMULATOR_LOG`` named."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [(line.split(" ", 1)[0], float(line.rsplit(" ", 1)[1])) for line in lines]
 
 
 def run_jobs(jobs: Mapping[str, Job], folder: Path, *, workers: int | None = None, resume: bool = False) -> dict[str, Outcome]:
@@ -171,14 +175,21 @@ def _code() -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
-def perplexity(model: Path, cache_type: str, folder: Path, *, on_cpu: bool, ubatch: int = UBATCH, chunks: int = 2) -> float:
-    """Perplexity of a model over a text that lies beside it as ``text.txt``, on the emulated device or on the CPU."""
+def perplexity(
+    model: Path, cache_type: str, folder: Path, *, on_cpu: bool, ubatch: int = UBATCH, chunks: int = 2, **environment: str
+) -> float:
+    """Perplexity of a model over a text that lies beside it as ``text.txt``, on the emulated device or on the CPU.
+
+    The folder gets the logs, ``launches.txt`` of the kernels among them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    launches = folder / "launches.txt"
+    launches.unlink(missing_ok=True)
     where = ["-dev", "none"] if on_cpu else ["-ngl", "99"]
     size = ["-c", str(CONTEXT), "-b", str(CONTEXT), "-ub", str(ubatch), "--chunks", str(chunks)]
     cache = ["-fa", "on", "-ctk", cache_type, "-ctv", cache_type]
     command = ["llama-perplexity", "-m", str(model), "-f", str(model.parent / "text.txt"), *size, *cache]
-    done = emulated_tools.emulated(*command, *where, cwd=folder)
+    done = emulated_tools.emulated(*command, *where, cwd=folder, TURBO_EMULATOR_LOG=str(launches), **environment)
     found = re.findall(r"Final estimate: PPL = ([\d.]+)", done.out + done.err)
     if done.rc or not found:
         raise RuntimeError(f"llama-perplexity ended with {done.rc}\n{done.err[-3000:]}")

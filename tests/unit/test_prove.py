@@ -113,7 +113,7 @@ def test_when_everything_hangs_each_stage_still_ends_and_the_total_is_kept(gpu: 
     assert prove(gpu, seconds=8) == 4
     assert time.monotonic() - started < 10
     assert ends(gpu).keys() == prove_run.STAGES.keys()
-    assert set(ends(gpu).values()) <= {"partial", "error"}
+    assert {status for name, status in ends(gpu).items() if name != "variants"} == {"partial"}, "variants have no q8_0"
     assert [row["types"] for row in rows(gpu, "op") if not row["variant"]] == ["f16"], "what came before it is kept"
 
 

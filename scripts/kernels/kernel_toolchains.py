@@ -39,6 +39,10 @@ _HIP_FLAGS = ("-O3", "-DNDEBUG", "-std=gnu++17", "-fPIC", "-DGGML_USE_HIP", "-DG
 _CUDA_FLAGS = ("-O3", "-DNDEBUG", "-std=c++17", "-use_fast_math", "-extended-lambda", "-DGGML_CUDA_USE_GRAPHS", "-Xptxas", "-v")
 
 
+_ASSERTED = re.compile(rb'("[^"]*\.(?:cu|cuh|h)"), \d+')
+"""File and line in what GGML_ASSERT and its kind become."""
+
+
 class Toolchain(msgspec.Struct, frozen=True):
     """A compiler and the start of its command line."""
 
@@ -155,7 +159,8 @@ class Job(msgspec.Struct, frozen=True):
         argv = self.tools.preprocess(self.target, f"{CUDA_SOURCES}/{self.source}")
         done = subprocess.run(argv, cwd=self.tree, capture_output=True, check=False)
         lines = (line for line in done.stdout.splitlines() if not re.match(rb'#(line)? \d+ "', line))
-        return hashlib.sha256(b" ".join(word for line in lines for word in line.split())).hexdigest() if done.returncode == 0 else ""
+        words = b" ".join(word for line in lines for word in line.split())
+        return hashlib.sha256(_ASSERTED.sub(rb"\1", words)).hexdigest() if done.returncode == 0 else ""
 
 
 def remembered(job: Job) -> Compiled | None:

@@ -183,11 +183,13 @@ def test_a_compile_is_remembered_by_what_went_into_it(tree: Path, hip: toolchain
 
 
 def test_what_only_looks_different_is_not_compiled_again(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
-    first = compiled(tree, hip, tmp_path)
     header = tree / toolchains.CUDA_SOURCES / "turbo.cuh"
-    header.write_text("  first // a comment\n")
+    header.write_text('first // a comment\nabort("a.cuh", 2)')
+    first = compiled(tree, hip, tmp_path)
+    header.write_text('  first  // another\n\n\nabort("a.cuh", 4)')
     assert toolchains.remembered(job(tree, hip, tmp_path)) == first
     assert compiled(tree, hip, tmp_path) == first
+    assert runs(tmp_path) == 1
     header.write_text("fir st")
     assert toolchains.remembered(job(tree, hip, tmp_path)) is None
     compiled(tree, hip, tmp_path)

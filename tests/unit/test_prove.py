@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -394,6 +395,15 @@ def test_every_target_says_that_it_was_not_measured() -> None:
     found = prove_targets.verdicts([], FULL, "")
     assert {each.verdict for each in found} == {"not measured"}
     assert len(found) == len({each.target for each in found}) > 25
+
+
+def test_kernels_whose_counters_are_read_have_these_names() -> None:
+    folder = REPOSITORY / "ggml-patches/overlay/ggml/src/ggml-cuda"
+    text = "\n".join(path.read_text("utf-8") for path in sorted(folder.rglob("*.cu*")))
+    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text)
+    assert len(kernels) > 7
+    for counted in prove_measures.COUNTED:
+        assert counted.kernel == "flash_attn" or any(re.search(counted.kernel, kernel) for kernel in kernels), counted
 
 
 def test_the_cases_are_those_of_the_targets_and_fit_into_the_time() -> None:

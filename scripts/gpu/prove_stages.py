@@ -220,7 +220,7 @@ def sanitizers(proof: Proof) -> Words:
         return "skip", "needs an NVIDIA GPU and compute-sanitizer"
     said = ask(program, "--help")
     # only our kernels: upstream's and cuBLAS' are not ours to check, and each takes 10 to 100 times as long
-    only = ["--kernel-name", "kns=turbo"] if "--kernel-name" in said else ["--filter", "kns=turbo"] if "--filter" in said else []
+    only = next(([option, "kns=turbo"] for option in ("--kernel-name", "--kernel-regex", "--filter") if option in said), [])  # by version
     known = {row["tool"]: row for row in proof.rows if row["kind"] == "sanitizer" and row["status"] in ("pass", "fail", "skip")}
     found: list[tuple[str, Words]] = []
     for tool in SANITIZERS:

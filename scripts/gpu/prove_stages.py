@@ -190,6 +190,7 @@ def slices(proof: Proof) -> Words:
 FAMILIES = {
     "writing, scalar": r"type_src=f32,type_dst=turbo3,type_idx=i64,ne=\[1024,11,2,7\],nr23=\[2,3\],r=7,v=0",
     "writing, trellis": r"type_src=f32,type_dst=turbo3t,type_idx=i64,ne=\[1024,11,2,7\],nr23=\[2,3\],r=7,v=0",
+    "writing, few rows of trellis": r"type_src=f32,type_dst=turbo3t,type_idx=i64,ne=\[256,5,1,3\],nr23=\[1,1\],r=3,v=0",
     "reading rows": r"type=turbo4t,n=256,m=5,r=4,be1=7,be2=1,v=0,.*",
     "copying": r"type_src=turbo3,type_dst=turbo3,ne_src=\[256,2,3,4\],.*",
     "decode, scalar": r"hsk=128,hsv=128,nh=2,nr23=\[4,1\],kv=113,nb=3,.*type_K=turbo3,type_V=turbo3,.*",

@@ -56,7 +56,7 @@ LANES_EXPORT const char * lanes_to_floats(int64_t type, const ggml_tensor * x, v
 }
 
 // As upstream's loop over the nodes of a graph does it. A copy of floats stands for any op that isn't ours.
-//   n_sm:       multiprocessors: up to four blocks of threads on each, rows are few
+//   n_sm:       multiprocessors: up to three blocks of threads on each, rows are few
 //   concurrent: upstream runs parts of the graph on several streams
 //   launches:   of our kernels
 LANES_EXPORT const char * lanes_run_graph(ggml_tensor ** nodes,

@@ -101,18 +101,25 @@ def test_both_ways_around_the_limit(t: TurboType, n_sm: int) -> None:
     one.check()
 
 
-@pytest.mark.parametrize("t", ALL, ids=lambda t: t.name)
-def test_rows_of_matrices_and_values_apart(t: TurboType) -> None:
-    """What a cache never asks for goes the other way."""
-    values = gaussian(2, 3, 2 * t.block)
-    stored = np.zeros((2, 3, row_bytes(t, 2 * t.block)), dtype=np.uint8)
-    run([compute(turbo_tensor(t, stored).c(Tensor(0, values), indices(np.arange(3))), "set_rows")])
-    assert np.array_equal(stored, quantized(t, values))
+@each_trellis_type
+@pytest.mark.parametrize(("n_matrices", "launches"), [(1, 1), (3, 2), (16, 8), (17, 1)])
+def test_two_matrices_at_once(t: TurboType, n_matrices: int, launches: int) -> None:
+    """Indices repeat over them."""
+    values = gaussian(n_matrices, 1, 3, 2 * t.block)
+    rows = np.array([[[4, 1, 3]]])
+    stored = np.zeros((n_matrices, 1, 5, row_bytes(t, 2 * t.block)), dtype=np.uint8)
+    assert run([compute(turbo_tensor(t, stored).c(Tensor(0, values), indices(rows)), "set_rows")]) == launches
+    assert np.array_equal(stored[:, :, rows[0, 0]], quantized(t, values))
+    assert not stored[:, :, [0, 2]].any()
 
-    apart = gaussian(3, 4 * t.block)[:, ::2]
+
+@pytest.mark.parametrize("t", ALL, ids=lambda t: t.name)
+def test_values_apart(t: TurboType) -> None:
+    """What a cache never asks for goes the other way."""
+    values = gaussian(3, 4 * t.block)[:, ::2]
     stored = np.zeros((3, row_bytes(t, 2 * t.block)), dtype=np.uint8)
-    run([compute(turbo_tensor(t, stored).c(Tensor(0, apart), indices(np.arange(3))), "set_rows")])
-    assert np.array_equal(stored, quantized(t, np.ascontiguousarray(apart)))
+    run([compute(turbo_tensor(t, stored).c(Tensor(0, values), indices(np.arange(3))), "set_rows")])
+    assert np.array_equal(stored, quantized(t, np.ascontiguousarray(values)))
 
 
 def test_few_rows_of_views() -> None:

@@ -33,6 +33,7 @@ struct turbo_jobs {
     ggml_turbo_scale scale;
 };
 
+static constexpr int TURBO_FEW_MATRICES = 16;
 static constexpr int TURBO_SCALAR_GROUP = TRELLIS_WIDE_THREADS / 8;  // scalar blocks that a block of threads encodes
 
 // A block on its way. Where it goes is asked for last: until then the row's number may be under way.
@@ -114,56 +115,70 @@ static __global__ void __launch_bounds__(TRELLIS_WIDE_THREADS) turbo_quantize_fe
 static bool turbo_sets_rows(const ggml_tensor * t) {
     const ggml_tensor * src = t->src[0];
     return t->op == GGML_OP_SET_ROWS && ggml_is_turbo(t->type) && src->type == GGML_TYPE_F32 &&
-           src->nb[0] == sizeof(float) && src->ne[2] * src->ne[3] == 1;
+           src->nb[0] == sizeof(float);
 }
 
-static uint32_t turbo_n_groups(const ggml_tensor * dst) {
-    const uint32_t n_blocks = turbo_count_blocks(dst->src[0]->ne, turbo_block_values(dst->type));
-    return ggml_turbo_is_trellis(dst->type) ? n_blocks : (n_blocks + TURBO_SCALAR_GROUP - 1) / TURBO_SCALAR_GROUP;
+static bool turbo_sets_a_matrix(const ggml_tensor * t) {
+    return turbo_sets_rows(t) && t->src[0]->ne[2] * t->src[0]->ne[3] == 1;
 }
 
-// Of a tensor. Where each multiprocessor gets more, sixteen lanes for a trellis-coded block are done sooner: they take a third of the
+static uint32_t turbo_n_groups(ggml_type type, uint32_t n_blocks) {
+    return ggml_turbo_is_trellis(type) ? n_blocks : (n_blocks + TURBO_SCALAR_GROUP - 1) / TURBO_SCALAR_GROUP;
+}
+
+// Where each multiprocessor gets more blocks of threads, sixteen lanes for a trellis-coded block are done sooner: they take a third of the
 // instructions, and the time of 3 such blocks passes before they have finished the first.
-static bool turbo_is_few(const ggml_backend_cuda_context & ctx, uint32_t n_groups) {
-    return n_groups > 0 && n_groups <= 3u * ggml_cuda_info().devices[ctx.device].nsm;
+static bool turbo_sets_few_rows(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
+    const uint32_t n_blocks = turbo_count_blocks(dst->src[0]->ne, turbo_block_values(dst->type));
+    return n_blocks > 0 && turbo_n_groups(dst->type, n_blocks) <= 3u * ggml_cuda_info().devices[ctx.device].nsm;
 }
 
-static turbo_job turbo_make_job(const ggml_tensor * dst) {
+// i: which matrix
+static turbo_job turbo_make_job(const ggml_tensor * dst, int64_t i) {
     const ggml_tensor * src     = dst->src[0];
     const ggml_tensor * indices = dst->src[1];
     const int64_t       values  = turbo_block_values(dst->type);
+    const int64_t       i2      = i % src->ne[2];
+    const int64_t       i3      = i / src->ne[2];
 
     turbo_job job;
-    job.src        = (const char *) src->data;
-    job.dst        = (char *) dst->data;
-    job.indices    = (const char *) indices->data;
+    job.src = (const char *) src->data + i2 * src->nb[2] + i3 * src->nb[3];
+    job.dst = (char *) dst->data + i2 * dst->nb[2] + i3 * dst->nb[3];
+    job.indices =
+        (const char *) indices->data + i2 % indices->ne[1] * indices->nb[1] + i3 % indices->ne[2] * indices->nb[2];
     job.src_step   = (int64_t) src->nb[1];
     job.dst_step   = (int64_t) dst->nb[1];
     job.index_step = (int64_t) indices->nb[0];
     job.row        = init_fastdiv_values((uint64_t) (src->ne[0] / values));
-    job.n_blocks   = turbo_count_blocks(src->ne, values);
+    job.n_blocks   = (uint32_t) (src->ne[0] / values * src->ne[1]);
     job.type       = dst->type;
     job.is_i64     = indices->type == GGML_TYPE_I64;
     return job;
 }
 
-// second: or nullptr
-static void turbo_launch_few(ggml_backend_cuda_context & ctx, const ggml_tensor * first, const ggml_tensor * second) {
+// n: 1 or 2
+static void turbo_launch_few(ggml_backend_cuda_context & ctx, const turbo_job * job, int n) {
     turbo_jobs jobs;
-    jobs.at[0]       = turbo_make_job(first);
-    jobs.at[1]       = second ? turbo_make_job(second) : jobs.at[0];
-    jobs.n_groups[0] = turbo_n_groups(first);
-    jobs.n_groups[1] = second ? turbo_n_groups(second) : 0;
+    jobs.at[0]       = job[0];
+    jobs.at[1]       = job[n - 1];
+    jobs.n_groups[0] = turbo_n_groups(job[0].type, job[0].n_blocks);
+    jobs.n_groups[1] = n == 2 ? turbo_n_groups(job[1].type, job[1].n_blocks) : 0;
     jobs.scale       = ggml_turbo_get_scale();
     turbo_launch(turbo_quantize_few, dim3(jobs.n_groups[0] + jobs.n_groups[1]), dim3(TRELLIS_WIDE_THREADS), 0,
                  ctx.stream(), jobs);
 }
 
+// A cache is written as one matrix. Of several, two are written at once.
 bool ggml_cuda_turbo_set_few_rows(ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
-    if (!turbo_sets_rows(dst) || !ggml_turbo_is_trellis(dst->type) || !turbo_is_few(ctx, turbo_n_groups(dst))) {
+    const int64_t n_matrices = dst->src[0]->ne[2] * dst->src[0]->ne[3];
+    if (!turbo_sets_rows(dst) || !ggml_turbo_is_trellis(dst->type) || n_matrices > TURBO_FEW_MATRICES ||
+        !turbo_sets_few_rows(ctx, dst)) {
         return false;
     }
-    turbo_launch_few(ctx, dst, nullptr);
+    for (int64_t i = 0; i < n_matrices; i += 2) {
+        const turbo_job job[2] = { turbo_make_job(dst, i), turbo_make_job(dst, std::min(i + 1, n_matrices - 1)) };
+        turbo_launch_few(ctx, job, i + 1 < n_matrices ? 2 : 1);
+    }
     return true;
 }
 
@@ -200,7 +215,7 @@ static bool turbo_are_independent(const ggml_tensor * a, const ggml_tensor * b) 
 // only, and where upstream uses several, K and V have different ones.
 int ggml_cuda_turbo_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, int i) {
     const ggml_tensor * first = cgraph->nodes[i];
-    if (!turbo_sets_rows(first) || !ctx.stream_context().concurrent_events.empty()) {
+    if (!turbo_sets_a_matrix(first) || !ctx.stream_context().concurrent_events.empty()) {
         return 0;
     }
     int next = i + 1;
@@ -211,13 +226,14 @@ int ggml_cuda_turbo_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * cg
         return 0;
     }
     const ggml_tensor * second = cgraph->nodes[next];
-    if (!turbo_sets_rows(second) || !(second->flags & GGML_TENSOR_FLAG_COMPUTE) ||
+    if (!turbo_sets_a_matrix(second) || !(second->flags & GGML_TENSOR_FLAG_COMPUTE) ||
         !turbo_are_independent(first, second)) {
         return 0;
     }
-    if (!turbo_is_few(ctx, turbo_n_groups(first)) || !turbo_is_few(ctx, turbo_n_groups(second))) {
+    if (!turbo_sets_few_rows(ctx, first) || !turbo_sets_few_rows(ctx, second)) {
         return 0;
     }
-    turbo_launch_few(ctx, first, second);
+    const turbo_job job[2] = { turbo_make_job(first, 0), turbo_make_job(second, 0) };
+    turbo_launch_few(ctx, job, 2);
     return next - i;
 }

@@ -4,6 +4,7 @@
 
 #include "ggml-common.h"
 #include "ggml.h"
+#include "mma.h"
 
 #define WARP_SIZE 32
 

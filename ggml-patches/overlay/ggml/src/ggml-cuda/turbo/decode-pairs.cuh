@@ -3,17 +3,20 @@
 // Which kernels of decode attention are compiled: see turbo/list.h for the lists.
 
 #include "attn-args.cuh"
-#include "base.cuh"
+#include "mma.cuh"
 
-// The kernel for one head size, which takes n_cols columns in a block, and the one that merges the parts it leaves.
+// The kernel for one head size, which takes n_cols columns in a block, and the one that merges the parts it leaves. widest: the kernel for
+// the most columns, where keys are split as for it whatever the columns are; else null.
 struct turbo_decode_kernels {
     void (*decode)(turbo_attn_args args);
     void (*merge)(const float * parts, const float2 * meta, float * dst, int n_parts);
     int n_cols;
+    void (*widest)(turbo_attn_args args);
 };
 
-// The kernels of one pair of types for a head size that ggml_cuda_turbo_flash_attn_supported lets pass, and for so many columns.
-typedef turbo_decode_kernels (*turbo_attn_decode_t)(int DK, int DV, int n_columns);
+// The kernels of one pair of types for a head size that ggml_cuda_turbo_flash_attn_supported lets pass, and for so many columns. mma: with
+// matrix instructions, of a pair and a head size that turbo_is_decode_mma knows.
+typedef turbo_decode_kernels (*turbo_attn_decode_t)(int DK, int DV, int n_columns, bool mma);
 
 // Those of a pair, or null where they are not compiled. Instances: turbo-attn-decode-*.cu, one for each type of K.
 template <ggml_type type_K> turbo_attn_decode_t ggml_cuda_turbo_decode_pair(ggml_type type_v);
@@ -36,4 +39,14 @@ static constexpr bool turbo_is_decode_pair(const ggml_type type_k, const ggml_ty
     return (TURBO_ALL_PAIRS && (turbo_is_turbo(type_k) || turbo_is_turbo(type_v)))
         GGML_TURBO_DECODE_PAIRS_X(TURBO_IS_PAIR);
 #undef TURBO_IS_PAIR
+}
+
+// Whether a pair that is compiled has kernels with matrix instructions, too.
+static constexpr bool turbo_is_decode_mma(const ggml_type type_k, const ggml_type type_v, const int DK, const int DV) {
+#ifdef TURBO_MMA
+    return (turbo_is_turbo(type_k) || type_k == GGML_TYPE_F16) && (turbo_is_turbo(type_v) || type_v == GGML_TYPE_F16) &&
+           DK == DV && (DK == 64 || DK == 128 || DK == 256);
+#else
+    return GGML_UNUSED(type_k), GGML_UNUSED(type_v), GGML_UNUSED(DK), GGML_UNUSED(DV), false;
+#endif  // TURBO_MMA
 }

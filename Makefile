@@ -8,7 +8,7 @@ SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)')
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated test-server kernel-report gpu-suite
+.PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated test-server kernel-report gpu-proof
 .PHONY: soak soak-asan bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
@@ -68,8 +68,8 @@ soak-asan: setup-dev ## the same with sanitizers, MINUTES=10 (compiles build-cpu
 kernel-report: setup ## compile our GPU kernels for all architectures; registers and spills go to eval/results/kernels.md
 	$(PYTHON_VENV) scripts/kernels/kernel_report.py $(ARGS)
 
-gpu-suite: setup ## build for the GPU here, check and measure everything on it; results in build/report/gpu-suite
-	scripts/gpu/gpu_suite.sh $(ARGS)
+gpu-proof: setup ## build for the GPU here, check and measure everything on it in half an hour; results in build/prove/results
+	scripts/gpu/prove.sh $(ARGS)
 
 bench-cpu: setup ## speed on the CPU: single ops, odd shapes, a whole model against depth (two to three idle hours)
 	$(PYTHON_VENV) scripts/bench/bench_cpu.py $(ARGS)

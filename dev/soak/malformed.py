@@ -64,3 +64,6 @@ MALFORMED: tuple[tuple[str, bytes], ...] = (
     ("/completion", json.dumps({"prompt": "long " * 4_000, "n_predict": 2}).encode()),
 )
 """Path and body of each."""
+
+WITHOUT_SLOTS = tuple((path, data) for path, data in MALFORMED if b'"id_slot"' not in data)
+"""Those that name no slot. A number out of range is one, too: upstream wraps it around."""

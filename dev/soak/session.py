@@ -58,14 +58,17 @@ CLIENTS = 4
 ACTIONS = 15
 """Of each client in a round."""
 
-WARM = 0.25
-"""Part of the long life after which memory is looked at first."""
-
 LEAST_ROUNDS = 5
 """Of a long life, however little time it has."""
 
-GROWTH, SLACK = 0.02, 4 << 20
-"""Most that resident memory may grow after that: a part of it, and bytes, for the steps that the heap makes when a large request comes."""
+GROWTH = 0.02
+"""Most by which the lowest resident memory of the last quarter of the rounds may be above the highest of the first half.
+
+The heap goes up and down by steps of a MiB. What leaks does not come back.
+"""
+
+MANY_ROUNDS, SLACK = 100, 4 << 20
+"""Fewer rounds than these may grow by so many bytes more: not all requests have come."""
 
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """glibc gives back what is freed. Otherwise each thread keeps what its largest request took, and a server grows by a third in a minute."""
@@ -152,22 +155,24 @@ class Session:
 
     def live(self, seconds: float) -> None:
         """One server, for long: traffic, full disks, and memory that stays as it is."""
-        end, marks = time.monotonic() + seconds, []
+        end, sizes = time.monotonic() + seconds, []
         with self.server() as client:
-            while time.monotonic() < end or len(marks) < LEAST_ROUNDS:
+            while time.monotonic() < end or len(sizes) < LEAST_ROUNDS:
                 self.traffic(client.server)
                 if self.rounds % 3 == 0:
                     self.fill_disk(client)
                 traffic.settle(client)
                 self.check("life", probes.ask(client, self.tokens))
                 traffic.settle(client)
-                marks.append((time.monotonic(), client.server.memory()))
-                self.journal.write("resident", types=self.name, n_bytes=marks[-1][1])
-            warm = next((n for at, n in marks[1:-1] if at >= end - (1 - WARM) * seconds), marks[1][1])
-            growth = marks[-1][1] / warm - 1
-            self.journal.write("memory", types=self.name, warm=warm, last=marks[-1][1], growth=round(growth, 5))
-            if not self.is_sanitized and marks[-1][1] > warm * (1 + GROWTH) + SLACK:
-                raise Wrong(f"resident memory grew by {growth:.2%}, from {warm} to {marks[-1][1]} bytes; log: {client.server.log}")
+                sizes.append(client.server.memory())
+                self.journal.write("resident", types=self.name, n_bytes=sizes[-1])
+            n = len(sizes)
+            warm, last = max(sizes[: n // 2]), min(sizes[n - n // 4 :])
+            growth = last / warm - 1
+            self.journal.write("memory", types=self.name, warm=warm, last=last, growth=round(growth, 5))
+            slack = 0 if n >= MANY_ROUNDS else SLACK
+            if not self.is_sanitized and last > warm * (1 + GROWTH) + slack:
+                raise Wrong(f"resident memory grew by {growth:.2%}, from {warm} to {last} bytes; log: {client.server.log}")
 
     def fill_disk(self, client: Client) -> None:
         """Saves fail, or what they leave is refused, or it is right: in any case the server goes on."""

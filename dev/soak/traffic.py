@@ -19,7 +19,7 @@ from typing import Any
 from server import Server
 from slots import Client
 
-from soak.malformed import MALFORMED
+from soak.malformed import MALFORMED, WITHOUT_SLOTS
 
 N_SLOTS = 3
 N_CTX = 512  # of a slot
@@ -136,7 +136,7 @@ def left_in_decode(worker: Worker) -> str:
 
 def malformed(worker: Worker) -> str:
     """Whatever it is, it has an answer."""
-    path, data = worker.rng.choice(MALFORMED)
+    path, data = worker.rng.choice(MALFORMED if worker.names_slots else WITHOUT_SLOTS)
     status, _ = worker.server.send(path, data)
     return f"{path.partition('?')[0]} {status}"
 

@@ -1,10 +1,11 @@
 """How much a draft speeds up decoding, with each cache type beside f16.
 
     python scripts/bench/drafts.py --model target.gguf --draft draft.gguf --text text.txt --depths 512 2048
-    python scripts/bench/drafts.py --model target.gguf --spec-type ngram-simple --text code.txt
+    python scripts/bench/drafts.py --model target.gguf --text text-that-repeats-itself.txt --n-max 16
 
 For each type two servers run, one with drafts and one without, and all of them go on with the same text, greedily, in rounds that
 alternate over the servers. The prompt is read once, and decoding is what is timed. The draft model has the cache types of its target.
+Without one, drafts are what followed the last 12 tokens earlier in the text (ngram-simple).
 A gain is tokens per second with drafts over those without, as medians over the rounds. It depends on how many tokens are accepted,
 which the table says, too: types whose text differs have other ones.
 
@@ -19,13 +20,13 @@ import re
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from one_server import Server, serve
+from one_server import Server, check, serve
 
 from turbo_gguf import assets
 from turbo_gguf.cache import fit
@@ -80,10 +81,11 @@ class Pair:
 
 def drafting(args: argparse.Namespace, draft: ModelFile | None, types: CacheSpec) -> list[str]:
     """Options of the server that drafts."""
-    n_max = ["--spec-draft-n-max", str(args.n_max)]
+    n_max = str(args.n_max)
     if draft is None:
-        return ["--spec-type", args.spec_type, *n_max]
-    return ["--spec-type", "draft-simple", "-md", str(draft.path), "-td", str(args.threads), "-ctkd", types.k, "-ctvd", types.v, *n_max]
+        return ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", n_max]
+    model = ["-md", str(draft.path), "-td", str(args.threads), "-ctkd", types.k, "-ctvd", types.v]
+    return ["--spec-type", "draft-simple", *model, "--spec-draft-n-max", n_max]
 
 
 def read(server: Server, tokens: Sequence[int], n: int) -> dict[str, Any]:
@@ -92,8 +94,10 @@ def read(server: Server, tokens: Sequence[int], n: int) -> dict[str, Any]:
     return dict(server.post("/completion", body)["timings"])
 
 
-def measure(build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequence[CacheSpec], args: argparse.Namespace) -> list[Pair]:
-    """All rounds, with all servers at once; only one of them computes at a time."""
+def measure(
+    build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequence[CacheSpec], args: argparse.Namespace
+) -> Iterator[list[Pair]]:
+    """All servers at once, of which only one computes at a time; what is known after each round."""
     pairs = [Pair(types, depth) for depth in args.depths for types in kinds]
     ctx = max(args.depths) + args.n + ROOM
     logs = assets.home() / "logs" / "drafts"
@@ -105,6 +109,8 @@ def measure(build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequ
                 options = drafting(args, draft, types) if is_drafting else []
                 serving = serve(build, model, types, *options, ctx=ctx, threads=args.threads, log_path=logs / name)
                 servers[types, is_drafting] = stack.enter_context(serving)
+                if not is_drafting:
+                    check(build, model, types, logs / name)
         tokens = next(iter(servers.values())).tokens(args.text.read_text("utf-8", errors="replace")[: 16 * ctx])
         if len(tokens) < max(args.depths):
             raise UsageError(f"{args.text}: {len(tokens)} tokens in {16 * ctx} characters; the longest prompt has {max(args.depths)}", "")
@@ -115,7 +121,8 @@ def measure(build: Build, model: ModelFile, draft: ModelFile | None, kinds: Sequ
                     if number > 0:  # the first one reads the prompt, and everything for the first time
                         speed.add(timings)
             print(f"round {number} of {args.rounds}", file=sys.stderr)
-    return pairs
+            if number > 0:
+                yield pairs
 
 
 def table(model: ModelFile, build: Build, pairs: Sequence[Pair], args: argparse.Namespace, how: str) -> str:
@@ -138,7 +145,7 @@ def table(model: ModelFile, build: Build, pairs: Sequence[Pair], args: argparse.
     made = (
         f"llama.cpp {build.tree.commit[:12]}, patches {build.tree.digest[:12]}, {presets.backend_of(build.preset)}, {args.threads} threads"
     )
-    about = f"Drafts of up to {args.n_max} tokens {how}; {args.n} tokens, {args.rounds} rounds; {made}."
+    about = f"Drafts of up to {args.n_max} tokens {how}; {args.n} tokens, {len(pairs[0].plain.rates)} rounds; {made}."
     return f"### {model.name}\n\n{about}\n\n{report.markdown(header, rows)}\n"
 
 
@@ -147,7 +154,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="as ppl-gate takes it")
     parser.add_argument("--draft", help="a smaller model with the same vocabulary, as --model")
-    parser.add_argument("--spec-type", default="ngram-simple", help="of llama-server, where there is no --draft  [default: ngram-simple]")
     parser.add_argument("--text", type=Path, required=True, help="what the prompts are the beginning of")
     parser.add_argument("--types", nargs="+", default=TYPES, help=f"as ppl-gate takes them  [default: {','.join(TYPES)}]")
     parser.add_argument("--depths", nargs="+", type=int, default=[512, 2048], help="tokens of a prompt  [default: 512 2048]")
@@ -163,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and write the table."""
+    """Measure; the table is written after each round."""
     if min(*args.depths, args.n, args.n_max, args.rounds) < 1:
         raise UsageError("--depths, --n, --n-max, --rounds: 1 or more", "")
     if not args.text.is_file():
@@ -177,9 +183,11 @@ def run(args: argparse.Namespace) -> int:
         if draft:
             fit.check_fit(types, draft)
     build = ensure_build(args.preset, targets=("llama-server",))
-    how = f"by {draft.name}" if draft else f"by {args.spec_type}"
-    text = table(model, build, measure(build, model, draft, kinds, args), args, how)
-    write_result(args.out, f"# Speed with drafts\n\n{text}", patches=build.tree.digest)
+    how = f"by {draft.name}" if draft else "by ngram-simple"
+    text = ""
+    for pairs in measure(build, model, draft, kinds, args):
+        text = table(model, build, pairs, args, how)
+        write_result(args.out, f"# Speed with drafts\n\n{text}", patches=build.tree.digest)
     print(text)
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import time
@@ -21,6 +20,8 @@ from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build
 from turbo_gguf.make.toolkits import gpu_layers
+from turbo_gguf.measure import guard, log
+from turbo_gguf.measure.log import LogFacts
 from turbo_gguf.tools import tail
 
 START_SECONDS, ANSWER_SECONDS = 300, 600
@@ -74,11 +75,8 @@ def serve(build: Build, model: ModelFile, types: CacheSpec, *options: str, ctx: 
     argv += ["-fa", "on", "-fit", "off", "--jinja", "--no-webui", "--host", "127.0.0.1", "--port", str(port), "-lv", "4", *options]
     argv += gpu_layers(presets.backend_of(build.preset))
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    quiet = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "passive"}
     with log_path.open("wb") as out:
-        process = subprocess.Popen(
-            [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **quiet}
-        )
+        process = subprocess.Popen([str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         server, deadline = Server(port), time.monotonic() + START_SECONDS
         while not server.is_ready():
@@ -93,3 +91,14 @@ def serve(build: Build, model: ModelFile, types: CacheSpec, *options: str, ctx: 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def check(build: Build, model: ModelFile, types: CacheSpec, log_path: Path) -> LogFacts:
+    """What a server without a draft model runs, which must be what was asked for.
+
+    Raises:
+        SilentFallback: it is not.
+    """
+    facts = log.log_facts(log_path.read_text("utf-8", errors="replace"))
+    guard.check(facts, types, backend=presets.backend_of(build.preset), model=model)
+    return facts

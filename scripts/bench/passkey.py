@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from one_server import Server, serve
+from one_server import Server, check, serve
 
 from turbo_gguf import assets
 from turbo_gguf.cache import fit
@@ -37,7 +37,7 @@ from turbo_gguf.judge import report
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.measure import environment, guard, log
+from turbo_gguf.measure import environment
 from turbo_gguf.tools import default_threads
 
 TYPES = ("f16", "q8_0", "q4_0", "turbo4t", "turbo3t", "turbo2t", "turbo3t cal=none sink=0 tail=0")
@@ -152,8 +152,7 @@ def measure(build: Build, model: ModelFile, types: CacheSpec, args: argparse.Nam
     log_path = assets.home() / "logs" / "passkey" / f"{re.sub(r'[^a-z0-9_]+', '-', str(types))}.log"
     started = time.monotonic()
     with serve(build, model, types, ctx=max(args.ctx) + ROOM, threads=args.threads, log_path=log_path) as server:
-        facts = log.log_facts(log_path.read_text("utf-8", errors="replace"))
-        guard.check(facts, types, backend=presets.backend_of(build.preset), model=model)
+        check(build, model, types, log_path)
         for ctx in args.ctx:
             for trial in range(args.trials):
                 made = prompt(server, ctx, args.depths, trial)

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kernel_toolchains as toolchains
+from kernel_instructions import per_value
 from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_names
 from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
 
@@ -34,6 +35,8 @@ from turbo_gguf.make.upstream import fetch, resolve
 RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "kernels.md"
 OURS = "turbo"
 """Our kernels and files have this in their names; others in our object files are instances of upstream's templates."""
+
+_SHOWN = ("vgpr", "lds", "spill", "sgpr_spill", "scratch", "instructions")
 
 Results = dict[tuple[str, str], Compiled]  # (source, target)
 
@@ -128,7 +131,7 @@ def _problems(results: Results, names: Mapping[str, str]) -> list[str]:
         for kernel in compiled.kernels:
             name = names.get(kernel.symbol, "")
             if breaks_rule(name, kernel):
-                found.append(f"{target}: {name} in {source}: {_cell(kernel)}")
+                found.append(f"{target}: {name} in {source}: {_cell(name, kernel)}")
     return found
 
 
@@ -152,14 +155,16 @@ def _markdown(
         "",
         "## Kernels by family",
         "",
-        "Most of any instance: vector registers / bytes of shared memory (LDS); then what spills or uses scratch, if anything.",
+        "Most of any instance: vector registers / bytes of shared memory (LDS); what spills or uses scratch, if anything; instructions.",
         "",
         *_family_table(results, names, tools),
         "",
         "## All kernels",
         "",
         "AMD: vector registers (accumulation registers among them) / scalar registers / bytes of LDS. NVIDIA: registers / bytes of shared "
-        "memory. Spills (registers on AMD, bytes on NVIDIA) and scratch or stack (bytes per thread) are written where there are any.",
+        "memory. Spills (registers on AMD, bytes on NVIDIA) and scratch or stack (bytes per thread) are written where there are any. "
+        "Behind the semicolon: instructions of the kernel; of decode kernels those of the longest loop, and how many that are per "
+        "value of K and V that a lane unpacks. Both sides of a branch count, and an inner loop, as at head size 256, counts once.",
         "",
         *_kernel_table(results, names, tools),
     ]
@@ -195,10 +200,8 @@ def _family_table(results: Results, names: Mapping[str, str], tools: Mapping[str
         cells = []
         for target in tools:
             there = [kernels[target] for kernels in instances if target in kernels]
-            worst = Kernel(
-                "", **{key: max((getattr(k, key) for k in there), default=0) for key in ("vgpr", "lds", "spill", "sgpr_spill", "scratch")}
-            )
-            cells.append(f"{worst.vgpr} / {worst.lds}{_excess(worst)}")
+            worst = Kernel("", **{key: max((getattr(k, key) for k in there), default=0) for key in _SHOWN})
+            cells.append(f"{worst.vgpr} / {worst.lds}{_excess(worst)}; {worst.instructions}")
         rows.append(f"| {family} | {len(instances)} | {' | '.join(cells)} |")
     return rows
 
@@ -206,7 +209,7 @@ def _family_table(results: Results, names: Mapping[str, str], tools: Mapping[str
 def _kernel_table(results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain]) -> list[str]:
     rows = [f"| kernel | {' | '.join(tools)} |", "|---" * (len(tools) + 1) + "|"]
     for name, kernels in sorted(_by_name(results, names).items(), key=lambda item: _natural(item[0])):
-        rows.append(f"| `{name}` | {' | '.join(_cell(kernels[target]) if target in kernels else '' for target in tools)} |")
+        rows.append(f"| `{name}` | {' | '.join(_cell(name, kernels[target]) if target in kernels else '' for target in tools)} |")
     return rows
 
 
@@ -216,9 +219,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _cell(kernel: Kernel) -> str:
+def _cell(name: str, kernel: Kernel) -> str:
     vector = f"{kernel.vgpr} ({kernel.agpr})" if kernel.agpr else f"{kernel.vgpr}"
-    return f"{vector} / {f'{kernel.sgpr} / ' if kernel.sgpr else ''}{kernel.lds}{_excess(kernel)}"
+    each = per_value(name, kernel.loop)
+    count = f"{kernel.instructions}" if each is None else f"{kernel.loop}, {each:.1f}"
+    return f"{vector} / {f'{kernel.sgpr} / ' if kernel.sgpr else ''}{kernel.lds}{_excess(kernel)}; {count}"
 
 
 def _excess(kernel: Kernel) -> str:

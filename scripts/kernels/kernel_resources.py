@@ -31,6 +31,8 @@ class Kernel(msgspec.Struct, frozen=True):
     sgpr_spill: int = 0  # to lanes of vector registers, which costs instructions but no memory
     scratch: int = 0  # bytes per thread; NVIDIA: stack
     lds: int = 0  # bytes of shared memory that are known at compile time
+    instructions: int = 0
+    loop: int = 0  # instructions of the longest loop
 
 
 def from_code_object(elf: bytes) -> list[Kernel]:

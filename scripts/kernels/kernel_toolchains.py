@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import kernel_instructions as instructions
 import kernel_resources as resources
 import msgspec
 
@@ -17,7 +18,11 @@ from turbo_gguf.errors import EnvironmentMissing, ToolFailed
 from turbo_gguf.make.toolkits import cuda, rocm
 from turbo_gguf.tools import capture
 
-NVIDIA_TARGETS = ("sm_80", "sm_90")
+NVIDIA_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120a")
+"""RTX 20, A100, RTX 30, RTX 40, H100 and H200, RTX 50: what upstream compiles for them."""
+
+FORMAT = "with instructions"
+"""What is remembered of a compile; another one is compiled again."""
 
 CUDA_SOURCES = "ggml/src/ggml-cuda"
 """Folder of the .cu files in a tree."""
@@ -36,6 +41,7 @@ class Toolchain(msgspec.Struct, frozen=True):
     command: tuple[str, ...]  # up to the flags that depend on the target
     version: str
     amd: bool
+    disassembler: tuple[str, ...] = ()  # of AMD's code
 
     def argv(self, target: str, source: str, output: Path) -> list[str]:
         """Command line that compiles a source of the tree in the current folder for one target, and writes what it included."""
@@ -75,7 +81,7 @@ def hip_toolchain(extra: Sequence[str] = ()) -> Toolchain:
         start, clang = [], str(found.clang)
     version = capture([*start, clang, "--version"]).splitlines()[0]
     options = ("-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output", *_HIP_FLAGS, *_WARNINGS, *extra, "-c")
-    return Toolchain((*start, clang, *options), version, amd=True)
+    return Toolchain((*start, clang, *options), version, amd=True, disassembler=(*start, str(Path(clang).with_name("llvm-objdump")), "-d"))
 
 
 def cuda_toolchain(extra: Sequence[str] = ()) -> Toolchain:
@@ -113,7 +119,7 @@ def compile_source(tree: Path, source: str, target: str, tools: Toolchain, *, ow
     argv = tools.argv(target, f"{CUDA_SOURCES}/{source}", output)
     # The command line without what differs between checkouts and runs.
     fixed = [part for part in argv if not part.startswith((str(scratch), f"-I{_SCRIPTS}", str(_HIP_ROOT)))]
-    key = hashlib.sha256("\n".join([tools.version, *fixed]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([FORMAT, tools.version, *fixed]).encode()).hexdigest()
     record = cache_folder() / f"{source}.{target}.{key[:16]}.json"
     old = _cached(record, key, tree)
     if old is not None:
@@ -124,14 +130,19 @@ def compile_source(tree: Path, source: str, target: str, tools: Toolchain, *, ow
     if done.returncode != 0:
         errors = [line for line in (done.stdout + done.stderr).splitlines() if "error" in line][:20]
         raise ToolFailed("\n  ".join([f"{source} does not compile for {target}", *errors]), " ".join(argv))
-    kernels = resources.from_code_object(output.read_bytes()) if tools.amd else resources.from_ptxas(done.stderr + done.stdout)
+    if tools.amd:
+        kernels = resources.from_code_object(output.read_bytes())
+        counts = instructions.from_disassembly(capture([*tools.disassembler, output]))
+    else:
+        kernels = resources.from_ptxas(done.stderr + done.stdout)
+        counts = instructions.from_cubin(output.read_bytes(), int(re.sub(r"\D", "", target)))
     found = Compiled(
         key=key,
         inputs=_inputs(output.with_suffix(".d").read_text("utf-8"), tree),
         seconds=round(seconds, 1),
         size=output.stat().st_size,
         warnings=resources.own_warnings(done.stderr + done.stdout, own_files),
-        kernels=kernels,
+        kernels=instructions.with_counts(kernels, counts),
     )
     record.parent.mkdir(parents=True, exist_ok=True)
     new = record.with_suffix(f".{os.getpid()}")

@@ -1,12 +1,12 @@
-"""The program that times single ops runs on the CPU, and the benchmark that drives it writes its table."""
+"""The program that times single ops runs on the CPU, and says what it does not understand."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import bench_gpu
 import pytest
+from bench_ops import TYPES, Case, measure
 
 from turbo_gguf.errors import ToolFailed
 from turbo_gguf.make.build import ensure_build
@@ -23,22 +23,22 @@ def program() -> Path:
     return path
 
 
-def test_all_small_cases_are_measured(program: Path, tmp_path: Path) -> None:
-    assert bench_gpu.main(["--program", str(program), "--device", "CPU", "--small", "--seconds", "0.001", "--out", str(tmp_path)]) == 0
-    rows = bench_gpu.load(tmp_path / "ops.jsonl")
-    assert [row.case for row in rows] == list(bench_gpu.cases(small=True))
+def test_cases_of_all_types_are_measured(program: Path) -> None:
+    wanted = [Case("fattn", types, 64, 2, queries, 1024) for queries in (1, 16) for types in TYPES]
+    wanted += [Case("set_rows", types, 64, 2, 16, 256) for types in TYPES if "/" not in types]
+    rows = list(measure(program, "CPU", wanted, 0.001))
+    assert [row.case for row in rows] == wanted
     assert all(row.ok and 0 < row.us_min <= row.us <= row.us_max for row in rows)
-    by_types = {row.case.types: row for row in rows if row.case.op == "fattn" and row.case.keys == 1024}
+    by_types = {row.case.types: row for row in rows if row.case.op == "fattn"}
     ratio = by_types["f16"].bytes / by_types["turbo3"].bytes
     assert ratio == pytest.approx(16 / 3.5), "bytes are those of the cache type"
 
 
 def test_what_is_no_case_is_said(program: Path) -> None:
-    wanted = [bench_gpu.Case("fattn", "turbo9", 64, 2, 1, 256)]
     with pytest.raises(ToolFailed, match="not a case: fattn turbo9"):
-        list(bench_gpu.measure(program, "CPU", wanted, 0.001))
+        list(measure(program, "CPU", [Case("fattn", "turbo9", 64, 2, 1, 256)], 0.001))
 
 
 def test_an_unknown_device_is_said(program: Path) -> None:
     with pytest.raises(ToolFailed, match="no device GPU7; there are: CPU"):
-        list(bench_gpu.measure(program, "GPU7", list(bench_gpu.cases(small=True)), 0.001))
+        list(measure(program, "GPU7", [Case("fattn", "turbo3", 64, 2, 1, 256)], 0.001))

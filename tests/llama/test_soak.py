@@ -83,8 +83,8 @@ def test_a_stream_that_ends_with_an_error_is_refused() -> None:
 
 
 def test_memory_that_grows_fails(native_bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By five MiB in each round."""
-    sizes = (n << 20 for n in itertools.count(30, 5))
+    """By ten MiB in each round."""
+    sizes = (n << 20 for n in itertools.count(30, 10))
     monkeypatch.setattr(Server, "memory", lambda *_: next(sizes))
     rc, events = run(native_bin, tmp_path)
     assert rc == 1

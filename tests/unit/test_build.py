@@ -242,9 +242,9 @@ def test_an_edited_tree_is_not_built(world: World) -> None:
 def test_an_unknown_preset_names_the_known_ones(world: World) -> None:
     with pytest.raises(UsageError, match="no preset 'gpu'") as caught:
         ensure_build("gpu", upstream=str(world.source))
-    assert (
-        caught.value.hint
-        == "give one of cpu, cpu-debug, cpu-portable, rocm, rocm-all-pairs, rocm-portable, cuda, cuda-all-pairs, cuda-portable"
+    assert caught.value.hint == (
+        "give one of cpu, cpu-debug, cpu-portable, cpu-carried, rocm, rocm-all-pairs, rocm-portable, rocm-carried, "
+        "cuda, cuda-all-pairs, cuda-portable, cuda-carried"
     )
 
 

@@ -13,7 +13,7 @@ from turbo_gguf.inputs import models
 from turbo_gguf.make.build import Build
 from turbo_gguf.patchset.tree import Tree
 
-ARGS = argparse.Namespace(n_max=6, n=96, rounds=3, threads=2, spec_type="ngram-simple")
+ARGS = argparse.Namespace(n_max=6, n=96, rounds=3, threads=2)
 
 
 def speed(*rates: float, drafted: int = 0, accepted: int = 0) -> drafts.Speed:
@@ -41,7 +41,7 @@ def test_a_draft_has_the_types_of_its_target() -> None:
     options = drafts.drafting(ARGS, models.embedded(), parse_types("turbo4t/turbo3t tail=8"))
     assert options[options.index("-ctkd") + 1 :][:3] == ["turbo4t", "-ctvd", "turbo3t"]
     assert "--cache-tail" not in options
-    assert drafts.drafting(ARGS, None, parse_types("f16")) == ["--spec-type", "ngram-simple", "--spec-draft-n-max", "6"]
+    assert drafts.drafting(ARGS, None, parse_types("f16")) == ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", "6"]
 
 
 @pytest.mark.parametrize(

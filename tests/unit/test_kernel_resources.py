@@ -151,7 +151,9 @@ def hip(tmp_path: Path) -> toolchains.Toolchain:
         f"cp {DATA}/gfx1100.elf $last; cat {DATA}/gfx1100.txt >&2; rule=${{last%.o}}.d\n"
         f'echo "$rule: {toolchains.CUDA_SOURCES}/turbo-sample.cu {toolchains.CUDA_SOURCES}/turbo.cuh /usr/include/math.h" >$rule'
     )
-    return toolchains.Toolchain((str(fake(tmp_path, "clang++", code)),), "clang 21", amd=True)
+    return toolchains.Toolchain(
+        (str(fake(tmp_path, "clang++", code)),), "clang 21", True, disassembler=("sh", "-c", f"cat {DATA}/gfx1100.s")
+    )
 
 
 def compiled(tree: Path, hip: toolchains.Toolchain, tmp_path: Path, target: str = "gfx1100") -> toolchains.Compiled:
@@ -168,7 +170,7 @@ def test_a_compile_is_remembered_by_what_went_into_it(tree: Path, hip: toolchain
     (tree / toolchains.CUDA_SOURCES / "turbo.cuh").write_text("second")
     compiled(tree, hip, tmp_path)
     assert runs(tmp_path) == 2
-    compiled(tree, toolchains.Toolchain(hip.command, "clang 22", amd=True), tmp_path)
+    compiled(tree, toolchains.Toolchain(hip.command, "clang 22", True, hip.disassembler), tmp_path)
     assert runs(tmp_path) == 3
     compiled(tree, hip, tmp_path, "gfx942")
     assert runs(tmp_path) == 4
@@ -185,12 +187,12 @@ def test_the_table_names_each_kernel_once_and_each_problem(tree: Path, hip: tool
     names = kernel_report._names(results, TYPES)
     assert set(names.values()) == {DECODE, "turbo_set_rows"}, "kernels that are not ours are left out"
     problems = kernel_report._problems(results, names)
-    assert f"gfx1100: {DECODE} in turbo-sample.cu: 67 / 107 / 256, **scratch 272**" in problems
+    assert f"gfx1100: {DECODE} in turbo-sample.cu: 67 / 107 / 256, **scratch 272**; 408" in problems
     assert len(problems) == 4, "a warning and a kernel for each target"
     tools = {"gfx1030": hip, "gfx1100": hip}
     text = kernel_report._markdown(results, names, tools, problems, all_pairs=False, commit="abc")
-    assert f"| `{DECODE}` | 67 / 107 / 256, **scratch 272** | 67 / 107 / 256, **scratch 272** |" in text
-    assert "| turbo_set_rows | 1 | 2 / 0 | 2 / 0 |" in text
+    assert f"| `{DECODE}` | 67 / 107 / 256, **scratch 272**; 408 | 67 / 107 / 256, **scratch 272**; 408 |" in text
+    assert "| turbo_set_rows | 1 | 2 / 0; 8 | 2 / 0; 8 |" in text
 
 
 def test_sizes_sort_as_numbers() -> None:

@@ -55,7 +55,7 @@ def test_a_sound_tree_and_one_without_the_files_have_no_warning(tmp_path: Path) 
 
 def test_advice_is_to_take_another_upstream_or_to_measure() -> None:
     assert known_wrong.advice("0.3.35") == f"use --upstream {default_name()}"
-    assert "gpu-suite" in known_wrong.advice(default_name())
+    assert "gpu-proof" in known_wrong.advice(default_name())
 
 
 def test_a_build_for_such_a_gpu_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,10 +174,10 @@ def test_stand_ins_are_supported_architectures() -> None:
 
 
 def test_architectures_are_inspected_or_say_that_they_are_not() -> None:
-    assert rocm.INSPECTED == ("gfx1030", "gfx1100", "gfx1201", "gfx90a", "gfx942")
+    assert rocm.INSPECTED == ("gfx1030", "gfx1100", "gfx1151", "gfx1201", "gfx90a", "gfx942")
     assert set(rocm.INSPECTED) | set(rocm.SAME_CODE) == set(rocm.SUPPORTED)
     assert set(rocm.SAME_CODE.values()) <= set(rocm.INSPECTED)
-    assert rocm.gpu_notes("gfx1151", None).endswith("; same code as gfx1100, not inspected")
+    assert rocm.gpu_notes("gfx1101", None).endswith("; same code as gfx1100, not inspected")
     assert "inspected" not in rocm.gpu_notes("gfx1100", None)
     guide = (Path(__file__).parents[2] / "docs/guides/rocm.md").read_text("utf-8")
     for name, other in rocm.SAME_CODE.items():
@@ -337,8 +337,8 @@ def test_the_drivers_version_is_read(world: World) -> None:
 
 
 def test_every_toolkit_is_a_row() -> None:
-    names = ["cpu", "cpu-debug", "cpu-portable"]
-    names += ["rocm", "rocm-all-pairs", "rocm-portable", "cuda", "cuda-all-pairs", "cuda-portable"]
+    names = ["cpu", "cpu-debug", "cpu-portable", "cpu-carried"]
+    names += ["rocm", "rocm-all-pairs", "rocm-portable", "rocm-carried", "cuda", "cuda-all-pairs", "cuda-portable", "cuda-carried"]
     assert list(presets.PRESETS) == names
     rows = toolkits.TOOLKITS.values()
     assert len({row.backend for row in rows}) == len(rows) and [row.name for row in rows] == list(toolkits.TOOLKITS)

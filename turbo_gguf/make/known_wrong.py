@@ -23,7 +23,7 @@ def warnings(tree: Path, gpus: Iterable[str]) -> list[str]:
 
 def advice(upstream: str) -> str:
     """What to do instead of using an upstream with a warning."""
-    return f"use --upstream {default_name()}" if upstream != default_name() else "run `make gpu-suite` before you trust results"
+    return f"use --upstream {default_name()}" if upstream != default_name() else "run `make gpu-proof` before you trust results"
 
 
 def _applies(wrong: KnownWrong, tree: Path) -> bool:

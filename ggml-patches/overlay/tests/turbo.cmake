@@ -12,7 +12,7 @@ foreach(subject cache layers decay calibration exact defaults)
     target_include_directories(test-turbo-${subject} PRIVATE ${PROJECT_SOURCE_DIR}/ggml/src)
 endforeach()
 
-# Times of single ops, run by scripts/gpu/bench_gpu.py and scripts/bench/bench_cpu.py.
+# Times of single ops, run by scripts/gpu/prove.sh and scripts/bench/bench_cpu.py.
 llama_build(test-turbo-perf.cpp)
 
 # For turbo-gguf calibrate. Here and not among the tools, where it would need a hook.

@@ -1,25 +1,6 @@
 // turbo/decode.cuh for Python: see test_lanes_attn.py.
 
-#include "ggml-cuda/common.cuh"
-
-#include <limits>
-
-// stand in for those of upstream's common.cuh
-static inline float get_alibi_slope(float max_bias, uint32_t h, uint32_t n_head_log2, float m0, float m1) {
-    if (max_bias <= 0.0f) {
-        return 1.0f;
-    }
-    return h < n_head_log2 ? powf(m0, h + 1) : powf(m1, 2 * (h - n_head_log2) + 1);
-}
-
-static inline void ggml_cuda_mad(half2 & acc, const half2 v, const half2 u) {
-    acc += v * u;
-}
-
-static inline void ggml_cuda_mad(float & acc, const half2 v, const half2 u) {
-    const float2 p = __half22float2(v * u);
-    acc += p.x + p.y;
-}
+#include "attn.h"
 
 #include "lanes_library.h"
 #include "turbo/decode-mma.cuh"
@@ -29,6 +10,8 @@ static inline void ggml_cuda_mad(float & acc, const half2 v, const half2 u) {
 #else
 #    define LANES_KERNEL turbo_attn_decode_kernel
 #endif  // LANES_MMA
+
+#include <limits>
 
 // a: its grid has parts a.part0 .. a.part0 + n_split - 1
 template <ggml_type type_K, ggml_type type_V>
@@ -72,4 +55,10 @@ LANES_EXPORT const char * lanes_decode(const turbo_attn_args * a,
                                        int64_t                 n_seq,
                                        int64_t                 n_split) {
     return lanes::guarded([&] { decode(*a, second, n_seq, n_split); });
+}
+
+// Dot products of 4 values that K has taken so far.
+LANES_EXPORT const char * lanes_dot_products(int64_t * n) {
+    *n = lanes::dot_products;
+    return nullptr;
 }

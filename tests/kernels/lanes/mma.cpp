@@ -1,17 +1,6 @@
 // turbo/mma.cuh and turbo/mma-rows.cuh for Python: see test_lanes_mma.py.
 
-#include "ggml-cuda/common.cuh"
-
-// stand in for those of upstream's common.cuh
-static inline void ggml_cuda_mad(half2 & acc, const half2 v, const half2 u) {
-    acc += v * u;
-}
-
-static inline void ggml_cuda_mad(float & acc, const half2 v, const half2 u) {
-    const float2 p = __half22float2(v * u);
-    acc += p.x + p.y;
-}
-
+#include "attn.h"
 #include "lanes_library.h"
 #include "turbo/mma-rows.cuh"
 

@@ -11,22 +11,7 @@ ggml_turbo_scale ggml_turbo_get_scale(void) {
     return scale_rule;
 }
 
-size_t ggml_type_size(ggml_type type) {
-    switch (type) {
-#define LANES_SIZE(ENUM, NAME, C_NAME, FAMILY, BITS) \
-    case GGML_TYPE_##ENUM:                           \
-        return sizeof(block_##C_NAME);
-        GGML_TURBO_TYPES_X(LANES_SIZE)
-#undef LANES_SIZE
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-            return 2;
-        case GGML_TYPE_I64:
-            return 8;
-        default:
-            return 4;
-    }
-}
+#include "type_size.h"
 
 // Upstream's op_params hold a function; those here a flag.
 bool ggml_turbo_is_decay(const ggml_tensor * op) {

@@ -38,6 +38,7 @@ CTensor._fields_ = [
     ("op_params", ctypes.c_int32 * 16),
     ("src", ctypes.POINTER(CTensor) * 10),
     ("data", ctypes.c_void_p),
+    ("view_src", ctypes.c_void_p),
 ]
 
 

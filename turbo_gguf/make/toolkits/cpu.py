@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbo_gguf.make.toolkits.toolkit import PORTABLE, Toolkit, Variant
+from turbo_gguf.make.toolkits.toolkit import CARRIED, PORTABLE, Toolkit, Variant
 
 _DEBUG = {
     "CMAKE_BUILD_TYPE": "RelWithDebInfo",
@@ -29,5 +29,6 @@ TOOLKIT = Toolkit(
             3000,
         ),
         Variant("portable", "for any CPU of this kind, to be moved to another machine; with RPC", PORTABLE, 300),
+        Variant("carried", "the same for CPUs with AVX2, in less time: what `scripts/gpu/prove.sh` takes along", CARRIED, 150),
     ),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from turbo_gguf import tools
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
-from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, PORTABLE, Finding, Toolkit, Variant
+from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, CARRIED, PORTABLE, Finding, Toolkit, Variant
 from turbo_gguf.tools import capture
 
 ARCHS_HINT = "CUDAARCHS=89 make build-cuda (compute capability without its dot: 86 is RTX 30, 89 RTX 40, 120 RTX 50, 80 A100, 90 H100)"
@@ -200,6 +200,7 @@ TOOLKIT = Toolkit(
         Variant("", "NVIDIA GPUs", {}, 4000),
         Variant("all-pairs", "the same, with kernels for all K/V pairs", {"CMAKE_CUDA_FLAGS": ALL_PAIRS}, 4000),
         Variant("portable", "the same as the plain one, with the options of cpu-portable", PORTABLE, 4000),
+        Variant("carried", "the same, with the options of cpu-carried", CARRIED, 4000),
     ),
     languages=("CUDA",),
     targets="CMAKE_CUDA_ARCHITECTURES",

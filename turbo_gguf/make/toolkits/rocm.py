@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, UsageError
-from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, PORTABLE, Finding, Toolkit, Variant
+from turbo_gguf.make.toolkits.toolkit import ALL_PAIRS, CARRIED, PORTABLE, Finding, Toolkit, Variant
 from turbo_gguf.tools import capture
 
 OLDEST = (6, 1)
@@ -28,7 +28,7 @@ SUPPORTED = {
 }
 """Architectures that the kernels are written for, and GPUs that have them."""
 
-SAME_CODE = {"gfx1101": "gfx1100", "gfx1151": "gfx1100", "gfx1200": "gfx1201"}
+SAME_CODE = {"gfx1101": "gfx1100", "gfx1200": "gfx1201"}
 """Architecture -> the one of the same family that is compiled and inspected in its place."""
 
 INSPECTED = tuple(name for name in SUPPORTED if name not in SAME_CODE)
@@ -275,6 +275,7 @@ TOOLKIT = Toolkit(
         Variant("", "AMD GPUs through HIP", {}, 3000),
         Variant("all-pairs", "the same, with kernels for all K/V pairs", {"CMAKE_HIP_FLAGS": ALL_PAIRS}, 3000),
         Variant("portable", "the same as the plain one, with the options of cpu-portable", PORTABLE, 3000),
+        Variant("carried", "the same, with the options of cpu-carried", CARRIED, 3000),
     ),
     languages=("HIP",),
     targets="GPU_TARGETS",

@@ -21,6 +21,9 @@ PORTABLE = {
 }
 """CMake options of programs that run on other machines than this one, as in a container."""
 
+CARRIED = {**PORTABLE, "GGML_CPU_ALL_VARIANTS": "OFF", "GGML_RPC": "OFF"}
+"""The same with one CPU backend, for any x86-64 with AVX2: what is tried once on another machine is compiled in less time."""
+
 Status = Literal["ok", "missing", "none"]
 
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #define GGML_API        extern
 #define GGML_RESTRICT   __restrict__
@@ -70,11 +71,22 @@ struct ggml_tensor {
     int32_t       op_params[16];
     ggml_tensor * src[GGML_MAX_SRC];
     void *        data;
+    ggml_tensor * view_src;
 };
+
+inline int64_t ggml_nrows(const ggml_tensor * t) {
+    return t->ne[1] * t->ne[2] * t->ne[3];
+}
+
+inline void ggml_set_op_params_i32(ggml_tensor * t, int i, int32_t value) {
+    t->op_params[i] = value;
+}
 
 inline int64_t ggml_nelements(const ggml_tensor * t) {
     return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
 }
 
 // of a block, or of one value
-size_t ggml_type_size(ggml_type type);
+size_t       ggml_type_size(ggml_type type);
+int64_t      ggml_blck_size(ggml_type type);
+const char * ggml_type_name(ggml_type type);

@@ -9,9 +9,13 @@
 #include "turbo/prefill.cuh"
 #include "turbo/turbo.cuh"
 
-// More queries than this are prefill: unpacking a slice once is then cheaper than unpacking it for every few columns.
+// More queries than this are prefill: unpacking a slice once is then cheaper than unpacking it for every few columns. So are fewer, where
+// the decode kernel would unpack the cache more often than this, and slices go to matrix cores.
 static constexpr int TURBO_DECODE_MAX_QUERIES = 8;
-static constexpr int TURBO_MMA_MAX_QUERIES    = 16;
+static constexpr int TURBO_DECODE_MAX_PASSES  = 4;
+
+// The same for decode by matrix instructions, which never makes way for slices below: drafts are attended as single tokens are.
+static constexpr int TURBO_MMA_MAX_QUERIES = 16;
 
 // f16 scratch of a slice: 8,192 keys of 8 KV heads of 128. Longer slices, fewer merges.
 static constexpr int64_t TURBO_SLICE_BYTES    = 32 * 1024 * 1024;
@@ -391,6 +395,15 @@ static void turbo_prefill(ggml_backend_cuda_context & ctx, const ggml_tensor * d
     }
 }
 
+// Of slices that are not the only one.
+static bool turbo_slices_use_matrix_cores(const int device, const ggml_tensor * dst) {
+    turbo_slice slice;
+    (ggml_tensor &) slice = *dst;
+    slice.state           = nullptr;
+    slice.first = slice.last = true;
+    return ggml_cuda_turbo_prefill_mma_supported(device, slice);
+}
+
 //
 // entry
 //
@@ -413,6 +426,18 @@ static void turbo_warn_no_decode_kernel(const ggml_type type_k, const ggml_type 
     }
 }
 
+// Whether the decode kernel serves an op of few queries faster than slices do.
+static bool turbo_decode_pays(const int device, const ggml_tensor * dst, const turbo_attn_decode_t decode) {
+    // Pascal but for the P100, and Maxwell, multiply half2 at 1/64 of the rate of f32, if at all; upstream's kernels for slices use f32 there.
+    if (!fast_fp16_hardware_available(ggml_cuda_info().devices[device].cc)) {
+        return false;
+    }
+    const int n_q       = dst->src[0]->ne[1];
+    const int n_columns = n_q * (dst->src[0]->ne[2] / dst->src[1]->ne[2]);
+    const int n_cols    = decode(dst->src[0]->ne[0], dst->ne[0], n_columns, false).n_cols;
+    return n_q == 1 || n_columns <= TURBO_DECODE_MAX_PASSES * n_cols || !turbo_slices_use_matrix_cores(device, dst);
+}
+
 void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     ggml_cuda_set_device(ctx.device);
 
@@ -421,11 +446,13 @@ void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * d
 
     const bool mma = turbo_decode_uses_mma(ctx, dst);
     if (dst->src[0]->ne[1] <= (mma ? TURBO_MMA_MAX_QUERIES : TURBO_DECODE_MAX_QUERIES)) {
-        if (const turbo_attn_decode_t decode = turbo_decode_kernel(type_k, type_v)) {
+        const turbo_attn_decode_t decode = turbo_decode_kernel(type_k, type_v);
+        if (!decode) {
+            turbo_warn_no_decode_kernel(type_k, type_v);
+        } else if (mma || turbo_decode_pays(ctx.device, dst, decode)) {
             turbo_decode(ctx, dst, decode, mma);
             return;
         }
-        turbo_warn_no_decode_kernel(type_k, type_v);
     }
     turbo_prefill(ctx, dst);
 }

@@ -13,11 +13,101 @@
 
 typedef void * cudaStream_t;
 
+//
+// what the host asks of a device, which a test sets
+//
+
+#define GGML_CUDA_CC_PASCAL        600
+#define GGML_CUDA_CC_OFFSET_AMD    0x1000000
+#define GGML_CUDA_CC_IS_AMD(cc)    ((cc) >= GGML_CUDA_CC_OFFSET_AMD)
+#define GGML_CUDA_CC_IS_NVIDIA(cc) (!GGML_CUDA_CC_IS_AMD(cc))
+#define GGML_CUDA_CC_IS_RDNA(cc)   ((cc) >= GGML_CUDA_CC_OFFSET_AMD + 0x1010)
+
+struct ggml_cuda_device_info {
+    struct {
+        int cc  = 900;
+        int nsm = 132;
+    } devices[1];
+};
+
+namespace lanes {
+
+// n_active, n_registers and n_shared are of every kernel.
+struct Device {
+    ggml_cuda_device_info info;
+    int                   n_active    = 2;  // blocks on a multiprocessor, as the driver says
+    int                   n_registers = 168;
+    int                   n_shared    = 26368;
+};
+
+inline Device device;
+
+}  // namespace lanes
+
+inline const ggml_cuda_device_info & ggml_cuda_info() {
+    return lanes::device.info;
+}
+
+inline int ggml_cuda_get_device() {
+    return 0;
+}
+
+inline void ggml_cuda_set_device(int) {}
+
+#define CUDA_CHECK(call) GGML_ASSERT((call) == 0)
+
+template <typename Kernel> int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int * n, Kernel, int, size_t) {
+    *n = lanes::device.n_active;
+    return 0;
+}
+
+#ifdef GGML_USE_HIP
+struct hipFuncAttributes {
+    int    numRegs;
+    size_t sharedSizeBytes;
+};
+
+inline int hipFuncGetAttributes(hipFuncAttributes * attributes, const void *) {
+    *attributes = { lanes::device.n_registers, static_cast<size_t>(lanes::device.n_shared) };
+    return 0;
+}
+#endif  // GGML_USE_HIP
+
+inline bool fast_fp16_hardware_available(int cc) {
+    return GGML_CUDA_CC_IS_AMD(cc) || (cc >= GGML_CUDA_CC_PASCAL && cc != 610);
+}
+
+static inline bool ampere_mma_available(const int cc) {
+    return GGML_CUDA_CC_IS_NVIDIA(cc) && cc >= 800;
+}
+
+struct ggml_cuda_pool {};
+
 struct ggml_backend_cuda_context {
+    int            device = 0;
+    ggml_cuda_pool memory;
+
     cudaStream_t stream() { return nullptr; }
+
+    ggml_cuda_pool & pool() { return memory; }
+};
+
+template <typename T> struct ggml_cuda_pool_alloc {
+    std::vector<T> values;
+    T *            ptr = nullptr;
+
+    ggml_cuda_pool_alloc(ggml_cuda_pool &) {}
+
+    ggml_cuda_pool_alloc(ggml_cuda_pool &, size_t n) { alloc(n); }
+
+    T * alloc(size_t n) {
+        values.resize(n);
+        return ptr = values.data();
+    }
 };
 
 // Ours, in place of turbo/launch.cuh's.
+#ifndef LANES_OWN_LAUNCH
 template <typename... Params, typename... Args>
 void turbo_launch(void (*kernel)(Params...),
                   dim3 grid,
@@ -27,6 +117,7 @@ void turbo_launch(void (*kernel)(Params...),
                   Args... args) {
     lanes::launch(kernel, grid, block, args...);
 }
+#endif  // LANES_OWN_LAUNCH
 
 constexpr int ggml_cuda_get_physical_warp_size() {
     return lanes::wave;
@@ -45,7 +136,12 @@ inline void ggml_cuda_pdl_sync() {}
 
 inline void ggml_cuda_pdl_lc() {}
 
+namespace lanes {
+inline int64_t dot_products = 0;  // calls of ggml_cuda_dp4a so far
+}
+
 inline int ggml_cuda_dp4a(int a, int b, int c) {
+    ++lanes::dot_products;
     return __dp4a(a, b, c);
 }
 

@@ -29,10 +29,32 @@ static inline turbo_attn_params turbo_attn_params_of(const ggml_tensor * dst) {
     return p;
 }
 
+// AMD's RDNA runs a block on a workgroup processor: four SIMDs of 1,024 vector registers or more for 32 lanes, and 128 KiB of shared memory.
+// HIP counts such processors, but before a fix of 2026 it divides 64 KiB among blocks. So a kernel that is held back by shared memory gets
+// half of its blocks, and every SIMD half of its waves. n_active: what HIP says
+static inline int turbo_rdna_blocks(const int    n_active,
+                                    const int    n_threads,
+                                    const int    n_registers,
+                                    const size_t shared) {
+    const int n_waves  = (n_threads + 31) / 32;
+    const int by_regs  = 4 * (1024 / std::max(n_registers, 64)) / n_waves;
+    const int by_bytes = shared > 0 ? (int) (128 * 1024 / shared) : by_regs;
+    return std::max(n_active, std::min(by_regs, by_bytes));
+}
+
 // Thread blocks of a kernel that the device runs at once. shared: bytes of dynamic shared memory
 template <typename kernel_t>
 static int turbo_blocks_at_once(const kernel_t kernel, const int n_threads, const size_t shared) {
+    const auto & device = ggml_cuda_info().devices[ggml_cuda_get_device()];
+
     int n_active = 1;  // on one multiprocessor
     CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_active, kernel, n_threads, shared));
-    return n_active * ggml_cuda_info().devices[ggml_cuda_get_device()].nsm;
+#ifdef GGML_USE_HIP
+    if (GGML_CUDA_CC_IS_RDNA(device.cc)) {
+        hipFuncAttributes kernel_takes;
+        CUDA_CHECK(hipFuncGetAttributes(&kernel_takes, (const void *) kernel));
+        n_active = turbo_rdna_blocks(n_active, n_threads, kernel_takes.numRegs, kernel_takes.sharedSizeBytes + shared);
+    }
+#endif  // GGML_USE_HIP
+    return n_active * device.nsm;
 }

@@ -15,6 +15,9 @@ static constexpr float TURBO_MAX_SLACK = 3.0f;
 static constexpr float TURBO_MAX_INIT = -1e20f;
 static constexpr float TURBO_MASKED   = -1e30f;
 
+// -inf in a mask: the key is not seen, whatever its score is.
+static constexpr unsigned short TURBO_MASK_HIDDEN = 0xfc00;
+
 static constexpr float TURBO_LOG2E = 1.4426950408889634f;
 
 // Shapes that follow from the template arguments of the kernel:
@@ -252,7 +255,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         for (int c = 0; c < n_cols; ++c) {
             if (a.mask && cols[c].mask != row && key < a.n_kv) {
                 row     = cols[c].mask;
-                visible = visible || __half_as_ushort(row[key]) != 0xfc00;  // -inf
+                visible = visible || __half_as_ushort(row[key]) != TURBO_MASK_HIDDEN;
             }
         }
         return !turbo_warp_any(visible);
@@ -269,20 +272,24 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             }
         }
 
-        const half * row  = nullptr;
-        float        bias = 0.0f;
+        const half * row    = nullptr;
+        float        bias   = 0.0f;
+        bool         hidden = key >= a.n_kv;
 #pragma unroll
         for (int c = 0; c < n_cols; ++c) {
             float s = score[c];
             if (a.mask) {
                 const turbo_decode_column col = cols[c];
                 if (col.mask != row) {
-                    row  = col.mask;
-                    bias = key < a.n_kv ? __half2float(row[key]) : 0.0f;
+                    row          = col.mask;
+                    const half m = key < a.n_kv ? row[key] : __ushort_as_half(TURBO_MASK_HIDDEN);
+                    hidden       = __half_as_ushort(m) == TURBO_MASK_HIDDEN;
+                    bias         = __half2float(m);
                 }
                 s += col.slope * bias;
             }
-            score[c] = key < a.n_kv ? fmaxf(s * TURBO_LOG2E, TURBO_MASKED) : TURBO_MASKED;
+            s *= TURBO_LOG2E;
+            score[c] = hidden || s < TURBO_MASKED ? TURBO_MASKED : s;  // not fmaxf: it would make a masked key of NaN
         }
     }
 

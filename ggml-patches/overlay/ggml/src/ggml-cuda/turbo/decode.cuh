@@ -173,12 +173,17 @@ static __device__ __forceinline__ void turbo_decode_load_queries(const turbo_att
             continue;
         }
 
-        float amax = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+        // as integers, among which NaN is the largest: it becomes the scale, and all scores
+        uint32_t amax = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            amax = max(amax, __float_as_uint(fabsf(x[j])));
+        }
 #pragma unroll
         for (int mask = 4; mask > 0; mask >>= 1) {
-            amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, mask, 8));
+            amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, 8));
         }
-        const float d  = amax / 127.0f;
+        const float d  = __uint_as_float(amax) / 127.0f;
         const float id = d > 0.0f ? 1.0f / d : 0.0f;
 
         uint32_t word = 0;
@@ -229,7 +234,7 @@ static __device__ __forceinline__ void turbo_decode_write(const turbo_attn_args 
         }
 
         if (a.n_parts == 1) {
-            a.dst[(int64_t) row * DV + i % DV] = sum > 0.0f ? val / sum : 0.0f;
+            a.dst[(int64_t) row * DV + i % DV] = sum != 0.0f ? val / sum : 0.0f;
         } else {
             const int64_t part        = (int64_t) row * a.n_parts + a.part0 + blockIdx.y;
             a.dst[part * DV + i % DV] = val;
@@ -240,7 +245,7 @@ static __device__ __forceinline__ void turbo_decode_write(const turbo_attn_args 
     }
 }
 
-// The tiles it, it + step, .. < n_tiles.
+// Of the tiles it, it + step, .. < n_tiles those with a key that is seen.
 template <bool full, int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
 static __device__ __forceinline__ void turbo_decode_tiles(turbo_decode_warp<DK, DV, type_K, type_V, n_cols> & warp,
                                                           const turbo_attn_args &                             a,
@@ -258,21 +263,21 @@ static __device__ __forceinline__ void turbo_decode_tiles(turbo_decode_warp<DK, 
     half2 * tile = (half2 *) (raw + shape::raw_words);
     half *  prob = (half *) (raw + shape::raw_words + shape::f16_words);
 
+    // Tiles of which no query sees a key are passed over before anything of them is loaded.
+    const auto visible_from = [&](int i) {
+        while (i < n_tiles && warp.is_masked(a, cols, i * TURBO_TILE + threadIdx.x)) {
+            i += step;
+        }
+        return i;
+    };
+
     turbo_decode_stream<DK, DV, type_K, type_V, n_cols, full> stream(a, K, V, raw, tile);
+    it = visible_from(it);
     if (it < n_tiles) {
         stream.prefetch_K(it * TURBO_TILE, 0);
     }
-    for (; it < n_tiles; it += step) {
+    while (it < n_tiles) {
         const int key0 = it * TURBO_TILE;
-        // the last one is loaded again in vain
-        const int next = (it + step < n_tiles ? it + step : it) * TURBO_TILE;
-
-        if constexpr (!shape::packed_K) {
-            // nothing is under way yet
-            if (warp.is_masked(a, cols, key0 + threadIdx.x)) {
-                continue;
-            }
-        }
 
         warp.begin_tile();
         if constexpr (shape::packed_K) {
@@ -289,9 +294,12 @@ static __device__ __forceinline__ void turbo_decode_tiles(turbo_decode_warp<DK, 
             }
         }
 
-        stream.prefetch_K(next, 0);
-
+        // masks first: AMD's loads come back in order, and those of K are to be waited for at the end
         warp.mask_scores(a, cols, key0 + threadIdx.x);
+        it = visible_from(it + step);
+        // the last tile is loaded again in vain
+        stream.prefetch_K(it < n_tiles ? it * TURBO_TILE : key0, 0);
+
         if (!warp.softmax(prob)) {
             continue;
         }
@@ -385,5 +393,5 @@ static __global__ void turbo_attn_merge_parts(const float *  parts,
         sum += factor * meta[i].y;
         val += factor * parts[i * DV];
     }
-    dst[row * DV + threadIdx.x] = sum > 0.0f ? val / sum : 0.0f;
+    dst[row * DV + threadIdx.x] = sum != 0.0f ? val / sum : 0.0f;
 }

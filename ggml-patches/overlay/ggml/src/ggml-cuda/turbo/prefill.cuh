@@ -57,7 +57,7 @@ static __global__ void turbo_attn_merge_slice(const Parts parts,
             state[row] = make_float2(max, sum);
         }
     } else {
-        dst[row * DV + i] = sum > 0.0f ? val / sum : 0.0f;
+        dst[row * DV + i] = sum != 0.0f ? val / sum : 0.0f;
     }
 }
 

@@ -41,40 +41,60 @@ static constexpr int turbo_distance(int x, int level) {
     return x < level ? level - x : x - level;
 }
 
-template <ggml_type type> static constexpr turbo_trellis_costs turbo_make_costs() {
+// Of each codebook and subset the nearest level: squared distances, and plain bits as in turbo_trellis_costs.
+struct turbo_trellis_nearest {
+    int      squared[2 * TRELLIS_X_END][8];
+    uint16_t plain[2 * TRELLIS_X_END][2];
+};
+
+template <ggml_type type> static constexpr turbo_trellis_nearest turbo_make_nearest() {
     constexpr int n = turbo_n_levels<type>;
 
-    turbo_trellis_costs table                         = {};
-    int                 squared[2 * TRELLIS_X_END][8] = {};
+    int levels[2 * n] = {};  // each call of level() makes an array
+    for (int i = 0; i < 2 * n; ++i) {
+        levels[i] = turbo_traits<type>::x_steps * turbo_traits<type>::level(i);
+    }
+
+    turbo_trellis_nearest nearest = {};
     for (int i = 0; i < 8; ++i) {
         int level = i / 4 * n + i % 4;
         for (int ix = 0; ix < 2 * TRELLIS_X_END; ++ix) {
             const int x        = ix - TRELLIS_X_END;
             // levels ascend, and of two that are equally near the lower one is taken
-            int       distance = turbo_distance(x, turbo_traits<type>::x_steps * turbo_traits<type>::level(level));
+            int       distance = turbo_distance(x, levels[level]);
             while (level + 4 < (i / 4 + 1) * n) {
-                const int next = turbo_distance(x, turbo_traits<type>::x_steps * turbo_traits<type>::level(level + 4));
+                const int next = turbo_distance(x, levels[level + 4]);
                 if (next >= distance) {
                     break;
                 }
                 distance = next;
                 level += 4;
             }
-            distance       = distance < TRELLIS_DISTANCE_MAX ? distance : TRELLIS_DISTANCE_MAX;
-            squared[ix][i] = distance * distance;
-            table.plain[ix][i / 4] |= (uint16_t) (level % n / 4 << 4 * (i % 4));
+            distance               = distance < TRELLIS_DISTANCE_MAX ? distance : TRELLIS_DISTANCE_MAX;
+            nearest.squared[ix][i] = distance * distance;
+            nearest.plain[ix][i / 4] |= (uint16_t) (level % n / 4 << 4 * (i % 4));
         }
     }
+    return nearest;
+}
+
+// In two steps, each a constant: a compiler may give up on one that takes more than a million.
+template <ggml_type type> static constexpr turbo_trellis_costs turbo_make_costs() {
+    constexpr turbo_trellis_nearest nearest = turbo_make_nearest<type>();
+
+    turbo_trellis_costs table = {};
     for (int ix = 0; ix < 2 * TRELLIS_X_END; ++ix) {
-        int least = squared[ix][0];
+        int least = nearest.squared[ix][0];
         for (int i = 1; i < 8; ++i) {
-            least = squared[ix][i] < least ? squared[ix][i] : least;
+            least = nearest.squared[ix][i] < least ? nearest.squared[ix][i] : least;
         }
         for (int i = 0; i < 8; ++i) {
-            const int cost               = squared[ix][i] - least;
+            const int cost               = nearest.squared[ix][i] - least;
             table.cost[ix][i / 4][i % 4] = (uint16_t) (cost < TRELLIS_COST_MAX ? cost : TRELLIS_COST_MAX);
         }
-        table.least[ix] = (uint16_t) least;
+        table.least[ix]    = (uint16_t) least;
+        table.plain[ix][0] = nearest.plain[ix][0];
+        table.plain[ix][1] = nearest.plain[ix][1];
     }
     return table;
 }

@@ -1,0 +1,7 @@
+// Stands in for upstream's header of the same name: see ggml.h.
+
+#pragma once
+
+#include "ggml.h"
+
+#define GGML_LOG_WARN(...) fprintf(stderr, __VA_ARGS__)

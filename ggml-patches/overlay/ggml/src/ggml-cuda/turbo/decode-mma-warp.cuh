@@ -42,11 +42,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static constexpr int nt = shape::nt;
 
-    float    slope[nt][2];  // of the mask, in units of log2
-    float    ref[nt][2];    // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
-    float    sum[nt][2];    // of this lane's keys
-    uint32_t unseen;        // bit 2*n + c: no key was seen
-    bool     some_unseen;   // in any lane
+    float    ref[nt][2];   // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
+    float    sum[nt][2];   // of this lane's keys
+    uint32_t unseen;       // bit 2*n + c: no key was seen
+    bool     some_unseen;  // in any lane
     float    acc[values::n_chunks][values::n_tiles][nt][4];
 
     // of a tile
@@ -56,16 +55,15 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     float    s[nt][2][4];  // scores minus ref: keys i; r and c as 2*r + c
     uint32_t p[nt][2][2];  // probabilities, operand B
 
-    __device__ __forceinline__ void init(const turbo_decode_column * cols) {
+    __device__ __forceinline__ void init() {
         unseen      = (1u << 2 * nt) - 1;
         some_unseen = true;
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
 #    pragma unroll
             for (int c = 0; c < 2; ++c) {
-                slope[n][c] = cols[8 * n + 2 * turbo_mma_part() + c].slope * TURBO_LOG2E;
-                ref[n][c]   = 0.0f;
-                sum[n][c]   = 0.0f;
+                ref[n][c] = 0.0f;
+                sum[n][c] = 0.0f;
             }
 #    pragma unroll
             for (int ic = 0; ic < values::n_chunks; ++ic) {
@@ -119,27 +117,28 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         return seen != 0;
     }
 
-    // Adds mask minus reference to scores. one_query: see load_mask.
-    template <bool one_query> __device__ __forceinline__ void add_bias() {
+    // Adds mask minus reference to scores. slopes: of the mask, in units of log2; one_query: see load_mask.
+    template <bool one_query> __device__ __forceinline__ void add_bias(const float * slopes) {
 #    pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int n = 0; n < nt; ++n) {
+            const float2 slope = ((const float2 *) slopes)[4 * n + turbo_mma_part()];
 #    pragma unroll
-            for (int n = 0; n < nt; ++n) {
+            for (int i = 0; i < 4; ++i) {
                 const uint32_t m = bias[one_query ? 0 : n][i / 2][i % 2];
 #    pragma unroll
                 for (int c = 0; c < 2; ++c) {
                     const half h = __ushort_as_half((unsigned short) (one_query || c == 0 ? m & 0xffff : m >> 16));
-                    s[n][i / 2][i % 2 * 2 + c] += fmaf(slope[n][c], __half2float(h), -ref[n][c]);
+                    s[n][i / 2][i % 2 * 2 + c] += fmaf(c == 0 ? slope.x : slope.y, __half2float(h), -ref[n][c]);
                 }
             }
         }
     }
 
-    __device__ __forceinline__ void add_bias(const bool one_query) {
+    __device__ __forceinline__ void add_bias(const float * slopes, const bool one_query) {
         if (one_query) {
-            add_bias<true>();
+            add_bias<true>(slopes);
         } else {
-            add_bias<false>();
+            add_bias<false>(slopes);
         }
     }
 
@@ -147,6 +146,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     __device__ __forceinline__ void multiply_keys(const typename keys::tile & t,
                                                   const uint32_t *            Q,
                                                   const float *               Q_d,
+                                                  const float *               slopes,
                                                   const float                 softcap,
                                                   const bool                  one_query) {
 #    pragma unroll
@@ -157,7 +157,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             }
         }
         if (softcap == 0.0f) {
-            add_bias(one_query);
+            add_bias(slopes, one_query);
         }
         multiply_groups<0>(t, Q, Q_d);
         if (softcap != 0.0f) {
@@ -168,7 +168,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                     s[n][i / 4][i % 4] = softcap * TURBO_LOG2E * tanhf(s[n][i / 4][i % 4] * (1.0f / TURBO_LOG2E));
                 }
             }
-            add_bias(one_query);
+            add_bias(slopes, one_query);
         }
     }
 

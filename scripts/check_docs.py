@@ -29,6 +29,7 @@ UPSTREAMS = Path("ggml-patches/upstreams.toml")
 MAP = Path("docs/README.md")
 SPECIFICATIONS = Path("docs/reference/cache-spec.md")
 REPORTS = Path("docs/reference/known-reports.md")
+FAULTS = Path("docs/reference/gpu-faults.md")
 HINT = "python scripts/check_docs.py --write"
 
 HEAD = """# Commands
@@ -163,17 +164,20 @@ NO_TEST = "not covered: "
 
 
 def test_problems(root: Path) -> list[str]:
-    """Look for reports without a test or a reason, and for tests that are not there. A case is a word of its file."""
+    """Look for reports and faults without a test or a reason, and for tests that are not there. A case is a word of its file."""
     problems = []
-    for line in (root / REPORTS).read_text("utf-8").splitlines():
+    lines = [
+        (page, line) for page in (REPORTS, FAULTS) if (root / page).is_file() for line in (root / page).read_text("utf-8").splitlines()
+    ]
+    for page, line in lines:
         tests = TEST.findall(line)
-        if line.startswith("| ") and not line.startswith("| report ") and not tests and NO_TEST not in line:
-            problems.append(f"{REPORTS}: neither a test nor “{NO_TEST}”: {line}")
+        if line.startswith("| ") and not line.startswith(("| report ", "| fault ")) and not tests and NO_TEST not in line:
+            problems.append(f"{page}: neither a test nor “{NO_TEST}”: {line}")
         for file, name, case in tests:
             path = root / "tests" / file
             text = path.read_text("utf-8") if path.is_file() else None
             if text is None or (name and f"def {name}(" not in text) or (case and not re.search(rf"\b{re.escape(case)}\b", text)):
-                problems.append(f"{REPORTS}: tests/{file}{name and f'::{name}'}{case and f'[{case}]'} does not exist")
+                problems.append(f"{page}: tests/{file}{name and f'::{name}'}{case and f'[{case}]'} does not exist")
     return problems
 
 

@@ -114,9 +114,10 @@ def test_every_report_has_a_test_or_a_reason() -> None:
         ("| #1 | `a/test_b.py::test_c[three]` |", "tests/a/test_b.py::test_c[three] does not exist"),
     ],
 )
-def test_reports(tmp_path: Path, row: str, problem: str) -> None:
-    page = f"| report | test |\n|---|---|\n{row}\n"
-    write(tmp_path, {str(check_docs.REPORTS): page, "tests/a/test_b.py": 'CASES = ["two"]\n\n\ndef test_c() -> None: ...\n'})
+@pytest.mark.parametrize(("path", "what"), [(check_docs.REPORTS, "report"), (check_docs.FAULTS, "fault")], ids=["reports", "faults"])
+def test_reports(tmp_path: Path, path: Path, what: str, row: str, problem: str) -> None:
+    page = f"| {what} | test |\n|---|---|\n{row}\n"
+    write(tmp_path, {str(path): page, "tests/a/test_b.py": 'CASES = ["two"]\n\n\ndef test_c() -> None: ...\n'})
     found = check_docs.test_problems(tmp_path)
     assert len(found) == bool(problem) and all(problem in said for said in found)
 

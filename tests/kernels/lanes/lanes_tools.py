@@ -64,9 +64,7 @@ def load(source: str, device: Device, *defines: str) -> Library:
 
     ``defines`` are ``NAME=VALUE`` for the preprocessor.
     """
-    compiler = _compiler()
-    argv = [compiler, *FLAGS, *device.defines, *(f"-D{define}" for define in defines)]
-    argv += [f"-I{path}" for path in (LANES / "include", OVERLAY / "src" / "ggml-cuda", OVERLAY / "src", OVERLAY / "include")]
+    argv = command(device, *defines)
     folder = home() / "lanes" / _key(argv, LANES / source)
     library = folder / (Path(source).stem + ".so")
     if not library.is_file():
@@ -77,8 +75,15 @@ def load(source: str, device: Device, *defines: str) -> Library:
     return Library(library)
 
 
+def command(device: Device, *defines: str) -> list[str]:
+    """Compiler and flags, without a source."""
+    folders = (LANES / "include", OVERLAY / "src" / "ggml-cuda", OVERLAY / "src", OVERLAY / "include")
+    return [compiler(), *FLAGS, *device.defines, *(f"-D{define}" for define in defines), *(f"-I{path}" for path in folders)]
+
+
 @cache
-def _compiler() -> str:
+def compiler() -> str:
+    """A C++ compiler. Skips the test where none knows ``_Float16``."""
     candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     for name in candidates:
         if tools.find(name) and _knows_float16(name):

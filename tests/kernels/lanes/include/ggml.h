@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #define GGML_API        extern
 #define GGML_RESTRICT   __restrict__

@@ -5,8 +5,6 @@
 #include "ggml-common.h"
 #include "ggml.h"
 
-#include <vector>
-
 #define WARP_SIZE 32
 
 #define FP16_AVAILABLE

@@ -122,47 +122,41 @@ template <ggml_type type, int D, int n_rows, int n_spans, bool by_span> struct t
     static constexpr int width = bytes % 4 != 0 ? 2 : bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : 4;  // of a vector
     static constexpr int lanes = bytes / width;                                                       // for a piece
 
-    static constexpr int rows_per_pass = lanes <= TURBO_WARP ? TURBO_WARP / lanes : 1;
-    static constexpr int n_passes      = (n_rows + rows_per_pass - 1) / rows_per_pass;
-    static constexpr int words         = width / 4;  // of a vector
+    // A pass loads some rows, or just 32 vectors in a row, where most lanes would be idle else. The latter counts columns in each lane.
+    static constexpr bool in_a_row      = lanes > TURBO_WARP / 2 || width == 2;
+    static constexpr int  rows_per_pass = in_a_row ? 1 : TURBO_WARP / lanes;
+    static constexpr int  n_vectors     = n_rows * lanes;
+    static constexpr int  n_passes =
+        in_a_row ? (n_vectors + TURBO_WARP - 1) / TURBO_WARP : (n_rows + rows_per_pass - 1) / rows_per_pass;
+    static constexpr int words = width < 4 ? 1 : width / 4;  // registers of a vector
 
     // too many registers: loaded when needed
-    static constexpr bool prefetch = width > 2 && lanes <= TURBO_WARP && n_passes * words <= 24;
-    static constexpr int n_regs    = prefetch ? n_passes * words : 1;
+    static constexpr bool prefetch = n_passes * words <= 28;
+    static constexpr int  n_regs   = prefetch ? n_passes * words : 1;
 
     static __device__ __forceinline__ int place(const int row, const int word) {
-        const int span = word / spans::words;
-        return by_span ? (span * n_rows + row) * spans::words + word % spans::words :
-                         row * n_spans * spans::words + word;
+        if constexpr (n_spans == 1 || !by_span) {
+            return row * n_spans * spans::words + word;
+        } else {
+            return (word / spans::words * n_rows + row) * spans::words + word % spans::words;
+        }
     }
 
     // src: piece of the first row. The same for all lanes, so that it can stay in scalar registers. No lane is left out, since
     // registers that are written by some lanes only would be kept twice: lanes without a part of their own read what others read.
     static __device__ __forceinline__ void load(uint32_t (&regs)[n_regs], const char * src, const int stride) {
-        const int row0   = min((int) threadIdx.x / lanes, rows_per_pass - 1);
-        const int offset = row0 * stride + threadIdx.x % lanes * width;
-#pragma unroll
-        for (int i = 0; i < n_passes; ++i) {
-            // the last pass may have fewer rows than the others: it reads the last ones
-            const int row = min(i * rows_per_pass, n_rows - rows_per_pass);
-            ggml_cuda_memcpy_1<width>(&regs[i * words], src + (int64_t) row * stride + offset);
+        if constexpr (in_a_row) {
+            load_in_a_row(regs, src, stride);
+        } else {
+            load_by_rows(regs, src, stride);
         }
     }
 
     static __device__ __forceinline__ void store(uint32_t * dst, const uint32_t (&regs)[n_regs]) {
-        const int lane = threadIdx.x;
-        const int row0 = lane / lanes;
-        const int col  = lane % lanes;
-        if (row0 >= rows_per_pass) {
-            return;
-        }
-#pragma unroll
-        for (int i = 0; i < n_passes; ++i) {
-            const int row = row0 + min(i * rows_per_pass, n_rows - rows_per_pass);
-#pragma unroll
-            for (int j = 0; j < words; ++j) {
-                dst[place(row, col * words + j)] = regs[i * words + j];
-            }
+        if constexpr (in_a_row) {
+            store_in_a_row(dst, regs);
+        } else {
+            store_by_rows(dst, regs);
         }
     }
 
@@ -180,6 +174,99 @@ template <ggml_type type, int D, int n_rows, int n_spans, bool by_span> struct t
             if (n_rows * units % TURBO_WARP == 0 || i < n_rows * units) {
                 ((unit_t *) dst)[n * place(row, col / n) + col % n] =
                     *(const unit_t *) (src + (int64_t) min(row, n_valid - 1) * stride + col * (int) sizeof(unit_t));
+            }
+        }
+    }
+
+  private:
+    static __device__ __forceinline__ void load_vector(uint32_t * regs, const char * src) {
+        if constexpr (width == 2) {
+            *regs = *(const uint16_t *) src;
+        } else {
+            ggml_cuda_memcpy_1<width>(regs, src);
+        }
+    }
+
+    static __device__ __forceinline__ void store_vector(uint32_t *       dst,
+                                                        const int        row,
+                                                        const int        col,
+                                                        const uint32_t * regs) {
+        if constexpr (width == 2) {
+            ((uint16_t *) dst)[2 * place(row, col / 2) + col % 2] = (uint16_t) *regs;
+        } else {
+#pragma unroll
+            for (int j = 0; j < words; ++j) {
+                dst[place(row, col * words + j)] = regs[j];
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void load_by_rows(uint32_t (&regs)[n_regs], const char * src, const int stride) {
+        const int row0   = min((int) threadIdx.x / lanes, rows_per_pass - 1);
+        const int offset = row0 * stride + threadIdx.x % lanes * width;
+#pragma unroll
+        for (int i = 0; i < n_passes; ++i) {
+            // the last pass may have fewer rows than the others: it reads the last ones
+            const int row = min(i * rows_per_pass, n_rows - rows_per_pass);
+            load_vector(&regs[i * words], src + (int64_t) row * stride + offset);
+        }
+    }
+
+    static __device__ __forceinline__ void store_by_rows(uint32_t * dst, const uint32_t (&regs)[n_regs]) {
+        const int lane = threadIdx.x;
+        const int row0 = lane / lanes;
+        const int col  = lane % lanes;
+        if (row0 >= rows_per_pass) {
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < n_passes; ++i) {
+            const int row = row0 + min(i * rows_per_pass, n_rows - rows_per_pass);
+            store_vector(dst, row, col, &regs[i * words]);
+        }
+    }
+
+    static __device__ __forceinline__ void load_in_a_row(uint32_t (&regs)[n_regs], const char * src, const int stride) {
+        int col    = threadIdx.x % lanes;
+        int offset = (int) threadIdx.x / lanes * stride + col * width;
+#pragma unroll
+        for (int i = 0; i < n_passes; ++i) {
+            const bool is_rest = (i + 1) * TURBO_WARP > n_vectors;
+            load_vector(&regs[i * words],
+                        src + (is_rest ? min(offset, (n_rows - 1) * stride + (lanes - 1) * width) : offset));
+            offset += TURBO_WARP / lanes * stride + TURBO_WARP % lanes * width;
+            col += TURBO_WARP % lanes;
+            if (col >= lanes) {
+                offset += stride - bytes;
+                col -= lanes;
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void store_in_a_row(uint32_t * dst, const uint32_t (&regs)[n_regs]) {
+        // without gaps between rows the vectors lie in a row in shared memory, too
+        constexpr bool gapless = 4 * spans::words == spans::bytes && (n_spans == 1 || !by_span);
+
+        int row = (int) threadIdx.x / lanes;
+        int col = threadIdx.x % lanes;
+#pragma unroll
+        for (int i = 0; i < n_passes; ++i) {
+            const int n = i * TURBO_WARP + threadIdx.x;
+            if ((i + 1) * TURBO_WARP <= n_vectors || n < n_vectors) {
+                if constexpr (gapless) {
+#pragma unroll
+                    for (int j = 0; j < words; ++j) {
+                        dst[n * words + j] = regs[i * words + j];
+                    }
+                } else {
+                    store_vector(dst, row, col, &regs[i * words]);
+                }
+            }
+            row += TURBO_WARP / lanes;
+            col += TURBO_WARP % lanes;
+            if (col >= lanes) {
+                ++row;
+                col -= lanes;
             }
         }
     }

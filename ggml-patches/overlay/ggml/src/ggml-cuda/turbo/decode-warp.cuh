@@ -33,8 +33,13 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     using span_V = turbo_spans<packed_V ? type_V : GGML_TYPE_Q8_0, DV>;
     using shares = turbo_shares<packed_V ? type_V : GGML_TYPE_Q8_0, DV>;
 
-    // K comes in pieces of rows
-    static constexpr int piece_spans = span_K::n % 2 == 0 ? 2 : 1;
+    template <int n_spans>
+    using loader_K_of = turbo_tile_loader<packed_K ? type_K : GGML_TYPE_Q8_0, DK, TURBO_TILE, n_spans, true>;
+    template <int n_rows>
+    using loader_V_of = turbo_tile_loader<packed_V ? type_V : GGML_TYPE_Q8_0, DV, n_rows, span_V::n, false>;
+
+    // K comes in pieces of rows, of two spans where that many can be loaded ahead
+    static constexpr int piece_spans = span_K::n % 2 == 0 && loader_K_of<2>::prefetch ? 2 : 1;
     static constexpr int n_pieces    = span_K::n / piece_spans;
     static constexpr int f16_piece   = DK % 64 == 0 ? 64 : 32;  // values
 
@@ -42,13 +47,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int sub_keys  = TURBO_WARP / shares::n;
     static constexpr int sub_words = sub_keys * span_V::n * span_V::words;
     static constexpr int n_subs    = TURBO_TILE / sub_keys;
-    static constexpr int load_subs = n_subs == 2 ? 2 : 1;  // subtiles that are loaded together
+    static constexpr int load_subs = n_subs == 2 && loader_V_of<TURBO_TILE>::prefetch ? 2 : 1;  // loaded together
 
-    using loader_K = turbo_tile_loader<packed_K ? type_K : GGML_TYPE_Q8_0, DK, TURBO_TILE, piece_spans, true>;
-    using loader_V = turbo_tile_loader<packed_V ? type_V : GGML_TYPE_Q8_0, DV, sub_keys * load_subs, span_V::n, false>;
-
-    // rows can be aligned for vectors
-    static constexpr bool alignable = (!packed_K || loader_K::width > 2) && (!packed_V || loader_V::width > 2);
+    using loader_K = loader_K_of<piece_spans>;
+    using loader_V = loader_V_of<sub_keys * load_subs>;
 
     static constexpr bool prefetch_K = packed_K && loader_K::prefetch;
     static constexpr bool prefetch_V = packed_V && loader_V::prefetch;

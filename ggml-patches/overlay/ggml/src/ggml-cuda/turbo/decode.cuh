@@ -354,13 +354,11 @@ turbo_attn_decode_kernel(const turbo_attn_args a) {
 
     // whole tiles first, then the last, if it is not whole
     const int step    = gridDim.y * TURBO_DECODE_WARPS;
-    const int n_full  = shape::alignable && a.aligned ? a.n_kv / TURBO_TILE : 0;
+    const int n_full  = a.aligned ? a.n_kv / TURBO_TILE : 0;
     const int n_tiles = (a.n_kv + TURBO_TILE - 1) / TURBO_TILE;
 
     const int it = turbo_uniform(blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y);
-    if constexpr (shape::alignable) {
-        turbo_decode_tiles<true>(warp, a, K, V, cols, Q, Q_d, raw, it, step, n_full);
-    }
+    turbo_decode_tiles<true>(warp, a, K, V, cols, Q, Q_d, raw, it, step, n_full);
     if (n_full < n_tiles) {
         const int it_rest = it >= n_full ? it : it + (n_full - it + step - 1) / step * step;
         turbo_decode_tiles<false>(warp, a, K, V, cols, Q, Q_d, raw, it_rest, step, n_tiles);

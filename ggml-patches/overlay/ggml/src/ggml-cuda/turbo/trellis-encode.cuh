@@ -44,6 +44,12 @@ static constexpr int turbo_distance(int x, int level) {
 template <ggml_type type> static constexpr turbo_trellis_costs turbo_make_costs() {
     constexpr int n = turbo_n_levels<type>;
 
+    // a compiler may not take many more than a million steps here, and each call of level() makes an array
+    int levels[2 * n] = {};
+    for (int i = 0; i < 2 * n; ++i) {
+        levels[i] = turbo_traits<type>::x_steps * turbo_traits<type>::level(i);
+    }
+
     turbo_trellis_costs table                         = {};
     int                 squared[2 * TRELLIS_X_END][8] = {};
     for (int i = 0; i < 8; ++i) {
@@ -51,9 +57,9 @@ template <ggml_type type> static constexpr turbo_trellis_costs turbo_make_costs(
         for (int ix = 0; ix < 2 * TRELLIS_X_END; ++ix) {
             const int x        = ix - TRELLIS_X_END;
             // levels ascend, and of two that are equally near the lower one is taken
-            int       distance = turbo_distance(x, turbo_traits<type>::x_steps * turbo_traits<type>::level(level));
+            int       distance = turbo_distance(x, levels[level]);
             while (level + 4 < (i / 4 + 1) * n) {
-                const int next = turbo_distance(x, turbo_traits<type>::x_steps * turbo_traits<type>::level(level + 4));
+                const int next = turbo_distance(x, levels[level + 4]);
                 if (next >= distance) {
                     break;
                 }

@@ -68,10 +68,6 @@ class Case:
     n_exact: int = 0
     hidden: tuple[int, int] = (99, 99)
 
-    def sides(self) -> list[tuple[str, int]]:
-        """Type and head size of K and of V."""
-        return list(zip((self.type_k, self.type_v), self.head_size, strict=True))
-
     def library(self, device: Device) -> Library:
         dk, dv = self.head_size
         types = (f"LANES_K=GGML_TYPE_{tables.enum_of(self.type_k)}", f"LANES_V=GGML_TYPE_{tables.enum_of(self.type_v)}")
@@ -181,8 +177,7 @@ def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
     sinks = 3 * rng.standard_normal(n_head, np.float32)
     out = np.full((case.n_seq, case.n_q, n_head, dv), np.nan, np.float32)
 
-    aligned = case.aligned and all(size % (128 if kind in TRELLIS else 64) == 0 for kind, size in case.sides())
-    args = [segments[0].arguments(case, q, sinks if case.sinks else None, out, aligned)]
+    args = [segments[0].arguments(case, q, sinks if case.sinks else None, out, case.aligned)]
     args += [segment.arguments(case, q, None, out, True) for segment in segments[1:]]
     second = ctypes.byref(args[1]) if len(args) > 1 else None
     library = case.library(device)

@@ -109,13 +109,11 @@ bool ggml_cuda_turbo_flash_attn_supported(const int device, const ggml_tensor * 
 // decode
 //
 
+// For the widest vector that divides the spans of a head, see turbo_tile_loader. Spans of an odd number of blocks have none.
 static bool turbo_is_aligned(const ggml_tensor * t) {
-    // the widest vector that divides the spans of a head, see turbo_tile_loader
-    const size_t  head  = t->ne[0] / ggml_blck_size(t->type) * ggml_type_size(t->type);
-    const size_t  width = t->type == GGML_TYPE_F16 || head % 16 == 0 ? 16 : head % 8 == 0 ? 8 : 4;
-    const int64_t span  = std::max<int64_t>(2 * ggml_blck_size(t->type), 64);
-    return (t->type == GGML_TYPE_F16 || t->ne[0] % span == 0) && (uintptr_t) t->data % width == 0 &&
-           t->nb[1] % width == 0 && t->nb[2] % width == 0 && t->nb[3] % width == 0;
+    const size_t head  = t->ne[0] / ggml_blck_size(t->type) * ggml_type_size(t->type);
+    const size_t width = t->type == GGML_TYPE_F16 || head % 16 == 0 ? 16 : head % 8 == 0 ? 8 : head % 4 == 0 ? 4 : 2;
+    return (uintptr_t) t->data % width == 0 && t->nb[1] % width == 0 && t->nb[2] % width == 0 && t->nb[3] % width == 0;
 }
 
 // Of one launch for all keys; sinks are left to the caller.
@@ -423,12 +421,13 @@ void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * d
     const ggml_type type_v = dst->src[2]->type;
 
     if (dst->src[0]->ne[1] <= TURBO_DECODE_MAX_QUERIES) {
-        const turbo_attn_decode_t decode = turbo_decode_kernel(type_k, type_v);
-        if (!decode) {
+        if (const turbo_attn_decode_t decode = turbo_decode_kernel(type_k, type_v)) {
+            if (turbo_decode_pays(ctx.device, dst, decode)) {
+                turbo_decode(ctx, dst, decode);
+                return;
+            }
+        } else {
             turbo_warn_no_decode_kernel(type_k, type_v);
-        } else if (turbo_decode_pays(ctx.device, dst, decode)) {
-            turbo_decode(ctx, dst, decode);
-            return;
         }
     }
     turbo_prefill(ctx, dst);

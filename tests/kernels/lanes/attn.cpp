@@ -3,7 +3,13 @@
 #include "attn.h"
 
 #include "lanes_library.h"
-#include "turbo/decode.cuh"
+#include "turbo/decode-mma.cuh"
+
+#ifdef LANES_MMA
+#    define LANES_KERNEL turbo_attn_decode_mma_kernel
+#else
+#    define LANES_KERNEL turbo_attn_decode_kernel
+#endif  // LANES_MMA
 
 #include <limits>
 
@@ -11,7 +17,7 @@
 template <ggml_type type_K, ggml_type type_V>
 static void launch(const turbo_attn_args & a, int64_t n_seq, int64_t n_split) {
     const dim3 grid((a.n_q * a.gqa_ratio + LANES_COLS - 1) / LANES_COLS, n_split, a.n_head / a.gqa_ratio * n_seq);
-    lanes::launch(turbo_attn_decode_kernel<LANES_DK, LANES_DV, type_K, type_V, LANES_COLS>, grid,
+    lanes::launch(LANES_KERNEL<LANES_DK, LANES_DV, type_K, type_V, LANES_COLS>, grid,
                   dim3(TURBO_WARP, TURBO_DECODE_WARPS), a);
 }
 

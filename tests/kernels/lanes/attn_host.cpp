@@ -10,6 +10,7 @@
 // What was launched, or called in place of files that are not part of this library.
 struct Calls {
     int64_t decode;        // launches of a decode kernel
+    int64_t decode_mma;    // those of them with matrix instructions
     int64_t decode_grid;   // blocks of the first of them
     int64_t decode_split;  // splits of the keys of the first of them
     int64_t merge;
@@ -24,11 +25,18 @@ static bool  has_mma;
 
 static void fake_decode(turbo_attn_args) {}
 
+static void fake_decode_mma(turbo_attn_args) {}
+
 static void fake_merge(const float *, const float2 *, float *, int) {}
+
+template <typename kernel_t> static bool is_same(kernel_t kernel, void (*fake)(turbo_attn_args)) {
+    return reinterpret_cast<void *>(kernel) == reinterpret_cast<void *>(fake);
+}
 
 template <typename... Params, typename... Args>
 static void turbo_launch(void (*kernel)(Params...), dim3 grid, dim3, size_t, cudaStream_t, Args...) {
-    if (reinterpret_cast<void *>(kernel) == reinterpret_cast<void *>(fake_decode)) {
+    if (is_same(kernel, fake_decode) || is_same(kernel, fake_decode_mma)) {
+        calls.decode_mma += is_same(kernel, fake_decode_mma);
         if (calls.decode++ == 0) {
             calls.decode_grid  = int64_t(grid.x) * grid.y * grid.z;
             calls.decode_split = grid.y;
@@ -40,19 +48,17 @@ static void turbo_launch(void (*kernel)(Params...), dim3 grid, dim3, size_t, cud
 
 #include "turbo-attn.cu"
 
-static turbo_decode_kernels fake_kernels(int DK, int DV, int n_columns) {
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_pair(int DK, int DV, int n_columns) {
     const bool is_large = DK > 256 || DV > 256;
-    return { fake_decode, fake_merge, n_columns <= 2 ? 2 : n_columns <= 4 || is_large ? 4 : 8 };
+    return { fake_decode, fake_merge, n_columns <= 2 ? 2 : n_columns <= 4 || is_large ? 4 : 8, nullptr };
 }
 
-template <ggml_type type_K> turbo_attn_decode_t ggml_cuda_turbo_decode_pair(ggml_type type_v) {
-    return turbo_is_decode_pair(type_K, type_v) ? fake_kernels : nullptr;
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_mma_pair(int DK, int DV, int n_columns) {
+    GGML_ASSERT(turbo_is_decode_mma(type_K, type_V, DK, DV));
+    return { fake_decode_mma, fake_merge, n_columns <= 8 ? 8 : 16, fake_decode_mma };
 }
-
-#define LANES_PAIRS(ENUM, NAME, C_NAME, FAMILY, BITS) \
-    template turbo_attn_decode_t ggml_cuda_turbo_decode_pair<GGML_TYPE_##ENUM>(ggml_type);
-TURBO_DECODE_TYPES_X(LANES_PAIRS)
-#undef LANES_PAIRS
 
 bool ggml_turbo_flash_attn_has_segment(const ggml_tensor * op) {
     return op->src[5] != nullptr;

@@ -10,6 +10,7 @@ from lanes_tools import CUDA, HIP32, HIP64, Device, load
 
 from turbo_gguf.codec import tables
 
+TURING, AMPERE = 750, 800  # the last without decode by matrix instructions, and the first with it
 RDNA2, RDNA3, RDNA4, CDNA3 = (0x1000000 + arch for arch in (0x1030, 0x1100, 0x1201, 0x942))
 FLOAT_TYPES = {"f16": 1, "q8_0": 8}
 TYPE_IDS = {**FLOAT_TYPES, **{t.name: t.type_id for t in tables.ALL}}
@@ -18,7 +19,7 @@ TYPE_IDS = {**FLOAT_TYPES, **{t.name: t.type_id for t in tables.ALL}}
 class Calls(ctypes.Structure):
     """``Calls`` of attn_host.cpp."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("decode", "grid", "split", "merge", "unpack", "upstream", "mma", "tile")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("decode", "decode_mma", "grid", "split", "merge", "unpack", "upstream", "mma", "tile")]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,28 @@ def decodes(op: Op) -> bool:
     slices = calls.upstream + calls.mma + calls.tile
     assert (calls.decode > 0) != (slices > 0)
     return calls.decode > 0
+
+
+def test_decode_by_matrix_instructions_never_makes_way_for_slices() -> None:
+    """Below 17 queries, so that a draft is attended as single tokens are."""
+    for cc in (AMPERE, 900, 1200):
+        for n_q in (1, 5, 16):
+            calls = attend(Op(cc=cc, gqa_ratio=16, n_q=n_q))
+            assert (calls.decode, calls.decode_mma, calls.mma) == (1, 1, 0)
+    assert not decodes(Op(n_q=17))
+    assert attend(Op(cc=TURING)).decode_mma == 0
+
+
+@pytest.mark.parametrize("n_q", [1, 2, 3, 16])
+def test_keys_are_split_in_the_same_way_for_every_number_of_queries(n_q: int) -> None:
+    assert attend(Op(n_q=n_q)).split == 33
+    assert attend(Op(n_q=n_q, n_head_kv=2, gqa_ratio=1)).split == 132
+
+
+def test_both_segments_have_the_same_kind_of_kernel() -> None:
+    for type_k, n_mma in (("turbo3t", 2), ("q8_0", 0)):
+        calls = attend(Op(type_k=type_k, type_v="turbo3t" if n_mma else "turbo3", n_exact=64))
+        assert (calls.decode, calls.decode_mma) == (2, n_mma)
 
 
 # Splits
@@ -101,11 +124,11 @@ def test_more_splits_than_one_are_merged() -> None:
 )
 def test_few_queries_go_where_the_cache_is_unpacked_less_often(gqa_ratio: int, n_q: int, expected: bool) -> None:
     """The decode kernel unpacks a value for every 8 columns, slices once for all."""
-    assert decodes(Op(gqa_ratio=gqa_ratio, n_q=n_q)) == expected
+    assert decodes(Op(cc=TURING, gqa_ratio=gqa_ratio, n_q=n_q)) == expected
 
 
 def test_large_heads_have_fewer_columns_in_a_block() -> None:
-    large = Op(head_size=(512, 512), gqa_ratio=4)
+    large = Op(cc=TURING, head_size=(512, 512), gqa_ratio=4)
     assert decodes(replace(large, n_q=4))
     assert not decodes(replace(large, n_q=5))
 
@@ -113,7 +136,7 @@ def test_large_heads_have_fewer_columns_in_a_block() -> None:
 @pytest.mark.parametrize("n_q", [5, 8])
 def test_without_matrix_cores_few_queries_are_decoded(n_q: int) -> None:
     """The tile kernel reads a slice for each head of a group by itself."""
-    assert decodes(Op(gqa_ratio=8, n_q=n_q, mma=False))
+    assert decodes(Op(cc=TURING, gqa_ratio=8, n_q=n_q, mma=False))
 
 
 @pytest.mark.parametrize(("cc", "expected"), [(520, False), (600, True), (610, False), (700, True), (750, True), (900, True)])

@@ -193,6 +193,16 @@ inline unsigned __byte_perm(unsigned lo, unsigned hi, unsigned sel) {
     return r;
 }
 
+// The low word of hi:lo, shifted to the right by up to 32.
+inline unsigned __funnelshift_rc(unsigned lo, unsigned hi, unsigned shift) {
+    return static_cast<unsigned>((static_cast<uint64_t>(hi) << 32 | lo) >> std::min(shift, 32u));
+}
+
+// The high word, shifted to the left by shift % 32.
+inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned shift) {
+    return static_cast<unsigned>((static_cast<uint64_t>(hi) << 32 | lo) << (shift & 31) >> 32);
+}
+
 inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; ++i) {
         c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);

@@ -157,11 +157,23 @@ inline char * stack(size_t index) {
 }
 
 struct Fiber {
+    // An asynchronous copy into shared memory (mma.h).
+    struct Copy {
+        void *       dst;
+        const void * src;
+        int          bytes;
+    };
+
+    using Copies = std::vector<Copy>;
+
     Context context;
     uint3   thread  = {};
     Group * waiting = nullptr;
     Site    site    = {};
     bool    done    = false;
+
+    Copies              started;    // of no group yet
+    std::vector<Copies> committed;  // groups that may be under way, the oldest first
 };
 
 //

@@ -4,6 +4,7 @@
 
 #include "ggml-common.h"
 #include "ggml.h"
+#include "mma.h"
 
 #define WARP_SIZE 32
 
@@ -74,6 +75,10 @@ inline int hipFuncGetAttributes(hipFuncAttributes * attributes, const void *) {
 
 inline bool fast_fp16_hardware_available(int cc) {
     return GGML_CUDA_CC_IS_AMD(cc) || (cc >= GGML_CUDA_CC_PASCAL && cc != 610);
+}
+
+static inline bool ampere_mma_available(const int cc) {
+    return GGML_CUDA_CC_IS_NVIDIA(cc) && cc >= 800;
 }
 
 struct ggml_cuda_pool {};

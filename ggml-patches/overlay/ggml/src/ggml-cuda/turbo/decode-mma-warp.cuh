@@ -1,0 +1,362 @@
+#pragma once
+
+// What a warp of the decode kernel with matrix instructions does with a tile of keys (decode-mma.cuh tells how they come together): scores,
+// softmax, values.
+
+#include "decode.cuh"
+#include "mma-rows.cuh"
+
+#ifdef TURBO_MMA
+
+// Added to products of integers before they become a float: such a float's last bits are the integer.
+static constexpr int32_t TURBO_MMA_MAGIC_BITS = 0x4b400000;
+static constexpr float   TURBO_MMA_MAGIC      = 12582912.0f;
+
+// Shapes that follow from the template arguments of the kernel:
+//
+//     DK, DV            head sizes of K and V in values
+//     type_K, type_V    types of their rows: a turbo type or f16
+//     n_cols            columns of a block: a multiple of 8
+template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct turbo_mma_shape {
+    using keys   = turbo_mma_keys<type_K, DK>;
+    using values = turbo_mma_values<type_V, DV>;
+
+    static constexpr int nt = n_cols / 8;  // tiles of columns
+
+    // 4-byte words of shared memory
+    static constexpr int K_words     = (TURBO_TILE * keys::tile::words + 3) / 4 * 4;
+    static constexpr int V_words     = (TURBO_TILE * values::tile::words + 3) / 4 * 4;
+    static constexpr int warp_words  = K_words + V_words;
+    static constexpr int total_words = n_cols * DV;
+    static constexpr int words =
+        TURBO_DECODE_WARPS * warp_words > total_words ? TURBO_DECODE_WARPS * warp_words : total_words;
+    static constexpr int q_words = n_cols * DK / (type_K == GGML_TYPE_F16 ? 2 : 4);
+};
+
+// The state of one warp. All arrays are in registers. A lane has columns 8*n + 2*part + c of the tiles n of columns, c < 2; of keys
+// 16*i + 8*r + turbo_mma_key(row), i, r < 2, or of channels. Template arguments as in turbo_mma_shape.
+template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct turbo_mma_warp {
+    using shape  = turbo_mma_shape<DK, DV, type_K, type_V, n_cols>;
+    using keys   = typename shape::keys;
+    using values = typename shape::values;
+
+    static constexpr int nt = shape::nt;
+
+    float    slope[nt][2];  // of the mask, in units of log2
+    float    ref[nt][2];    // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
+    float    sum[nt][2];    // of this lane's keys
+    uint32_t unseen;        // bit 2*n + c: no key was seen
+    bool     some_unseen;   // in any lane
+    float    acc[values::n_chunks][values::n_tiles][nt][4];
+
+    // of a tile
+    half2    bias[nt][2][2];  // what the mask adds, before its slope: keys i, r; both columns
+    float    s[nt][2][4];     // scores minus ref: keys i; r and c as 2*r + c
+    uint32_t p[nt][2][2];     // probabilities, operand B
+
+    __device__ __forceinline__ void init(const turbo_decode_column * cols) {
+        unseen      = (1u << 2 * nt) - 1;
+        some_unseen = true;
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                slope[n][c] = cols[8 * n + 2 * turbo_mma_part() + c].slope * TURBO_LOG2E;
+                ref[n][c]   = 0.0f;
+                sum[n][c]   = 0.0f;
+            }
+#    pragma unroll
+            for (int ic = 0; ic < values::n_chunks; ++ic) {
+#    pragma unroll
+                for (int i = 0; i < values::n_tiles; ++i) {
+#    pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        acc[ic][i][n][j] = 0.0f;
+                    }
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ half mask_of(const turbo_attn_args & a, const half * mask, const int key) {
+        return key < a.n_kv ? mask[key] : __ushort_as_half(0xfc00);
+    }
+
+    // The mask of a tile; true: a query sees a key of it. one_query: all columns are of the same query.
+    __device__ __forceinline__ bool load_mask(const turbo_attn_args &     a,
+                                              const turbo_decode_column * cols,
+                                              const bool                  one_query,
+                                              const int                   key0) {
+        bool visible = !a.mask;
+#    pragma unroll
+        for (int ir = 0; ir < 4; ++ir) {
+            const int key = key0 + 8 * ir + turbo_mma_key(turbo_mma_row());
+            if (!a.mask || one_query) {
+                const half m = a.mask ? mask_of(a, cols[0].mask, key) : __ushort_as_half(key < a.n_kv ? 0 : 0xfc00);
+#    pragma unroll
+                for (int n = 0; n < nt; ++n) {
+                    bias[n][ir / 2][ir % 2] = __half2half2(m);
+                }
+                visible = visible || __half_as_ushort(m) != 0xfc00;  // -inf
+            } else {
+#    pragma unroll
+                for (int n = 0; n < nt; ++n) {
+                    const int  c            = 8 * n + 2 * turbo_mma_part();
+                    const half m0           = mask_of(a, cols[c].mask, key);
+                    const half m1           = mask_of(a, cols[c + 1].mask, key);
+                    bias[n][ir / 2][ir % 2] = __halves2half2(m0, m1);
+                    visible = visible || __half_as_ushort(m0) != 0xfc00 || __half_as_ushort(m1) != 0xfc00;
+                }
+            }
+        }
+        return visible;
+    }
+
+    // What scores are added to. one_query: see load_mask.
+    __device__ __forceinline__ float base(const bool one_query, const int n, const int i, const int j) const {
+        const half2 m = bias[one_query ? 0 : n][i][j / 2];
+        return fmaf(slope[n][j % 2], one_query || j % 2 == 0 ? __low2float(m) : __high2float(m), -ref[n][j % 2]);
+    }
+
+    // Sets the scores of a tile of K. Q, Q_d: as turbo_mma_load_queries leaves them.
+    template <bool one_query> __device__ __forceinline__ void set_scores(const float softcap) {
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                s[n][i / 4][i % 4] = softcap == 0.0f ? base(one_query, n, i / 4, i % 4) : 0.0f;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void multiply_keys(const typename keys::tile & t,
+                                                  const uint32_t *            Q,
+                                                  const float *               Q_d,
+                                                  const float                 softcap,
+                                                  const bool                  one_query) {
+        if (one_query) {
+            set_scores<true>(softcap);
+        } else {
+            set_scores<false>(softcap);
+        }
+        multiply_groups<0>(t, Q, Q_d);
+        if (softcap != 0.0f) {
+#    pragma unroll
+            for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    const float x      = softcap * TURBO_LOG2E * tanhf(s[n][i / 4][i % 4] * (1.0f / TURBO_LOG2E));
+                    s[n][i / 4][i % 4] = x + base(one_query, n, i / 4, i % 4);
+                }
+            }
+        }
+    }
+
+    template <int b>
+    __device__ __forceinline__ void multiply_groups(const typename keys::tile & t,
+                                                    const uint32_t *            Q,
+                                                    const float *               Q_d) {
+        if constexpr (b < keys::n_groups) {
+            uint32_t q[keys::n][nt][2];
+            float2   q_d[nt];
+#    pragma unroll
+            for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+                for (int m = 0; m < keys::n; ++m) {
+                    const uint2 pair = ((const uint2 *) Q)[((b * keys::n + m) * nt + n) * TURBO_WARP + threadIdx.x];
+                    q[m][n][0]       = pair.x;
+                    q[m][n][1]       = pair.y;
+                }
+                if constexpr (type_K != GGML_TYPE_F16) {
+                    q_d[n] = ((const float2 *) Q_d)[b * n_cols / 2 + n * 4 + turbo_mma_part()];
+                }
+            }
+#    pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                uint32_t a[keys::n][4];
+                float    d[2];
+                keys::template load<b>(t, 16 * i, a, d);
+#    pragma unroll
+                for (int n = 0; n < nt; ++n) {
+                    if constexpr (type_K == GGML_TYPE_F16) {
+#    pragma unroll
+                        for (int m = 0; m < keys::n; ++m) {
+                            turbo_mma_f16(s[n][i], a[m], q[m][n]);
+                        }
+                    } else {
+                        int32_t dot[keys::n + 1][4];
+#    pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            dot[0][j] = TURBO_MMA_MAGIC_BITS;
+                        }
+#    pragma unroll
+                        for (int m = 0; m < keys::n; ++m) {
+                            turbo_mma_s8(dot[m + 1], a[m], q[m][n], dot[m]);
+                        }
+#    pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            const float x = __int_as_float(dot[keys::n][j]) - TURBO_MMA_MAGIC;
+                            s[n][i][j]    = fmaf(d[j / 2] * (j % 2 == 0 ? q_d[n].x : q_d[n].y), x, s[n][i][j]);
+                        }
+                    }
+                }
+            }
+            multiply_groups<b + 1>(t, Q, Q_d);
+        }
+    }
+
+    // Half of a probability of 2 or more.
+    static __device__ __forceinline__ bool is_large(const uint32_t half2_bits) { return half2_bits & 0x40004000; }
+
+    // Turns scores into probabilities; false: all of them are zero. The vote only asks whether any column is to be looked at: rescale
+    // decides for each column by itself.
+    __device__ __forceinline__ bool softmax() {
+        float    e[nt][2][4];
+        uint32_t bits = exponentials(e);
+        if (turbo_warp_any(some_unseen || is_large(bits))) {
+            rescale();
+            bits = exponentials(e);
+        }
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                sum[n][0] += e[n][i][0] + e[n][i][2];
+                sum[n][1] += e[n][i][1] + e[n][i][3];
+                p[n][i][0] = turbo_mma_transpose(p[n][i][0]);
+                p[n][i][1] = turbo_mma_transpose(p[n][i][1]);
+            }
+        }
+        return turbo_warp_any(bits != 0);
+    }
+
+    // e, and p not yet transposed; returns the bits of all of p.
+    __device__ __forceinline__ uint32_t exponentials(float (&e)[nt][2][4]) {
+        uint32_t all = 0;
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int i = 0; i < 2; ++i) {
+#    pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    e[n][i][j] = exp2f(s[n][i][j]);
+                }
+#    pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    const half2 pair = __floats2half2_rn(e[n][i][2 * r], e[n][i][2 * r + 1]);
+                    memcpy(&p[n][i][r], &pair, sizeof(pair));
+                    all |= p[n][i][r];
+                }
+            }
+        }
+        return all;
+    }
+
+    // Moves ref of columns with a large probability, or without a key so far, to their maximum.
+    __device__ __forceinline__ void rescale() {
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+            float factor[2];
+#    pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                float top = fmaxf(fmaxf(s[n][0][c], s[n][0][c + 2]), fmaxf(s[n][1][c], s[n][1][c + 2]));
+#    pragma unroll
+                for (int mask = 16; mask >= 4; mask >>= 1) {
+                    top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, mask, TURBO_WARP));
+                }
+                const uint32_t bit   = 1u << (2 * n + c);
+                const bool     first = (unseen & bit) != 0;
+                const bool moves = first ? top > TURBO_MASKED : is_large(__half_as_ushort(__float2half(exp2f(top))));
+
+                const float ref_new = moves ? ref[n][c] + top + TURBO_MAX_SLACK : ref[n][c];
+                const float step    = ref[n][c] - ref_new;
+
+                factor[c] = first ? 1.0f : exp2f(step);
+                ref[n][c] = ref_new;
+                sum[n][c] *= factor[c];
+                unseen = moves ? unseen & ~bit : unseen;
+#    pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    s[n][i / 2][i % 2 * 2 + c] += step;
+                }
+            }
+#    pragma unroll
+            for (int ic = 0; ic < values::n_chunks; ++ic) {
+#    pragma unroll
+                for (int i = 0; i < values::n_tiles; ++i) {
+#    pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        acc[ic][i][n][j] *= factor[j % 2];
+                    }
+                }
+            }
+        }
+        some_unseen = turbo_warp_any(unseen != 0);
+    }
+
+    // Adds probability times value of a tile of V.
+    __device__ __forceinline__ void add_values(const typename values::tile & t) {
+#    pragma unroll
+        for (int ic = 0; ic < values::n_chunks; ++ic) {
+#    pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                uint32_t a[values::n_tiles][4];
+                values::load(t, 16 * i, ic, a);
+#    pragma unroll
+                for (int j = 0; j < values::n_tiles; ++j) {
+#    pragma unroll
+                    for (int n = 0; n < nt; ++n) {
+                        turbo_mma_f16(acc[ic][j][n], a[j], p[n][i]);
+                    }
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ float maximum(const int n, const int c) const {
+        return unseen >> (2 * n + c) & 1 ? TURBO_MAX_INIT : ref[n][c] - TURBO_MAX_SLACK;
+    }
+
+    // Maximum and sum of each column, to meta.
+    __device__ __forceinline__ void write_meta(float2 * meta) {
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                float total = sum[n][c];
+#    pragma unroll
+                for (int mask = 16; mask >= 4; mask >>= 1) {
+                    total += __shfl_xor_sync(0xffffffff, total, mask, TURBO_WARP);
+                }
+                if (turbo_mma_row() == 0) {
+                    meta[8 * n + 2 * turbo_mma_part() + c] = make_float2(maximum(n, c), total);
+                }
+            }
+        }
+    }
+
+    // Adds this warp's sums, relative to the maxima in top, to [n_cols][DV] sums in shared memory; the first one sets them.
+    __device__ __forceinline__ void add_sums(float * total, const float * top, const bool first) const {
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                const int   col    = 8 * n + 2 * turbo_mma_part() + c;
+                const float factor = exp2f(maximum(n, c) - top[col]);
+#    pragma unroll
+                for (int ic = 0; ic < values::n_chunks; ++ic) {
+#    pragma unroll
+                    for (int i = 0; i < values::n_tiles; ++i) {
+#    pragma unroll
+                        for (int r = 0; r < 2; ++r) {
+                            float * x = total + col * DV + ic * values::chunk + values::channel(i, turbo_mma_row(), r);
+                            *x        = fmaf(factor, acc[ic][i][n][2 * r + c], first ? 0.0f : *x);
+                        }
+                    }
+                }
+            }
+        }
+    }
+};
+
+#endif  // TURBO_MMA

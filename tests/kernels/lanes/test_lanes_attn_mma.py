@@ -1,0 +1,139 @@
+"""Decode attention by matrix instructions (NVIDIA's sm_80 and later), run lane by lane on the CPU, against numpy and against itself."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from lanes_tools import CUDA, Device, Library, load
+from test_lanes_attn import NMSE_F16, NMSE_INT8, Case, Floats, Keys, nmse
+
+from turbo_gguf.codec import tables
+
+SCALAR = [t.name for t in tables.SCALAR]
+TRELLIS = [t.name for t in tables.TRELLIS]
+PACKED = [*SCALAR, *TRELLIS]
+PAIRS = [*((t, t) for t in PACKED), ("turbo4", "turbo3"), ("turbo3t", "turbo4t"), ("turbo4t", "turbo3t"), *(("f16", t) for t in PACKED)]
+SIZES = [(64, 64), (128, 128), (256, 256)]
+
+
+@dataclass
+class MmaCase(Case):
+    """As ``Case``; a block has 8 or 16 columns."""
+
+    n_cols: int = 8
+
+    def library(self, device: Device) -> Library:
+        types = (f"LANES_K=GGML_TYPE_{tables.enum_of(self.type_k)}", f"LANES_V=GGML_TYPE_{tables.enum_of(self.type_v)}")
+        sizes = (f"LANES_DK={self.head_size[0]}", f"LANES_DV={self.head_size[1]}", f"LANES_COLS={self.n_cols}")
+        return load("attn.cpp", device, "LANES_MMA=1", *types, *sizes, *(("LANES_SECOND=1",) if self.n_exact else ()))
+
+
+def check(case: MmaCase) -> None:
+    assert nmse(case, CUDA) < (NMSE_F16 if case.type_k == "f16" else NMSE_INT8)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_pairs(pair: tuple[str, str]) -> None:
+    check(MmaCase(*pair))
+
+
+@pytest.mark.parametrize("head_size", SIZES, ids=str)
+@pytest.mark.parametrize("pair", [("turbo3", "turbo3"), ("turbo2", "turbo4t"), ("turbo3t", "turbo2t"), ("f16", "turbo4")], ids="-".join)
+def test_head_sizes(pair: tuple[str, str], head_size: tuple[int, int]) -> None:
+    check(MmaCase(*pair, head_size, n_kv=200, n_cols=16, gqa_ratio=12))
+
+
+OPTIONS = {
+    "sequences and sinks": MmaCase(n_q=3, gqa_ratio=3, n_kv=300, n_seq=2, n_split=3, sinks=True, n_cols=16),
+    "soft cap": MmaCase(gqa_ratio=8, n_kv=999, softcap=10.0),
+    "alibi": MmaCase(n_q=2, gqa_ratio=1, n_head_kv=6, n_kv=256, max_bias=8.0),
+    "no mask": MmaCase(n_q=1, gqa_ratio=1, mask=False, n_split=1),
+    "16 queries": MmaCase(n_q=16, gqa_ratio=3, n_kv=1024, n_cols=16, n_split=4),
+    "5 keys": MmaCase(n_kv=5, n_split=1),
+    "8-byte copies": MmaCase(n_kv=256),
+    "rows off the grid": MmaCase(n_kv=256, aligned=False),
+    "f16 off the grid": MmaCase("f16", "f16", n_kv=256, aligned=False),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS.values(), ids=OPTIONS)
+def test_options(case: MmaCase) -> None:
+    check(case)
+
+
+SEGMENTS = [
+    MmaCase(n_exact=70),
+    MmaCase(n_exact=70, hidden=(0, 99)),
+    MmaCase(n_exact=70, hidden=(99, 0)),
+    MmaCase("turbo3t", "turbo3t", n_q=4, n_seq=2, n_exact=300, hidden=(1, 1), n_cols=16),
+    MmaCase("f16", "f16", n_exact=128, softcap=10.0, n_split=3),
+]
+
+
+@pytest.mark.parametrize("case", SEGMENTS, ids=["turbo3", "first hidden", "second hidden", "trellis, half hidden", "f16, soft cap"])
+def test_a_second_segment(case: MmaCase) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("kind", ["turbo3", "turbo3t", "f16"])
+def test_a_wrong_k_is_seen(kind: str) -> None:
+    assert nmse(MmaCase(kind, kind), CUDA, broken=True) > 0.1
+
+
+#
+# the same result in every batch
+#
+
+
+def attend(case: MmaCase, q: Floats, keys: Keys, n_kv: int | None = None) -> Floats:
+    """Results [seq, q, head, DV] of the first queries of ``q``, over the first ``n_kv`` keys."""
+    (_, n_q, n_head, _), dv = q.shape, case.head_size[1]
+    out = np.full((case.n_seq, n_q, n_head, dv), np.nan, np.float32)
+    args = keys.arguments(replace(case, n_q=n_q), q, None, out, True)
+    args.n_kv = n_kv or args.n_kv
+    case.library(CUDA).call("lanes_decode", ctypes.byref(args), None, case.n_seq, case.n_split)
+    return out
+
+
+def batch(case: MmaCase) -> tuple[Floats, Keys]:
+    """Queries whose scores differ in size, so that maxima move at different keys."""
+    rng = np.random.default_rng(3)
+    shape = (1, case.n_q, case.n_head_kv * case.gqa_ratio, case.head_size[0])
+    q = rng.standard_normal(shape, np.float32) * np.exp(rng.uniform(-1, 2, (1, case.n_q, 1, 1))).astype(np.float32)
+    return q, Keys.random(case, rng, case.n_kv, (case.type_k, case.type_v))
+
+
+@pytest.mark.parametrize("pair", [("turbo3", "turbo3"), ("turbo3t", "turbo4t"), ("f16", "f16")], ids="-".join)
+@pytest.mark.parametrize("gqa_ratio", [1, 4])
+def test_widths_of_a_batch(pair: tuple[str, str], gqa_ratio: int) -> None:
+    """A token's result is the same, bit for bit, with 0 to 15 others beside it, in blocks of 8 and of 16 columns."""
+    case = MmaCase(*pair, n_q=16, gqa_ratio=gqa_ratio, n_kv=320, n_cols=16)
+    q, keys = batch(case)
+    want = attend(case, q, keys)
+    for width in (1, 2, 3, 5, 8, 11, 16):
+        for n_cols in (8, 16):
+            got = attend(replace(case, n_cols=n_cols), np.ascontiguousarray(q[:, :width]), keys)
+            assert np.array_equal(got, want[:, :width]), (width, n_cols)
+
+
+def test_hidden_keys_do_not_count() -> None:
+    """A longer cache whose new keys a query does not see changes none of its bits, with splits for each tile and with few."""
+    case = MmaCase(n_q=2, n_kv=512)
+    q, keys = batch(case)
+    keys.mask[:, :, 256:] = -np.inf
+    for few, many in ((2, 4), (1, 1)):
+        short = attend(replace(case, n_split=few), q, keys, 256)
+        assert np.array_equal(short, attend(replace(case, n_split=many), q, keys)), (few, many)
+
+
+def test_what_is_not_a_number_shows() -> None:
+    case = MmaCase(mask=False, n_split=1)
+    q, keys = batch(case)
+    q[0, 0, 3, 5] = np.nan
+    out = attend(case, q, keys)
+    bad = np.isnan(out).all(-1)
+    assert bad[0, 0, 3]
+    assert bad.sum() == 1

@@ -161,8 +161,9 @@ class Keys:
         )
 
 
-def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
-    """Run the kernel; mean squared error relative to the mean square. ``broken`` negates K, as a negative control.
+def nmse(case: Case, device: Device, *, broken: bool = False, merging: bool = False) -> float:
+    """Run the kernel; mean squared error relative to the mean square. ``broken`` negates K, as a negative control. ``merging``: the second
+    segment is attended by the kernel that merges.
 
     It runs with both orders of threads: a missing barrier would make a difference.
     """
@@ -184,7 +185,8 @@ def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
     results = []
     for descending in (False, True):
         library.set_descending(descending)
-        library.call("lanes_decode", ctypes.byref(args[0]), second, case.n_seq, case.n_split)
+        function = "lanes_decode_merging" if merging else "lanes_decode"
+        library.call(function, ctypes.byref(args[0]), second, case.n_seq, case.n_split)
         results.append(out.copy())
     assert np.array_equal(*results)
 

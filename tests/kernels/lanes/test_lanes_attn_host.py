@@ -19,7 +19,10 @@ TYPE_IDS = {**FLOAT_TYPES, **{t.name: t.type_id for t in tables.ALL}}
 class Calls(ctypes.Structure):
     """``Calls`` of attn_host.cpp."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("decode", "decode_mma", "grid", "split", "merge", "unpack", "upstream", "mma", "tile")]
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("decode", "decode_mma", "grid", "split", "merge", "merge_exact", "unpack", "upstream", "mma", "tile")
+    ]
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,18 @@ def test_keys_are_split_in_the_same_way_for_every_number_of_queries(n_q: int) ->
 
 def test_both_segments_have_the_same_kind_of_kernel() -> None:
     for type_k, n_mma in (("turbo3t", 2), ("q8_0", 0)):
-        calls = attend(Op(type_k=type_k, type_v="turbo3t" if n_mma else "turbo3", n_exact=64))
+        calls = attend(Op(type_k=type_k, type_v="turbo3t" if n_mma else "turbo3", n_exact=256))
         assert (calls.decode, calls.decode_mma) == (2, n_mma)
+
+
+@pytest.mark.parametrize("cc", [TURING, AMPERE])
+@pytest.mark.parametrize("n_kv", [100, 65536])
+def test_a_short_window_of_exact_tokens_takes_no_launch(cc: int, n_kv: int) -> None:
+    """The rule does not look at queries, so a draft is attended as single tokens are."""
+    for n_q in (1, 2, 8):
+        for n_exact, launches, exact in ((96, 1, 1), (128, 1, 1), (160, 2, 0)):
+            calls = attend(Op(cc=cc, n_q=n_q, n_kv=n_kv, n_exact=n_exact))
+            assert (calls.decode, calls.merge_exact, calls.merge) == (launches, exact, 1 - exact)
 
 
 # Splits
@@ -112,7 +125,7 @@ def test_a_short_cache_has_no_split_without_a_tile_for_each_warp() -> None:
 def test_more_splits_than_one_are_merged() -> None:
     assert attend(Op(n_kv=100)).merge == 0
     assert attend(Op(n_kv=1024)).merge == 1
-    assert attend(Op(n_kv=100, n_exact=64)).merge == 1
+    assert attend(Op(n_kv=100, n_exact=256)).merge == 1
 
 
 # The choice of kernel

@@ -245,9 +245,16 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
     turbo_decode_launch launches[2];
     int                 n_launches = 0;
 
+    turbo_attn_args exact;  // of a segment that the kernel attends that merges
+    bool            merges_exact = false;
+
     launches[n_launches++] = turbo_decode_make_launch(dst, turbo_first_kv(dst), mma);
     if (ggml_turbo_flash_attn_has_segment(dst)) {
-        launches[n_launches++] = turbo_decode_make_launch(dst, turbo_second_kv(dst), mma);
+        exact        = turbo_decode_args(dst, turbo_second_kv(dst));
+        merges_exact = ggml_cuda_turbo_merges_exact(exact);
+        if (!merges_exact) {
+            launches[n_launches++] = turbo_decode_make_launch(dst, turbo_second_kv(dst), mma);
+        }
     }
     if (dst->src[4]) {
         launches[0].args.sinks = (const float *) dst->src[4]->data;  // they count once
@@ -258,6 +265,8 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
         launches[i].args.part0 = n_parts;
         n_parts += launches[i].grid.y;
     }
+    exact.part0 = n_parts;
+    n_parts     = std::max(n_parts, merges_exact ? 2 : 1);  // one part alone would be the result
 
     const int n_rows = ggml_nrows(dst);
 
@@ -277,7 +286,12 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
         turbo_launch(launch.kernels.decode, launch.grid, dim3(TURBO_WARP, TURBO_DECODE_WARPS), 0, ctx.stream(),
                      launch.args);
     }
-    if (n_parts > 1) {
+    if (merges_exact) {
+        exact.n_parts = n_parts;
+        exact.dst     = parts.ptr;
+        exact.meta    = meta.ptr;
+        ggml_cuda_turbo_merge_exact(exact, dst->src[0]->ne[0], dst->ne[0], n_rows, (float *) dst->data, ctx.stream());
+    } else if (n_parts > 1) {
         turbo_launch(launches[0].kernels.merge, dim3(n_rows), dim3(dst->ne[0]), 0, ctx.stream(),
                      (const float *) parts.ptr, (const float2 *) meta.ptr, (float *) dst->data, n_parts);
     }

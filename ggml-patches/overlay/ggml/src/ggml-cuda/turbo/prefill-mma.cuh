@@ -19,7 +19,7 @@ static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
 
 #define launch_fattn                          turbo_launch_attn
 #define ggml_cuda_flash_attn_ext_mma_f16_case ggml_cuda_turbo_mma_f16_case
-#include "fattn-mma-f16.cuh"
+#include "ggml-cuda/fattn-mma-f16.cuh"
 
 // The header only declares its instances.
 #define TURBO_MMA_INSTANCE(DK, DV, ncols1, ncols2) DECL_FATTN_MMA_F16_CASE(DK, DV, ncols1, ncols2);

@@ -3,8 +3,11 @@
 #pragma once
 
 #include "ggml-common.h"
+#include "ggml-impl.h"
 #include "ggml.h"
 #include "mma.h"
+
+#include <map>
 
 #define WARP_SIZE 32
 
@@ -83,13 +86,21 @@ static inline bool ampere_mma_available(const int cc) {
 
 struct ggml_cuda_pool {};
 
+// Upstream's knows which nodes of a graph run on which stream; here it is only whether some do.
+struct ggml_cuda_stream_context {
+    std::map<const ggml_tensor *, int> concurrent_events;
+};
+
 struct ggml_backend_cuda_context {
-    int            device = 0;
-    ggml_cuda_pool memory;
+    int                      device = 0;
+    ggml_cuda_pool           memory;
+    ggml_cuda_stream_context streams;
 
     cudaStream_t stream() { return nullptr; }
 
     ggml_cuda_pool & pool() { return memory; }
+
+    ggml_cuda_stream_context & stream_context() { return streams; }
 };
 
 template <typename T> struct ggml_cuda_pool_alloc {
@@ -106,6 +117,10 @@ template <typename T> struct ggml_cuda_pool_alloc {
     }
 };
 
+namespace lanes {
+inline int64_t launches = 0;  // so far
+}
+
 // Ours, in place of turbo/launch.cuh's.
 #ifndef LANES_OWN_LAUNCH
 template <typename... Params, typename... Args>
@@ -115,6 +130,7 @@ void turbo_launch(void (*kernel)(Params...),
                   size_t /*shared*/,
                   cudaStream_t /*stream*/,
                   Args... args) {
+    ++lanes::launches;
     lanes::launch(kernel, grid, block, args...);
 }
 #endif  // LANES_OWN_LAUNCH

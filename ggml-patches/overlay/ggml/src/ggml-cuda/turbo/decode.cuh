@@ -348,6 +348,7 @@ turbo_attn_decode_kernel(const turbo_attn_args a) {
     __shared__ turbo_decode_column    cols[n_cols];
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
 
+    ggml_cuda_pdl_sync();
     const int col0    = blockIdx.x * n_cols;
     const int n_kv_h  = a.n_head / a.gqa_ratio;
     const int kv_head = blockIdx.z % n_kv_h;
@@ -395,6 +396,7 @@ static __global__ void turbo_attn_merge_parts(const float *  parts,
                                               const float2 * meta,
                                               float *        dst,
                                               const int      n_parts) {
+    ggml_cuda_pdl_sync();
     const int64_t row = blockIdx.x;
 
     parts += row * n_parts * DV + threadIdx.x;

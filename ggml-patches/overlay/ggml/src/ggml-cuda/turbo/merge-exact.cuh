@@ -130,6 +130,7 @@ __launch_bounds__(DV) static __global__ void turbo_attn_merge_exact(const turbo_
     __shared__ float               score[TURBO_MERGE_MAX_KEYS];
     __shared__ float               prob[TURBO_MERGE_MAX_KEYS];
 
+    ggml_cuda_pdl_sync();
     const int64_t row     = blockIdx.x;
     const int     h       = row % a.n_head;
     const int     q       = row / a.n_head % a.n_q;

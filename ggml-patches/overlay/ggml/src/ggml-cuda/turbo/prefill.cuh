@@ -32,6 +32,7 @@ static __global__ void turbo_attn_merge_slice(const Parts parts,
                                               float2 *    state,
                                               const bool  first,
                                               const bool  last) {
+    ggml_cuda_pdl_sync();
     const int64_t row = blockIdx.x;
     const int     i   = threadIdx.x;
 

@@ -129,7 +129,8 @@ LANES_EXPORT const char * lanes_attend(int64_t cc,
                                        int64_t n_active,
                                        int64_t n_registers,
                                        int64_t n_shared,
-                                       int64_t mma,
+                                       int64_t n_cache,
+                                       bool    mma,
                                        int64_t type_k,
                                        int64_t type_v,
                                        int64_t DK,
@@ -146,6 +147,7 @@ LANES_EXPORT const char * lanes_attend(int64_t cc,
         lanes::device.n_active            = n_active;
         lanes::device.n_registers         = n_registers;
         lanes::device.n_shared            = n_shared;
+        lanes::device.n_cache             = n_cache;
         has_mma                           = mma;
         calls                             = {};
 

@@ -38,7 +38,7 @@ static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
 //     ncols1    queries of a tile
 //     ncols2    query heads of a tile, which share a KV head
 template <int DV, int ncols1, int ncols2> struct turbo_mma_parts {
-    const float *  result;
+    float *        result;
     const float2 * meta;
     int            n_parts, n_blocks;
     int            n_q, n_head, gqa_ratio, n_tiles_q, n_tiles_gqa;
@@ -114,12 +114,13 @@ static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
         return;
     }
 
-    ggml_cuda_pool_alloc<float>  result(ctx.pool(), ggml_nelements(&slice));
+    // the last parts of the first slice lie where the result goes to
+    ggml_cuda_pool_alloc<float> result(ctx.pool());
+    parts.result = slice.first ? (float *) slice.data : result.alloc(ggml_nelements(&slice));
     ggml_cuda_pool_alloc<float2> meta(ctx.pool(), (size_t) parts.n_blocks * ncols1 * ncols2 * (2 + DV / 2));
-    parts.result = result.ptr;
-    parts.meta   = meta.ptr;
+    parts.meta = meta.ptr;
 
-    turbo_attn_launch_upstream(kernel, slice, dim3(parts.n_blocks), block, nbytes_shared, result.ptr, meta.ptr,
+    turbo_attn_launch_upstream(kernel, slice, dim3(parts.n_blocks), block, nbytes_shared, parts.result, meta.ptr,
                                ctx.stream());
     turbo_attn_merge<DV>(ctx, slice, parts);
 }

@@ -81,7 +81,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
 // What is the same for all keys of a column. In shared memory, since scalar registers are scarce.
 struct turbo_decode_column {
-    const half * mask;   // row of its query
+    const half * mask;   // row of its query, or null
     float        slope;  // ALiBi
     int          row;    // of the result; -1: no column
 };
@@ -254,10 +254,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                                      const turbo_decode_column * cols,
                                                      const int                   key) {
         const half * row     = nullptr;
-        bool         visible = !a.mask;
+        bool         visible = cols[0].mask == nullptr;
 #pragma unroll
         for (int c = 0; c < n_cols; ++c) {
-            if (a.mask && cols[c].mask != row && key < a.n_kv) {
+            if (cols[c].mask != row && key < a.n_kv) {
                 row     = cols[c].mask;
                 visible = visible || __half_as_ushort(row[key]) != TURBO_MASK_HIDDEN;
             }
@@ -281,18 +281,14 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         bool         hidden = key >= a.n_kv;
 #pragma unroll
         for (int c = 0; c < n_cols; ++c) {
-            float s = score[c];
-            if (a.mask) {
-                const turbo_decode_column col = cols[c];
-                if (col.mask != row) {
-                    row          = col.mask;
-                    const half m = key < a.n_kv ? row[key] : __ushort_as_half(TURBO_MASK_HIDDEN);
-                    hidden       = __half_as_ushort(m) == TURBO_MASK_HIDDEN;
-                    bias         = __half2float(m);
-                }
-                s += col.slope * bias;
+            const turbo_decode_column col = cols[c];
+            if (col.mask != row) {
+                row          = col.mask;
+                const half m = key < a.n_kv ? row[key] : __ushort_as_half(TURBO_MASK_HIDDEN);
+                hidden       = __half_as_ushort(m) == TURBO_MASK_HIDDEN;
+                bias         = __half2float(m);
             }
-            s *= TURBO_LOG2E;
+            const float s = (score[c] + col.slope * bias) * TURBO_LOG2E;
             score[c] = hidden || s < TURBO_MASKED ? TURBO_MASKED : s;  // not fmaxf: it would make a masked key of NaN
         }
     }

@@ -355,11 +355,12 @@ turbo_attn_decode_kernel(const turbo_attn_args a) {
     const int seq     = blockIdx.z / n_kv_h;
 
     if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        const int c = threadIdx.x;
-        const int q = (col0 + c) / a.gqa_ratio;
-        const int h = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
-        cols[c]     = { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1),
-                        get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
+        const int  c      = threadIdx.x;
+        const int  q      = (col0 + c) / a.gqa_ratio;
+        const int  h      = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
+        const auto offset = (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1;
+        cols[c]           = { a.mask ? (const half *) (a.mask + offset) : nullptr,
+                    get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
                     q < a.n_q ? (seq * a.n_q + q) * a.n_head + h : -1 };
     }
     turbo_decode_load_queries<DK, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);

@@ -1,7 +1,8 @@
-// turbo.cu, turbo-ops.cu and turbo-write.cu for Python: see test_lanes_ops.py and test_lanes_write.py.
+// turbo.cu, turbo-ops.cu, turbo-unpack.cu and turbo-write.cu for Python: see test_lanes_ops.py and test_lanes_write.py.
 
 #include "lanes_library.h"
 #include "turbo-ops.cu"
+#include "turbo-unpack.cu"
 #include "turbo-write.cu"
 #include "turbo.cu"
 
@@ -52,6 +53,14 @@ LANES_EXPORT const char * lanes_to_floats(int64_t type, const ggml_tensor * x, v
         } else {
             ggml_cuda_turbo_to_f32(x->type, data, static_cast<float *>(y), x->ne, x->nb, nullptr);
         }
+    });
+}
+
+// is_slice: whether x is a slice of a KV cache. Only then y is written.
+LANES_EXPORT const char * lanes_unpack_slice(const ggml_tensor * x, void * y, int64_t * is_slice) {
+    return lanes::guarded([&] {
+        const char * data = static_cast<const char *>(x->data);
+        *is_slice         = ggml_cuda_turbo_unpack(x->type, data, static_cast<half *>(y), x->ne, x->nb, nullptr);
     });
 }
 

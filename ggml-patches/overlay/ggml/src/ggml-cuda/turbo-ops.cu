@@ -331,7 +331,9 @@ void ggml_cuda_turbo_to_f16(ggml_type     type,
                             const int64_t ne[4],
                             const size_t  nb[4],
                             cudaStream_t  stream) {
-    turbo_to_contiguous(type, x, y, ne, nb, stream);
+    if (!ggml_cuda_turbo_unpack(type, x, y, ne, nb, stream)) {
+        turbo_to_contiguous(type, x, y, ne, nb, stream);
+    }
 }
 
 void ggml_cuda_turbo_to_f32(ggml_type     type,

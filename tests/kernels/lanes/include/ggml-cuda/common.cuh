@@ -35,12 +35,13 @@ struct ggml_cuda_device_info {
 
 namespace lanes {
 
-// n_active, n_registers and n_shared are of every kernel.
+// n_active, n_registers and n_shared are of every kernel. n_cache: bytes of the cache of all multiprocessors
 struct Device {
     ggml_cuda_device_info info;
     int                   n_active    = 2;  // blocks on a multiprocessor, as the driver says
     int                   n_registers = 168;
     int                   n_shared    = 26368;
+    int                   n_cache     = 0;
 };
 
 inline Device device;
@@ -61,6 +62,13 @@ inline void ggml_cuda_set_device(int) {}
 
 template <typename Kernel> int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int * n, Kernel, int, size_t) {
     *n = lanes::device.n_active;
+    return 0;
+}
+
+enum cudaDeviceAttr { cudaDevAttrL2CacheSize };
+
+inline int cudaDeviceGetAttribute(int * value, cudaDeviceAttr, int) {
+    *value = lanes::device.n_cache;
     return 0;
 }
 

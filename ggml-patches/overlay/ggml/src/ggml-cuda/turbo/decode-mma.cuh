@@ -190,6 +190,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP,
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
     __shared__ float                  top[n_cols];
 
+    ggml_cuda_pdl_sync();
     const int col0    = blockIdx.x * n_cols;
     const int n_kv_h  = a.n_head / a.gqa_ratio;
     const int kv_head = blockIdx.z % n_kv_h;

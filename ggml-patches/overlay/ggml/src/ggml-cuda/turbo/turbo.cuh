@@ -34,6 +34,14 @@ void ggml_cuda_turbo_to_f32(ggml_type     type,
                             const size_t  nb[4],
                             cudaStream_t  stream);
 
+// The first of these for slices of a KV cache (turbo-unpack.cu). False: nothing is done, the tensor is no such slice.
+bool ggml_cuda_turbo_unpack(ggml_type     type,
+                            const char *  x,
+                            half *        y,
+                            const int64_t ne[4],
+                            const size_t  nb[4],
+                            cudaStream_t  stream);
+
 // Flash attention with a turbo type as K, as V, or as both, or over two segments of keys (turbo-attn.cu).
 bool ggml_cuda_turbo_flash_attn_supported(int device, const ggml_tensor * dst);
 void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst);

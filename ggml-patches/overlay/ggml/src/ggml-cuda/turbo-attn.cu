@@ -226,7 +226,6 @@ static bool turbo_decode_wants_mma() {
 static bool turbo_decode_uses_mma(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
     static const bool wanted = turbo_decode_wants_mma();
     return wanted && ampere_mma_available(ggml_cuda_info().devices[ctx.device].cc) &&
-           turbo_is_decode_pair(dst->src[1]->type, dst->src[2]->type) &&
            turbo_is_decode_mma(dst->src[1]->type, dst->src[2]->type, dst->src[0]->ne[0], dst->ne[0]);
 }
 

@@ -5,6 +5,7 @@
 #include "ggml-common.h"
 #include "ggml.h"
 #include "mma.h"
+#include "wmma.h"
 
 #define WARP_SIZE 32
 

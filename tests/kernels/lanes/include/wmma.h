@@ -94,6 +94,10 @@ inline uint32_t turbo_wmma_scaled(uint32_t x, uint32_t d) {
     return lanes_bits<uint32_t>(y);
 }
 
+template <typename T> T turbo_wmma_opaque(T x) {
+    return x;
+}
+
 inline float turbo_wmma_exp2(float x) {
     return exp2f(x);
 }

@@ -5,7 +5,7 @@
 #include "decode-warp.cuh"
 
 // Column col of a KV head: query heads of its group, times queries.
-static __device__ __forceinline__ turbo_decode_column turbo_mma_column(const turbo_attn_args & a,
+static __device__ __forceinline__ turbo_decode_column turbo_column_of(const turbo_attn_args & a,
                                                                        const int               col,
                                                                        const int               kv_head,
                                                                        const int               seq) {
@@ -17,9 +17,9 @@ static __device__ __forceinline__ turbo_decode_column turbo_mma_column(const tur
 }
 
 // Quantizes the queries of a block to int8 with a scale for each group of K, or to f16 for K in f16: the columns' operand, in the order that
-// keys (turbo_mma_keys and the like) tells. Scores will be in units of log2.
+// keys (turbo_wmma_keys) tells. Scores will be in units of log2.
 template <typename keys, ggml_type type_K, int n_cols>
-static __device__ __forceinline__ void turbo_mma_load_queries(const turbo_attn_args & a,
+static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_attn_args & a,
                                                               const int               col0,
                                                               const int               kv_head,
                                                               const int               seq,
@@ -85,7 +85,7 @@ static __device__ __forceinline__ void turbo_mma_load_queries(const turbo_attn_a
 
 // The largest maximum of column c of all warps, and of the sink.
 template <int n_cols>
-static __device__ __forceinline__ float turbo_mma_top(const turbo_attn_args &     a,
+static __device__ __forceinline__ float turbo_columns_top(const turbo_attn_args &     a,
                                                       const turbo_decode_column & col,
                                                       const int                   c,
                                                       const float2 (*meta)[n_cols]) {
@@ -102,7 +102,7 @@ static __device__ __forceinline__ float turbo_mma_top(const turbo_attn_args &   
 
 // Merges the warps of a block and writes the result, or its part of it. total: of all columns; top: their maxima.
 template <int DV, int n_cols>
-static __device__ __forceinline__ void turbo_mma_write(const turbo_attn_args &     a,
+static __device__ __forceinline__ void turbo_columns_write(const turbo_attn_args &     a,
                                                        const turbo_decode_column * cols,
                                                        const float *               total,
                                                        const float *               top,

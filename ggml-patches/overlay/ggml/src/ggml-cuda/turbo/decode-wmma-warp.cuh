@@ -22,21 +22,22 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     // probabilities: a row of 16 registers for each column, whose distance avoids bank conflicts
     static constexpr int p_stride = 20;
 
-    // 4-byte words of shared memory; rows of K are done when there are probabilities, which are when V is unpacked
+    // 4-byte words of shared memory; rows of K are done when V is unpacked
     static constexpr int max(const int a, const int b) { return a > b ? a : b; }
 
     static constexpr int K_words     = TURBO_TILE * keys::tile::words;
-    static constexpr int work_words  = (max(max(K_words, n_cols * p_stride), values::tile_words) + 3) / 4 * 4;
+    static constexpr int work_words  = (max(K_words, values::tile_words) + 3) / 4 * 4;
     static constexpr int V_words     = (TURBO_TILE * values::tile::words + 3) / 4 * 4;
-    static constexpr int warp_words  = work_words + V_words;
+    static constexpr int p_words     = n_cols * p_stride;
+    static constexpr int warp_words  = work_words + V_words + p_words;
     static constexpr int total_words = n_cols * DV;
     static constexpr int words       = max(TURBO_DECODE_WARPS * warp_words, total_words);
     static constexpr int q_words = n_cols * DK / (type_K == GGML_TYPE_F16 ? 2 : 4);
 };
 
-// What the mask adds to keys line and line + 16 of a tile, before its slope, for n columns.
-template <int n> struct turbo_wmma_mask {
-    uint32_t bias[n];  // two f16
+// What the mask adds to keys line and line + 16 of a tile, before its slope.
+struct turbo_wmma_mask {
+    uint32_t bias;     // two f16, for all columns if they are of the same query
     bool     visible;  // a query sees one of the keys
 };
 
@@ -44,7 +45,8 @@ template <int n> struct turbo_wmma_mask {
 struct turbo_wmma_columns {
     const turbo_decode_column * cols;
     const half *                mask;  // row of their query, if all are of the same
-    const uint32_t *            Q;     // as turbo_mma_load_queries leaves them
+    const float *               slope;  // of the mask, in units of log2: [half][nc]
+    const uint32_t *            Q;     // as turbo_columns_load_queries leaves them
     const float *               Q_d;
 };
 
@@ -57,9 +59,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static constexpr int nc = shape::nc;
 
-    using mask = turbo_wmma_mask<nc>;
+    // Nearly all registers are needed: fences keep the compiler from moving loads up too far.
+    static constexpr bool tight = TURBO_WMMA_COPIES == 2 && DV > 128;
 
-    float    slope[nc];    // of the mask, in units of log2
+    using mask = turbo_wmma_mask;
+
     float    ref[nc];      // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
     float    sum[nc];      // of this lane's keys
     uint32_t unseen;       // bit i: no key was seen
@@ -73,14 +77,13 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static __device__ __forceinline__ int column(const int i) { return 2 * i + turbo_wmma_half(); }
 
-    __device__ __forceinline__ void init(const turbo_decode_column * cols) {
+    __device__ __forceinline__ void init() {
         unseen      = (1u << nc) - 1;
         some_unseen = true;
 #    pragma unroll
         for (int i = 0; i < nc; ++i) {
-            slope[i] = cols[column(i)].slope * TURBO_LOG2E;
-            ref[i]   = 0.0f;
-            sum[i]   = 0.0f;
+            ref[i] = 0.0f;
+            sum[i] = 0.0f;
         }
 #    pragma unroll
         for (int ic = 0; ic < values::n_chunks; ++ic) {
@@ -118,53 +121,63 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                                      const turbo_wmma_columns & cols,
                                                      const int                  key0) {
         mask m;
-        m.visible = false;
         if (!a.mask || cols.mask) {
-            const uint32_t both = mask_of<full>(a, cols.mask, key0);
-#    pragma unroll
-            for (int i = 0; i < nc; ++i) {
-                m.bias[i] = both;
-            }
-            m.visible = is_visible(both);
+            m.bias    = mask_of<full>(a, cols.mask, key0);
+            m.visible = is_visible(m.bias);
         } else {
+            m.bias    = 0;
+            m.visible = false;
 #    pragma unroll
             for (int i = 0; i < nc; ++i) {
-                // by its distance: the compiler would not know what memory a pointer from shared memory is of
-                const char * row = a.mask + ((const char *) cols.cols[column(i)].mask - a.mask);
-
-                m.bias[i] = mask_of<full>(a, (const half *) row, key0);
-                m.visible = m.visible || is_visible(m.bias[i]);
+                m.visible = m.visible || is_visible(mask_of<full>(a, row_of(a, cols, i), key0));
             }
         }
         return m;
     }
 
-    // What scores are added to.
-    __device__ __forceinline__ float base(const mask & m, const int t, const int i) const {
-        return fmaf(slope[i], __half2float(__ushort_as_half((unsigned short) (m.bias[i] >> 16 * t))), -ref[i]);
+    // By its distance: the compiler would not know what memory a pointer from shared memory is of.
+    static __device__ __forceinline__ const half * row_of(const turbo_attn_args &    a,
+                                                          const turbo_wmma_columns & cols,
+                                                          const int                  i) {
+        return (const half *) (a.mask + ((const char *) cols.cols[column(i)].mask - a.mask));
     }
 
-    // Sets the scores of a tile of K. Q, Q_d: as turbo_wmma_load_queries leaves them.
-    __device__ __forceinline__ void multiply_keys(const typename keys::tile & tile,
-                                                  const uint32_t *            Q,
-                                                  const float *               Q_d,
-                                                  const float                 softcap,
-                                                  const mask &                m) {
+    // Adds mask minus ref to the scores of a tile.
+    template <bool full>
+    __device__ __forceinline__ void add_base(const turbo_attn_args &    a,
+                                             const turbo_wmma_columns & cols,
+                                             const mask &               m,
+                                             const int                  key0) {
+        __align__(16) float slope[nc];
+        turbo_copy<sizeof(slope)>(slope, cols.slope + turbo_wmma_half() * nc);
+        const bool one_query = !a.mask || cols.mask;
+#    pragma unroll
+        for (int i = 0; i < nc; ++i) {
+            const uint32_t bias = one_query ? m.bias : mask_of<full>(a, row_of(a, cols, i), key0);
+#    pragma unroll
+            for (int t = 0; t < 2; ++t) {
+                s[t][i] += fmaf(slope[i], __half2float(__ushort_as_half((unsigned short) (bias >> 16 * t))), -ref[i]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void clear_scores() {
 #    pragma unroll
         for (int t = 0; t < 2; ++t) {
 #    pragma unroll
             for (int i = 0; i < nc; ++i) {
-                s[t][i] = softcap == 0.0f ? base(m, t, i) : 0.0f;
+                s[t][i] = 0.0f;
             }
         }
-        multiply_groups<0>(tile, Q, Q_d);
-        if (softcap != 0.0f) {
+    }
+
+    __device__ __forceinline__ void cap_scores(const float softcap) {
 #    pragma unroll
-            for (int t = 0; t < 2; ++t) {
+        for (int t = 0; t < 2; ++t) {
 #    pragma unroll
-                for (int i = 0; i < nc; ++i) {
-                    s[t][i] = softcap * TURBO_LOG2E * tanhf(s[t][i] * (1.0f / TURBO_LOG2E)) + base(m, t, i);
-                }
+            for (int i = 0; i < nc; ++i) {
+                // tanh without a branch
+                s[t][i] = softcap * TURBO_LOG2E * (1.0f - 2.0f / (turbo_wmma_exp2(2.0f * s[t][i]) + 1.0f));
             }
         }
     }
@@ -174,11 +187,14 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                                       const int        b,
                                                       uint32_t (&x)[keys::n][keys::n_regs]) {
         constexpr int n_words = keys::n * keys::n_own;
+
+        // unknown, so that what is added goes into the instruction: LLVM would keep an address for each group
+        const int half = TURBO_WMMA_COPIES == 2 ? 0 : turbo_wmma_half();
+        const int at   = turbo_wmma_opaque((line_column() * 2 + half) * n_words);
 #    pragma unroll
         for (int j = 0; j < TURBO_WMMA_COPIES; ++j) {
-            const int          half = TURBO_WMMA_COPIES == 2 ? j : turbo_wmma_half();
             __align__(16) uint32_t own[n_words];
-            turbo_copy<4 * n_words>(own, Q + ((b * n_cols + line_column()) * 2 + half) * n_words);
+            turbo_copy<4 * n_words>(own, Q + at + (b * n_cols * 2 + j) * n_words);
 #    pragma unroll
             for (int i = 0; i < n_words; ++i) {
                 x[i / keys::n_own][j * keys::n_own + i % keys::n_own] = own[i];
@@ -186,10 +202,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
     }
 
+    // Adds the products of a tile of K and the queries, from group b on.
     template <int b>
-    __device__ __forceinline__ void multiply_groups(const typename keys::tile & tile,
-                                                    const uint32_t *            Q,
-                                                    const float *               Q_d) {
+    __device__ __forceinline__ void multiply_keys(const typename keys::tile & tile, const uint32_t * Q, const float * Q_d) {
         if constexpr (b < keys::n_groups) {
             uint32_t q[keys::n][keys::n_regs];
             load_query(Q, b, q);
@@ -228,9 +243,12 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                         s[t][i] = dot[i];
                     }
                 }
+                if constexpr (tight) {
+                    turbo_sched_fence();
+                }
             }
             turbo_sched_fence();
-            multiply_groups<b + 1>(tile, Q, Q_d);
+            multiply_keys<b + 1>(tile, Q, Q_d);
         }
     }
 
@@ -301,14 +319,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         some_unseen = turbo_warp_any(unseen != 0);
     }
 
-    // Adds probability times value of a tile of V. work: what softmax has left, and room for unpacked values.
-    __device__ __forceinline__ void add_values(const typename values::tile & tile, uint32_t * work) {
+    // Adds probability times value of a tile of V. prob: what softmax has left; work: room for unpacked values.
+    __device__ __forceinline__ void add_values(const typename values::tile & tile, const uint32_t * prob, uint32_t * work) {
         constexpr int n_regs = TURBO_WMMA_F16;
 
-        __align__(16) uint32_t p[2][n_regs];
-        const uint32_t * row = work + line_column() * shape::p_stride + (TURBO_WMMA_COPIES == 2 ? 0 : 4 * turbo_wmma_half());
-        turbo_copy<4 * n_regs>(p[0], row);
-        turbo_copy<4 * n_regs>(p[1], row + 8);
+        prob += line_column() * shape::p_stride + (TURBO_WMMA_COPIES == 2 ? 0 : 4 * turbo_wmma_half());
 #    pragma unroll
         for (int ic = 0; ic < values::n_chunks; ++ic) {
 #    pragma unroll
@@ -320,11 +335,17 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                         turbo_syncwarp();
                     }
                 }
-                __align__(16) uint32_t v[values::n][n_regs];
-                values::load(tile, work, 8 * s, ic, v);
+                __align__(16) uint32_t p[n_regs];
+                turbo_copy<sizeof(p)>(p, prob + 8 * s);
 #    pragma unroll
-                for (int f = 0; f < values::n; ++f) {
-                    turbo_wmma_f16(acc[ic][f], p[s], v[f]);
+                for (int f = 0; f < values::n; f += 4) {
+                    __align__(16) uint32_t v[4][n_regs];
+                    values::load(tile, work, 8 * s, ic, f, v);
+#    pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        turbo_wmma_f16(acc[ic][f + i], p, v[i]);
+                    }
+                    turbo_sched_fence();
                 }
             }
         }

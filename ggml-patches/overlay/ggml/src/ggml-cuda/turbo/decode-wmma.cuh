@@ -97,10 +97,12 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
                                                         const int                                         step,
                                                         const int                                         n_tiles) {
     using shape = turbo_wmma_shape<DK, DV, type_K, type_V, n_cols>;
-    using mask  = turbo_wmma_mask<shape::nc>;
+    using mask  = turbo_wmma_mask;
 
     turbo_wmma_stream<type_K, DK, full> stream_K(a, K, a.nbk1, rows);
     turbo_wmma_stream<type_V, DV, full> stream_V(a, V, a.nbv1, rows + shape::work_words);
+
+    uint32_t * prob = rows + shape::work_words + shape::V_words;
 
     const auto load_mask = [&](const int i) {
         return warp.template load_mask<full>(a, cols, min(i, n_tiles - 1) * TURBO_TILE);
@@ -129,22 +131,26 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
     while (it < n_tiles) {
         const int key0 = it * TURBO_TILE;
 
-        mask next = load_mask(it + step);
+        const mask next = load_mask(it + step);
         turbo_syncwarp();
-        warp.multiply_keys(stream_K.at(key0), cols.Q, cols.Q_d, a.softcap, m);
+        warp.clear_scores();
+        warp.template multiply_keys<0>(stream_K.at(key0), cols.Q, cols.Q_d);
+        if (a.softcap != 0.0f) {
+            warp.cap_scores(a.softcap);
+        }
+        warp.template add_base<full>(a, cols, m, key0);
         stream_V.put(key0);
 
-        it = to_visible(it + step, next);
         m  = next;
+        it = to_visible(it + step, m);
         // behind the last tile it is loaded again in vain
         const int next_key0 = it < n_tiles ? it * TURBO_TILE : key0;
         stream_K.start(next_key0);
 
-        turbo_syncwarp();
-        const bool any = warp.softmax(rows);
+        const bool any = warp.softmax(prob);
         turbo_syncwarp();
         if (any) {
-            warp.add_values(stream_V.at(key0), rows);
+            warp.add_values(stream_V.at(key0), prob, rows);
         }
         turbo_syncwarp();
         stream_K.put(next_key0);
@@ -165,6 +171,7 @@ turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
     __shared__ turbo_decode_column    cols[n_cols];
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
     __shared__ float                  top[n_cols];
+    __align__(16) __shared__ float    slope[n_cols];
 
     const int col0    = blockIdx.x * n_cols;
     const int n_kv_h  = a.n_head / a.gqa_ratio;
@@ -172,9 +179,12 @@ turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
     const int seq     = blockIdx.z / n_kv_h;
 
     if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        cols[threadIdx.x] = turbo_mma_column(a, col0 + threadIdx.x, kv_head, seq);
+        const int c = threadIdx.x;
+        cols[c]     = turbo_column_of(a, col0 + c, kv_head, seq);
+
+        slope[c % 2 * shape::nc + c / 2] = cols[c].slope * TURBO_LOG2E;
     }
-    turbo_mma_load_queries<typename shape::keys, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
+    turbo_columns_load_queries<typename shape::keys, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
     __syncthreads();
 
     const char * K = a.K + seq * a.nbk3 + (int64_t) kv_head * a.nbk2;
@@ -183,11 +193,11 @@ turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
     uint32_t * rows = shared + threadIdx.y * shape::warp_words;
 
     const bool               one_query = col0 / a.gqa_ratio == min((col0 + n_cols - 1) / a.gqa_ratio, a.n_q - 1);
-    const half *             mask      = one_query && a.mask ? turbo_mma_column(a, col0, kv_head, seq).mask : nullptr;
-    const turbo_wmma_columns columns   = { cols, mask, Q, Q_d };
+    const half *             mask      = one_query && a.mask ? turbo_column_of(a, col0, kv_head, seq).mask : nullptr;
+    const turbo_wmma_columns columns   = { cols, mask, slope, Q, Q_d };
 
     turbo_wmma_warp<DK, DV, type_K, type_V, n_cols> warp;
-    warp.init(cols);
+    warp.init();
 
     // whole tiles first, then the last, if it is not whole
     const int step    = gridDim.y * TURBO_DECODE_WARPS;
@@ -204,7 +214,7 @@ turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
     warp.write_meta(meta[threadIdx.y]);
     __syncthreads();
     if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        top[threadIdx.x] = turbo_mma_top(a, cols[threadIdx.x], threadIdx.x, meta);
+        top[threadIdx.x] = turbo_columns_top(a, cols[threadIdx.x], threadIdx.x, meta);
     }
     __syncthreads();
 #        pragma unroll 1
@@ -214,7 +224,7 @@ turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
         }
         __syncthreads();
     }
-    turbo_mma_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
+    turbo_columns_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
 #    else
     GGML_UNUSED(a);
 #    endif  // TURBO_WMMA_DEVICE

@@ -7,12 +7,9 @@
 // has the same channel of two keys.
 
 #include "decode-warp.cuh"
-#include "quarters.cuh"
-#include "wmma.cuh"
+#include "wmma-blocks.cuh"
 
 #ifdef TURBO_WMMA
-
-static_assert(TURBO_SELECTOR_BITS == 8, "which quarter has which values");
 
 //
 // tiles
@@ -78,15 +75,15 @@ template <ggml_type type, int D> struct turbo_wmma_keys {
     template <int b>
     static __device__ __forceinline__ void load(const tile & t, const int key, uint32_t (&x)[n][n_regs], float & d) {
         if constexpr (packed) {
-            const turbo_mma_block<type, b % 2> block(t.row(key), b);
+            const turbo_wmma_block<type, b % 2> block(t.row(key), b);
 #    pragma unroll
             for (int s = 0; s < group / 32; ++s) {
                 uint32_t w[2][2];
-                turbo_mma_unpack<type, 0, 2>(block, s, turbo_wmma_half(), w);
+                turbo_wmma_unpack<type, 0, 2>(block, s, turbo_wmma_half(), w);
                 turbo_wmma_operand(x[2 * s], w[0]);
                 turbo_wmma_operand(x[2 * s + 1], w[1]);
             }
-            d = __half2float(turbo_mma_scale<type>(block.head()));
+            d = __half2float(turbo_wmma_scale<type>(block.head()));
         } else {
 #    pragma unroll
             for (int i = 0; i < n; ++i) {
@@ -152,10 +149,10 @@ template <ggml_type type, int D> struct turbo_wmma_values {
         uint32_t d[2];
 #    pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const turbo_mma_block<type, -1> block(t.row(key + 16 * i), g / block_groups);
-            turbo_mma_unpack<type, 0x80, 2>(block, g % block_groups, 0, w[i][0]);
-            turbo_mma_unpack<type, 0x80, 2>(block, g % block_groups, 1, w[i][1]);
-            d[i] = __half_as_ushort(turbo_mma_scale<type>(block.head()));
+            const turbo_wmma_block<type, -1> block(t.row(key + 16 * i), g / block_groups);
+            turbo_wmma_unpack<type, 0x80, 2>(block, g % block_groups, 0, w[i][0]);
+            turbo_wmma_unpack<type, 0x80, 2>(block, g % block_groups, 1, w[i][1]);
+            d[i] = __half_as_ushort(turbo_wmma_scale<type>(block.head()));
         }
         const uint32_t d2 = d[0] | d[1] << 16;
 #    pragma unroll
@@ -173,44 +170,48 @@ template <ggml_type type, int D> struct turbo_wmma_values {
                     dst[turbo_value_order(turbo_quarter_word(q, j), i) * pairs] = turbo_wmma_scaled(bits, d2);
                 }
             }
+            turbo_sched_fence();
         }
     }
 
-    // Operand B for pairs of keys pair0 .. pair0 + 7 of a tile. unpacked: what unpack has left, of the pass that has them.
+    // Operand B of fragments f0 .. f0 + 3, for pairs of keys pair0 .. pair0 + 7 of a tile. unpacked: what unpack has left, of the pass that
+    // has them.
     static __device__ __forceinline__ void load(const tile &     t,
                                                 const uint32_t * unpacked,
                                                 int              pair0,
                                                 const int        ic,
-                                                uint32_t (&x)[n][TURBO_WMMA_F16]) {
+                                                const int        f0,
+                                                uint32_t (&x)[4][TURBO_WMMA_F16]) {
         pair0 += TURBO_WMMA_COPIES == 2 ? 0 : 4 * turbo_wmma_half();
         if constexpr (packed) {
             const uint32_t * src = unpacked + turbo_wmma_line() * pairs + pair0 % pairs;
 #    pragma unroll
-            for (int i = 0; i < n; ++i) {
-                turbo_copy<sizeof(x[i])>(x[i], src + i / 2 * group_words + i % 2 * 16 * pairs);
+            for (int i = 0; i < 4; ++i) {
+                turbo_copy<sizeof(x[i])>(x[i], src + (f0 + i) / 2 * group_words + i % 2 * 16 * pairs);
             }
         } else {
 #    pragma unroll
             for (int r = 0; r < TURBO_WMMA_F16; ++r) {
-                uint32_t y[n];
-                read_f16(t, pair0 + r, ic, y);
-#    pragma unroll
-                for (int i = 0; i < n; ++i) {
-                    x[i][r] = y[i];
-                }
+                read_f16(t, pair0 + r, ic, f0, r, x);
             }
         }
     }
 
-    static __device__ __forceinline__ void read_f16(const tile & t, const int pair, const int ic, uint32_t (&y)[n]) {
-        const int at = (ic * chunk + n * turbo_wmma_line()) * (int) sizeof(half);
+    // Register r of four fragments.
+    static __device__ __forceinline__ void read_f16(const tile & t,
+                                                    const int    pair,
+                                                    const int    ic,
+                                                    const int    f0,
+                                                    const int    r,
+                                                    uint32_t (&x)[4][TURBO_WMMA_F16]) {
+        const int at = (ic * chunk + n * turbo_wmma_line() + f0) * (int) sizeof(half);
 
-        uint32_t x[2][n / 2];
-        t.template read<n / 2>(pair, at, x[0]);
-        t.template read<n / 2>(pair + 16, at, x[1]);
+        uint32_t y[2][2];
+        t.template read<2>(pair, at, y[0]);
+        t.template read<2>(pair + 16, at, y[1]);
 #    pragma unroll
-        for (int i = 0; i < n; ++i) {
-            y[i] = turbo_permute(x[0][i / 2], x[1][i / 2], i % 2 == 0 ? 0x05040100 : 0x07060302);
+        for (int i = 0; i < 4; ++i) {
+            x[i][r] = turbo_permute(y[0][i / 2], y[1][i / 2], i % 2 == 0 ? 0x05040100 : 0x07060302);
         }
     }
 };

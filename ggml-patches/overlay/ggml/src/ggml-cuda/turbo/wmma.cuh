@@ -122,6 +122,14 @@ static __device__ __forceinline__ float turbo_wmma_exp2(const float x) {
 #    endif  // TURBO_WMMA_DEVICE
 }
 
+// x, of which the compiler knows nothing.
+template <typename T> static __device__ __forceinline__ T turbo_wmma_opaque(T x) {
+#    ifdef TURBO_WMMA_DEVICE
+    asm("" : "+v"(x));
+#    endif  // TURBO_WMMA_DEVICE
+    return x;
+}
+
 // Pairs of f16 in a register. HIP's half2 is a class, whose bits LLVM copies byte by byte.
 #    ifdef TURBO_WMMA_DEVICE
 typedef _Float16 turbo_wmma_pair __attribute__((ext_vector_type(2)));
@@ -139,12 +147,12 @@ static __device__ __forceinline__ uint32_t turbo_wmma_pack(const float a, const 
 
 // (x - 1152) * d of both halves: levels times their scales, where x has the bits of 1024 + 128 + level. Two instructions, since 1152 * d is
 // no f16.
-static __device__ __forceinline__ uint32_t turbo_wmma_scaled(uint32_t x, const uint32_t d) {
+static __device__ __forceinline__ uint32_t turbo_wmma_scaled(const uint32_t x, const uint32_t d) {
 #    ifdef TURBO_WMMA_DEVICE
-    // LLVM knows the upper bits of x, takes them off and puts them in again, if it may
-    asm("" : "+v"(x));
+    // LLVM would take off the upper bits of x, which it knows, and put them in again
+    const auto            y    = __builtin_bit_cast(turbo_wmma_pair, turbo_wmma_opaque(x));
     const turbo_wmma_pair bias = { (_Float16) -1152.0f, (_Float16) -1152.0f };
-    return __builtin_bit_cast(uint32_t, (__builtin_bit_cast(turbo_wmma_pair, x) + bias) * __builtin_bit_cast(turbo_wmma_pair, d));
+    return __builtin_bit_cast(uint32_t, (y + bias) * __builtin_bit_cast(turbo_wmma_pair, d));
 #    else
     GGML_UNUSED_VARS(x, d);
     return 0;

@@ -1,18 +1,23 @@
 #pragma once
 
-// Blocks of packed rows in shared memory, unpacked a quarter at a time where a lane needs no more of them: operands of matrix instructions.
+// Blocks of packed rows in shared memory, unpacked by quarters to operands of AMD's matrix instructions.
 
 #include "decode-rows.cuh"
+#include "wmma.cuh"
+
+#ifdef TURBO_WMMA
+
+static_assert(TURBO_SELECTOR_BITS == 8, "which quarter has which values");
 
 // Block b of a row. Blocks are an odd number of 2-byte units, so they begin at a word and in the middle of one in turns.
 // parity: of b where the compiler knows it, else -1: b may differ between lanes.
-template <ggml_type type, int parity> struct turbo_mma_block {
+template <ggml_type type, int parity> struct turbo_wmma_block {
     static_assert(turbo_block_bytes<type> % 4 == 2, "blocks begin in the middle of words in turns");
 
     const uint32_t * first;  // the word where it begins
     int              odd;
 
-    __device__ __forceinline__ turbo_mma_block(const uint32_t * row, const int b) :
+    __device__ __forceinline__ turbo_wmma_block(const uint32_t * row, const int b) :
         first(row + b * turbo_block_bytes<type> / 4),
         odd(parity < 0 ? b % 2 : parity) {}
 
@@ -23,63 +28,43 @@ template <ggml_type type, int parity> struct turbo_mma_block {
         if constexpr (parity == 1) {
             return first[i + 1];
         } else {
-#ifdef GGML_USE_HIP
             return turbo_permute(first[i], first[i + 1], 0x05040302 + odd * 0x02020202);
-#else
-            return __funnelshift_rc(first[i], first[i + 1], 16 + odd * 16);
-#endif  // GGML_USE_HIP
         }
     }
 };
 
 // To the left by n modulo 32.
-static __device__ __forceinline__ uint32_t turbo_rotate(const uint32_t x, const int n) {
-#ifdef GGML_USE_HIP
+static __device__ __forceinline__ uint32_t turbo_wmma_rotate(const uint32_t x, const int n) {
     return x << (n & 31) | x >> (-n & 31);
-#else
-    return __funnelshift_l(x, x, n);
-#endif  // GGML_USE_HIP
-}
-
-// Level i of a codebook; trellis types: of the fine one, then of the coarse one.
-template <ggml_type type> static constexpr TURBO_HOST_DEVICE int turbo_mma_level(const int i) {
-    if constexpr (turbo_is_trellis<type>) {
-        return turbo_traits<type>::level(i);
-    } else {
-        constexpr int8_t levels2[] = { TURBO2_0_CODEBOOK };
-        constexpr int8_t levels3[] = { TURBO3_0_CODEBOOK };
-        constexpr int8_t levels4[] = { TURBO4_0_CODEBOOK };
-        return type == GGML_TYPE_TURBO2_0 ? levels2[i] : type == GGML_TYPE_TURBO3_0 ? levels3[i] : levels4[i];
-    }
 }
 
 template <ggml_type type>
-static constexpr int turbo_mma_n_levels =
+static constexpr int turbo_wmma_n_levels =
     turbo_is_trellis<type> ? 4 << turbo_traits<type>::bits : 1 << turbo_traits<type>::bits;
 
 // Levels among n from first on, as bytes: 4 selectors of turbo_permute and, for more than 8, what turbo_merge needs of further bits.
 // flip: these bits of each are flipped.
-template <ggml_type type, uint32_t flip, int first = 0, int n = turbo_mma_n_levels<type>>
-static __device__ __forceinline__ uint32_t turbo_mma_lookup(const uint32_t sel, const uint32_t * merge) {
+template <ggml_type type, uint32_t flip, int first = 0, int n = turbo_wmma_n_levels<type>>
+static __device__ __forceinline__ uint32_t turbo_wmma_lookup(const uint32_t sel, const uint32_t * merge) {
     if constexpr (n <= 8) {
         constexpr int      high = first + n - 4;
-        constexpr uint32_t a    = turbo_pack4(turbo_mma_level<type>(first), turbo_mma_level<type>(first + 1),
-                                              turbo_mma_level<type>(first + 2), turbo_mma_level<type>(first + 3)) ^
+        constexpr uint32_t a    = turbo_pack4(turbo_traits<type>::level(first), turbo_traits<type>::level(first + 1),
+                                              turbo_traits<type>::level(first + 2), turbo_traits<type>::level(first + 3)) ^
                                flip * 0x01010101u;
-        constexpr uint32_t b = turbo_pack4(turbo_mma_level<type>(high), turbo_mma_level<type>(high + 1),
-                                           turbo_mma_level<type>(high + 2), turbo_mma_level<type>(high + 3)) ^
+        constexpr uint32_t b = turbo_pack4(turbo_traits<type>::level(high), turbo_traits<type>::level(high + 1),
+                                           turbo_traits<type>::level(high + 2), turbo_traits<type>::level(high + 3)) ^
                                flip * 0x01010101u;
         return turbo_permute(a, b, sel);
     } else {
-        return turbo_merge(turbo_mma_lookup<type, flip, first, n / 2>(sel, merge),
-                           turbo_mma_lookup<type, flip, first + n / 2, n / 2>(sel, merge), merge[n / 32]);
+        return turbo_merge(turbo_wmma_lookup<type, flip, first, n / 2>(sel, merge),
+                           turbo_wmma_lookup<type, flip, first + n / 2, n / 2>(sel, merge), merge[n / 32]);
     }
 }
 
 // Quarters q0 and, if n is 2, q0 + 2 of a block, or of one of the halves of a trellis block: two words each, those that turbo_quarter_word
 // counts. half and q0 may differ between lanes.
 template <ggml_type type, uint32_t flip, int n, int parity>
-static __device__ __forceinline__ void turbo_mma_unpack(const turbo_mma_block<type, parity> & block,
+static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<type, parity> & block,
                                                         const int                             half,
                                                         const int                             q0,
                                                         uint32_t (&w)[n][2]) {
@@ -91,7 +76,7 @@ static __device__ __forceinline__ void turbo_mma_unpack(const turbo_mma_block<ty
     turbo_trellis_half shared = {};
     if constexpr (turbo_is_trellis<type>) {
         shared = turbo_read_half(block.word(half), block.word(1 - half), block.head() >> (8 + 4 * half));
-        pairs  = (shared.z0 >> q0 & 0x55555555u) | (turbo_rotate(shared.z1, 1 - q0) & 0xaaaaaaaau);
+        pairs  = (shared.z0 >> q0 & 0x55555555u) | (turbo_wmma_rotate(shared.z1, 1 - q0) & 0xaaaaaaaau);
         low    = bits >= 3 ? block.word(2 + 2 * half + q0 % 2) : 0;
         high   = bits != 3 ? block.word(words - 2 + half) : 0;
     } else if constexpr (bits < 4) {
@@ -111,20 +96,16 @@ static __device__ __forceinline__ void turbo_mma_unpack(const turbo_mma_block<ty
         } else {
             uint32_t above = 0;  // the pair, in the high halves of nibbles
             if constexpr (turbo_is_trellis<type> && bits >= 3) {
-                above = turbo_rotate(low, n == 2 ? 2 - 2 * j : 2 - q0 / 2 * 2);
+                above = turbo_wmma_rotate(low, n == 2 ? 2 - 2 * j : 2 - q0 / 2 * 2);
             } else if constexpr (bits == 3 || turbo_is_trellis<type>) {
-                above = turbo_rotate(high, 2 - q);
+                above = turbo_wmma_rotate(high, 2 - q);
             }
-            // where selectors are not nibbles they are masked again, and both masks together need one instruction
-            constexpr bool     all  = (turbo_is_trellis<type> && bits >= 3) || TURBO_SELECTOR_BITS == 8;
-            constexpr uint32_t used = all ? 0xccccccccu : 0x44444444u;
-
-            nibbles = (pairs >> 2 * j & 0x33333333u) | (above & used);
+            nibbles = (pairs >> 2 * j & 0x33333333u) | (above & 0xccccccccu);  // one instruction; bit 3 need not be of the index
             if constexpr (turbo_is_trellis<type> && bits >= 3) {
                 turbo_high_bits(nibbles, merge[0][0], merge[1][0]);
             }
             if constexpr (turbo_is_trellis<type> && bits == 4) {
-                turbo_high_bits(turbo_rotate(high, 3 - q), merge[0][1], merge[1][1]);
+                turbo_high_bits(turbo_wmma_rotate(high, 3 - q), merge[0][1], merge[1][1]);
             }
         }
 
@@ -135,15 +116,17 @@ static __device__ __forceinline__ void turbo_mma_unpack(const turbo_mma_block<ty
             if constexpr (turbo_is_trellis<type>) {
                 merge[i][bits - 2] = shared.books[i];
             }
-            w[j][i] = turbo_mma_lookup<type, flip>(sel[i], merge[i]);
+            w[j][i] = turbo_wmma_lookup<type, flip>(sel[i], merge[i]);
         }
     }
 }
 
-template <ggml_type type> static __device__ __forceinline__ half turbo_mma_scale(const uint32_t head) {
+template <ggml_type type> static __device__ __forceinline__ half turbo_wmma_scale(const uint32_t head) {
     if constexpr (turbo_is_trellis<type>) {
         return __float2half(turbo_trellis_scale(head & 0xff) * (1.0f / TRELLIS_LEVEL_STEPS));
     } else {
         return __ushort_as_half((unsigned short) head);
     }
 }
+
+#endif  // TURBO_WMMA

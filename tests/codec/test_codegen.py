@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,23 @@ def test_pairs_are_grouped_by_k_and_named_once() -> None:
     assert len(set(tables.DECODE_PAIRS)) == len(tables.DECODE_PAIRS)
     for t in tables.ALL:
         assert {(t.name, t.name), ("f16", t.name)} <= set(tables.DECODE_PAIRS)
+
+
+@pytest.mark.parametrize("macro", ["TURBO_DECODE_INSTANCE", "TURBO_DECODE_MMA_INSTANCE"])
+def test_every_pair_is_compiled_in_one_file(macro: str) -> None:
+    """No file has more than four default pairs, which is what a compiler takes up to two minutes for."""
+    default, every = [], []
+    for path, text in codegen.GENERATED.items():
+        if path.suffix == ".cu":
+            first, _, rest = text().partition("#ifdef GGML_TURBO_CUDA_ALL_PAIRS")
+            pairs, others = (re.findall(rf"^{macro}\((\w+), (\w+)\);$", part, re.MULTILINE) for part in (first, rest))
+            assert len(pairs) <= 4
+            default += pairs
+            every += pairs + others
+    assert sorted(default) == sorted((tables.enum_of(k), tables.enum_of(v)) for k, v in tables.DECODE_PAIRS)
+    names = ["f16", "q8_0", *tables.BY_NAME]
+    allowed = {(k, v) for k in names for v in names if {k, v} & set(tables.BY_NAME)} | {("f16", "f16"), ("q8_0", "q8_0")}
+    assert sorted(every) == sorted((tables.enum_of(k), tables.enum_of(v)) for k, v in allowed)
 
 
 def test_the_list_imports_fast() -> None:

@@ -215,13 +215,40 @@ def constants() -> str:
 
 
 #
-# turbo-attn-decode-*.cu
+# turbo-attn-decode*.cu
 #
 
+_MAX_PAIRS = 4
+"""Pairs of one file with kernels of decode attention; a compiler takes up to two minutes for them."""
 
-def decode_instances(k: str) -> str:
-    """Return the file with the kernels of decode attention for K of the type ``k``; files of their own compile side by side."""
-    return f'{_GENERATED}#include "turbo/decode-instances.cuh"\nTURBO_DECODE_INSTANCES({tables.enum_of(k)});\n'
+
+def _decode_files() -> dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]]:
+    """Suffix of a file -> the default pairs that are its own, and those that it has when all pairs are compiled."""
+    names = ["f16", "q8_0", *tables.BY_NAME]
+    files = {}
+    for k in dict.fromkeys(k for k, _ in tables.DECODE_PAIRS):
+        default = [pair for pair in tables.DECODE_PAIRS if pair[0] == k]
+        others = [(k, v) for v in names if (k in tables.BY_NAME or v in tables.BY_NAME) and (k, v) not in default]
+        if len(default) <= _MAX_PAIRS:
+            files[k] = default, others
+            continue
+        families = [tables.BY_NAME[v].family if v in tables.BY_NAME else v for _, v in default]
+        for family in dict.fromkeys(families):
+            own = [pair for pair, of in zip(default, families, strict=True) if of == family]
+            files[f"{k}-{family}"] = own, others if family == families[0] else []
+    return files
+
+
+def decode_instances(suffix: str, mma: bool) -> str:
+    """Return a file with kernels of decode attention, with matrix instructions or without; files of their own compile side by side."""
+    header, macro = ("decode-mma-instances", "TURBO_DECODE_MMA_INSTANCE") if mma else ("decode-instances", "TURBO_DECODE_INSTANCE")
+
+    def lines(pairs: Iterable[tuple[str, str]]) -> str:
+        return "".join(f"{macro}({tables.enum_of(k)}, {tables.enum_of(v)});\n" for k, v in pairs)
+
+    default, others = _DECODE_FILES[suffix]
+    rest = f"#ifdef GGML_TURBO_CUDA_ALL_PAIRS\n{lines(others)}#endif  // GGML_TURBO_CUDA_ALL_PAIRS\n" if others else ""
+    return f'{_GENERATED}#include "turbo/{header}.cuh"\n\n{lines(default)}{rest}'
 
 
 #
@@ -229,14 +256,16 @@ def decode_instances(k: str) -> str:
 #
 
 _GGML = Path("overlay") / "ggml"
-_DECODE_K = tuple(dict.fromkeys(k for k, _ in tables.DECODE_PAIRS))
+_CUDA = _GGML / "src" / "ggml-cuda"
+_DECODE_FILES = _decode_files()
 
 GENERATED: Mapping[Path, Callable[[], str]] = {
     _GGML / "include" / "ggml-turbo-enum.inc": enum,
     _GGML / "include" / "ggml-turbo-list.h": type_list,
     _GGML / "src" / "turbo" / "list.h": gpu_list,
     _GGML / "src" / "turbo" / "tables.h": constants,
-    **{_GGML / "src" / "ggml-cuda" / f"turbo-attn-decode-{k}.cu": partial(decode_instances, k) for k in _DECODE_K},
+    **{_CUDA / f"turbo-attn-decode-{suffix}.cu": partial(decode_instances, suffix, False) for suffix in _DECODE_FILES},
+    **{_CUDA / f"turbo-attn-decode-mma-{suffix}.cu": partial(decode_instances, suffix, True) for suffix in _DECODE_FILES},
 }
 """What is generated: path in the patch set, and text."""
 

@@ -48,22 +48,17 @@ static void turbo_launch(void (*kernel)(Params...), dim3 grid, dim3, size_t, cud
 
 #include "turbo-attn.cu"
 
-static turbo_decode_kernels fake_kernels(int DK, int DV, int n_columns, bool mma) {
-    if (mma) {
-        return { fake_decode_mma, fake_merge, n_columns <= 8 ? 8 : 16, fake_decode_mma };
-    }
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_pair(int DK, int DV, int n_columns) {
     const bool is_large = DK > 256 || DV > 256;
     return { fake_decode, fake_merge, n_columns <= 2 ? 2 : n_columns <= 4 || is_large ? 4 : 8, nullptr };
 }
 
-template <ggml_type type_K> turbo_attn_decode_t ggml_cuda_turbo_decode_pair(ggml_type type_v) {
-    return turbo_is_decode_pair(type_K, type_v) ? fake_kernels : nullptr;
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_mma_pair(int DK, int DV, int n_columns) {
+    GGML_ASSERT(turbo_is_decode_mma(type_K, type_V, DK, DV));
+    return { fake_decode_mma, fake_merge, n_columns <= 8 ? 8 : 16, fake_decode_mma };
 }
-
-#define LANES_PAIRS(ENUM, NAME, C_NAME, FAMILY, BITS) \
-    template turbo_attn_decode_t ggml_cuda_turbo_decode_pair<GGML_TYPE_##ENUM>(ggml_type);
-TURBO_DECODE_TYPES_X(LANES_PAIRS)
-#undef LANES_PAIRS
 
 bool ggml_turbo_flash_attn_has_segment(const ggml_tensor * op) {
     return op->src[5] != nullptr;

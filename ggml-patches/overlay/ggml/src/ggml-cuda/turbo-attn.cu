@@ -51,15 +51,44 @@ static bool turbo_has_whole_blocks(const ggml_tensor * t) {
     return t->ne[0] % ggml_blck_size(t->type) == 0;
 }
 
-static turbo_attn_decode_t turbo_decode_kernel(const ggml_type type_k, const ggml_type type_v) {
+// The decode kernels of a pair of types; null where they are not compiled.
+struct turbo_decode_pair {
+    turbo_attn_decode_t plain;
+    turbo_attn_decode_t mma;  // with matrix instructions
+};
+
+template <ggml_type type_K, ggml_type type_V> static turbo_decode_pair turbo_decode_pair_of() {
+    turbo_decode_pair pair = { nullptr, nullptr };
+    if constexpr (turbo_is_decode_pair(type_K, type_V)) {
+        pair.plain = ggml_cuda_turbo_decode_pair<type_K, type_V>;
+        if constexpr (turbo_has_decode_mma(type_K, type_V)) {
+            pair.mma = ggml_cuda_turbo_decode_mma_pair<type_K, type_V>;
+        }
+    }
+    return pair;
+}
+
+template <ggml_type type_K> static turbo_decode_pair turbo_decode_pair_of(const ggml_type type_v) {
+    switch (type_v) {
+#define TURBO_DECODE_V(ENUM, NAME, C_NAME, FAMILY, BITS) \
+    case GGML_TYPE_##ENUM:                               \
+        return turbo_decode_pair_of<type_K, GGML_TYPE_##ENUM>();
+        TURBO_DECODE_TYPES_X(TURBO_DECODE_V)
+#undef TURBO_DECODE_V
+        default:
+            return { nullptr, nullptr };
+    }
+}
+
+static turbo_decode_pair turbo_decode_pair_of(const ggml_type type_k, const ggml_type type_v) {
     switch (type_k) {
 #define TURBO_DECODE_K(ENUM, NAME, C_NAME, FAMILY, BITS) \
     case GGML_TYPE_##ENUM:                               \
-        return ggml_cuda_turbo_decode_pair<GGML_TYPE_##ENUM>(type_v);
+        return turbo_decode_pair_of<GGML_TYPE_##ENUM>(type_v);
         TURBO_DECODE_TYPES_X(TURBO_DECODE_K)
 #undef TURBO_DECODE_K
         default:
-            return nullptr;
+            return { nullptr, nullptr };
     }
 }
 
@@ -187,6 +216,7 @@ static bool turbo_decode_wants_mma() {
 static bool turbo_decode_uses_mma(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
     static const bool wanted = turbo_decode_wants_mma();
     return wanted && ampere_mma_available(ggml_cuda_info().devices[ctx.device].cc) &&
+           turbo_is_decode_pair(dst->src[1]->type, dst->src[2]->type) &&
            turbo_is_decode_mma(dst->src[1]->type, dst->src[2]->type, dst->src[0]->ne[0], dst->ne[0]);
 }
 
@@ -198,33 +228,28 @@ static int turbo_decode_n_split(const turbo_decode_kernels & kernels, const int 
     return std::max(1, std::min(n_tiles, n_at_once / n_blocks));
 }
 
-static turbo_decode_launch turbo_decode_make_launch(const ggml_tensor *       dst,
-                                                    const turbo_kv &          kv,
-                                                    const turbo_attn_decode_t decode,
-                                                    const bool                mma) {
+static turbo_decode_launch turbo_decode_make_launch(const ggml_tensor * dst, const turbo_kv & kv, const bool mma) {
     turbo_decode_launch launch;
     launch.args = turbo_decode_args(dst, kv);
 
-    const int n_columns = launch.args.n_q * launch.args.gqa_ratio;
-    launch.kernels      = decode(dst->src[0]->ne[0], dst->ne[0], n_columns, mma);
+    const turbo_decode_pair pair      = turbo_decode_pair_of(kv.K->type, kv.V->type);
+    const int               n_columns = launch.args.n_q * launch.args.gqa_ratio;
 
-    launch.grid = dim3((n_columns + launch.kernels.n_cols - 1) / launch.kernels.n_cols, 1, kv.K->ne[2] * dst->ne[3]);
+    launch.kernels = (mma ? pair.mma : pair.plain)(dst->src[0]->ne[0], dst->ne[0], n_columns);
+    launch.grid    = dim3((n_columns + launch.kernels.n_cols - 1) / launch.kernels.n_cols, 1, kv.K->ne[2] * dst->ne[3]);
+    // not by the columns where a token's result shall be the same in every batch
     launch.grid.y =
         turbo_decode_n_split(launch.kernels, mma ? launch.grid.z : launch.grid.x * launch.grid.z, launch.args.n_kv);
     return launch;
 }
 
-static void turbo_decode(ggml_backend_cuda_context & ctx,
-                         ggml_tensor *               dst,
-                         const turbo_attn_decode_t   decode,
-                         const bool                  mma) {
+static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const bool mma) {
     turbo_decode_launch launches[2];
     int                 n_launches = 0;
 
-    launches[n_launches++] = turbo_decode_make_launch(dst, turbo_first_kv(dst), decode, mma);
+    launches[n_launches++] = turbo_decode_make_launch(dst, turbo_first_kv(dst), mma);
     if (ggml_turbo_flash_attn_has_segment(dst)) {
-        launches[n_launches++] =
-            turbo_decode_make_launch(dst, turbo_second_kv(dst), turbo_decode_kernel(GGML_TYPE_F16, GGML_TYPE_F16), mma);
+        launches[n_launches++] = turbo_decode_make_launch(dst, turbo_second_kv(dst), mma);
     }
     if (dst->src[4]) {
         launches[0].args.sinks = (const float *) dst->src[4]->data;  // they count once
@@ -434,7 +459,7 @@ static bool turbo_decode_pays(const int device, const ggml_tensor * dst, const t
     }
     const int n_q       = dst->src[0]->ne[1];
     const int n_columns = n_q * (dst->src[0]->ne[2] / dst->src[1]->ne[2]);
-    const int n_cols    = decode(dst->src[0]->ne[0], dst->ne[0], n_columns, false).n_cols;
+    const int n_cols    = decode(dst->src[0]->ne[0], dst->ne[0], n_columns).n_cols;
     return n_q == 1 || n_columns <= TURBO_DECODE_MAX_PASSES * n_cols || !turbo_slices_use_matrix_cores(device, dst);
 }
 
@@ -446,11 +471,11 @@ void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * d
 
     const bool mma = turbo_decode_uses_mma(ctx, dst);
     if (dst->src[0]->ne[1] <= (mma ? TURBO_MMA_MAX_QUERIES : TURBO_DECODE_MAX_QUERIES)) {
-        const turbo_attn_decode_t decode = turbo_decode_kernel(type_k, type_v);
+        const turbo_attn_decode_t decode = turbo_decode_pair_of(type_k, type_v).plain;
         if (!decode) {
             turbo_warn_no_decode_kernel(type_k, type_v);
         } else if (mma || turbo_decode_pays(ctx.device, dst, decode)) {
-            turbo_decode(ctx, dst, decode, mma);
+            turbo_decode(ctx, dst, mma);
             return;
         }
     }

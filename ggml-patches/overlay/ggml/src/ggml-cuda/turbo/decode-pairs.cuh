@@ -14,12 +14,16 @@ struct turbo_decode_kernels {
     void (*widest)(turbo_attn_args args);
 };
 
-// The kernels of one pair of types for a head size that ggml_cuda_turbo_flash_attn_supported lets pass, and for so many columns. mma: with
-// matrix instructions, of a pair and a head size that turbo_is_decode_mma knows.
-typedef turbo_decode_kernels (*turbo_attn_decode_t)(int DK, int DV, int n_columns, bool mma);
+// The kernels of one pair of types for a head size that ggml_cuda_turbo_flash_attn_supported lets pass, and for so many columns.
+typedef turbo_decode_kernels (*turbo_attn_decode_t)(int DK, int DV, int n_columns);
 
-// Those of a pair, or null where they are not compiled. Instances: turbo-attn-decode-*.cu, one for each type of K.
-template <ggml_type type_K> turbo_attn_decode_t ggml_cuda_turbo_decode_pair(ggml_type type_v);
+// Those of a pair for which turbo_is_decode_pair is true. Instances: turbo-attn-decode-*.cu
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_pair(int DK, int DV, int n_columns);
+
+// The same with matrix instructions, for a pair and a head size for which turbo_is_decode_mma is true. Instances: turbo-attn-decode-mma-*.cu
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_mma_pair(int DK, int DV, int n_columns);
 
 // Types of K, and of V.
 #define TURBO_DECODE_TYPES_X(X)   \
@@ -41,12 +45,15 @@ static constexpr bool turbo_is_decode_pair(const ggml_type type_k, const ggml_ty
 #undef TURBO_IS_PAIR
 }
 
-// Whether a pair that is compiled has kernels with matrix instructions, too.
-static constexpr bool turbo_is_decode_mma(const ggml_type type_k, const ggml_type type_v, const int DK, const int DV) {
+// Whether a pair that is compiled has kernels with matrix instructions for some head size, and for this one.
+static constexpr bool turbo_has_decode_mma(const ggml_type type_k, const ggml_type type_v) {
 #ifdef TURBO_MMA
-    return (turbo_is_turbo(type_k) || type_k == GGML_TYPE_F16) && (turbo_is_turbo(type_v) || type_v == GGML_TYPE_F16) &&
-           DK == DV && (DK == 64 || DK == 128 || DK == 256);
+    return (turbo_is_turbo(type_k) || type_k == GGML_TYPE_F16) && (turbo_is_turbo(type_v) || type_v == GGML_TYPE_F16);
 #else
-    return GGML_UNUSED(type_k), GGML_UNUSED(type_v), GGML_UNUSED(DK), GGML_UNUSED(DV), false;
+    return GGML_UNUSED(type_k), GGML_UNUSED(type_v), false;
 #endif  // TURBO_MMA
+}
+
+static constexpr bool turbo_is_decode_mma(const ggml_type type_k, const ggml_type type_v, const int DK, const int DV) {
+    return turbo_has_decode_mma(type_k, type_v) && DK == DV && (DK == 64 || DK == 128 || DK == 256);
 }

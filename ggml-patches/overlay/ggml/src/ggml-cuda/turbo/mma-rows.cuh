@@ -49,33 +49,21 @@ static __device__ __forceinline__ uint32_t turbo_rotate(const uint32_t x, const 
     return __funnelshift_l(x, x, n);
 }
 
-// Level i of a codebook; trellis types: of the fine one, then of the coarse one.
-template <ggml_type type> static constexpr TURBO_HOST_DEVICE int turbo_mma_level(const int i) {
-    if constexpr (turbo_is_trellis<type>) {
-        return turbo_traits<type>::level(i);
-    } else {
-        constexpr int8_t levels2[] = { TURBO2_0_CODEBOOK };
-        constexpr int8_t levels3[] = { TURBO3_0_CODEBOOK };
-        constexpr int8_t levels4[] = { TURBO4_0_CODEBOOK };
-        return type == GGML_TYPE_TURBO2_0 ? levels2[i] : type == GGML_TYPE_TURBO3_0 ? levels3[i] : levels4[i];
-    }
-}
-
 template <ggml_type type>
 static constexpr int turbo_mma_n_levels =
     turbo_is_trellis<type> ? 4 << turbo_traits<type>::bits : 1 << turbo_traits<type>::bits;
 
-// Levels among n from first on, as bytes: 4 selectors of turbo_permute and, for more than 8, what turbo_merge needs of further bits.
+// Levels among n from first on (trellis types: of the fine codebook, then of the coarse one), as bytes: 4 selectors of turbo_permute and, for more than 8, what turbo_merge needs of further bits.
 // flip: these bits of each are flipped.
 template <ggml_type type, uint32_t flip, int first = 0, int n = turbo_mma_n_levels<type>>
 static __device__ __forceinline__ uint32_t turbo_mma_lookup(const uint32_t sel, const uint32_t * merge) {
     if constexpr (n <= 8) {
         constexpr int      high = first + n - 4;
-        constexpr uint32_t a    = turbo_pack4(turbo_mma_level<type>(first), turbo_mma_level<type>(first + 1),
-                                              turbo_mma_level<type>(first + 2), turbo_mma_level<type>(first + 3)) ^
+        constexpr uint32_t a    = turbo_pack4(turbo_traits<type>::level(first), turbo_traits<type>::level(first + 1),
+                                              turbo_traits<type>::level(first + 2), turbo_traits<type>::level(first + 3)) ^
                                flip * 0x01010101u;
-        constexpr uint32_t b = turbo_pack4(turbo_mma_level<type>(high), turbo_mma_level<type>(high + 1),
-                                           turbo_mma_level<type>(high + 2), turbo_mma_level<type>(high + 3)) ^
+        constexpr uint32_t b = turbo_pack4(turbo_traits<type>::level(high), turbo_traits<type>::level(high + 1),
+                                           turbo_traits<type>::level(high + 2), turbo_traits<type>::level(high + 3)) ^
                                flip * 0x01010101u;
         return turbo_permute(a, b, sel);
     } else {

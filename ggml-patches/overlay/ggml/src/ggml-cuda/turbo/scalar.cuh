@@ -13,7 +13,7 @@
 // types
 //
 
-// bits: of a value, and words of a block after d. magnitudes: half of the codebook.
+// bits: of a value, and words of a block after d. level: of the codebook. magnitudes: half of it.
 // threshold, magnitude_word: rows of the scale search, and four magnitudes as a word; beyond the last they are 0.
 #define TURBO_SCALAR_TRAITS(ENUM, NAME, C_NAME, FAMILY, BITS)                                   \
     template <> struct turbo_traits<GGML_TYPE_##ENUM> {                                         \
@@ -22,6 +22,11 @@
         static constexpr int words      = BITS;                                                 \
         static constexpr int magnitudes = 1 << (BITS - 1);                                      \
         static constexpr int n_steps    = ENUM##_N_STEPS;                                       \
+                                                                                                \
+        static constexpr TURBO_HOST_DEVICE int level(int i) {                                   \
+            constexpr int8_t levels[] = { ENUM##_CODEBOOK };                                    \
+            return levels[i];                                                                   \
+        }                                                                                       \
                                                                                                 \
         static constexpr TURBO_HOST_DEVICE int threshold(int step, int m) {                     \
             constexpr int16_t rows[][(1 << (BITS - 1)) - 1] = { ENUM##_THRESHOLDS };            \

@@ -1,3 +1,4 @@
 // Generated from turbo_gguf/codec/tables.py by `python -m turbo_gguf.codec.codegen`: do not edit.
 #include "turbo/decode-instances.cuh"
-TURBO_DECODE_INSTANCES(F16);
+
+TURBO_DECODE_INSTANCE(F16, F16);

@@ -1,0 +1,12 @@
+// Generated from turbo_gguf/codec/tables.py by `python -m turbo_gguf.codec.codegen`: do not edit.
+#include "turbo/decode-mma-instances.cuh"
+
+TURBO_DECODE_MMA_INSTANCE(Q8_0, Q8_0);
+TURBO_DECODE_MMA_INSTANCE(Q8_0, TURBO2_0);
+TURBO_DECODE_MMA_INSTANCE(Q8_0, TURBO3_0);
+TURBO_DECODE_MMA_INSTANCE(Q8_0, TURBO4_0);
+#ifdef GGML_TURBO_CUDA_ALL_PAIRS
+TURBO_DECODE_MMA_INSTANCE(Q8_0, TURBO2_T);
+TURBO_DECODE_MMA_INSTANCE(Q8_0, TURBO3_T);
+TURBO_DECODE_MMA_INSTANCE(Q8_0, TURBO4_T);
+#endif  // GGML_TURBO_CUDA_ALL_PAIRS

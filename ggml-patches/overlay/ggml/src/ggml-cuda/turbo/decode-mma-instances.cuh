@@ -1,0 +1,42 @@
+#pragma once
+
+// Instances of the decode kernel with matrix instructions for a pair of types: its head sizes, and both numbers of columns of a block.
+// Nothing where turbo_is_decode_mma is false throughout.
+
+#include "decode-mma.cuh"
+#include "decode-pairs.cuh"
+
+#ifdef TURBO_MMA
+
+template <int DK, int DV, ggml_type type_K, ggml_type type_V>
+static turbo_decode_kernels turbo_attn_decode_mma_columns(const int n_columns) {
+    const auto merge  = turbo_attn_merge_parts<DV>;
+    const auto widest = turbo_attn_decode_mma_kernel<DK, DV, type_K, type_V, 16>;
+    if (n_columns > 8) {
+        return { widest, merge, 16, widest };
+    }
+    return { turbo_attn_decode_mma_kernel<DK, DV, type_K, type_V, 8>, merge, 8, widest };
+}
+
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_mma_pair(const int DK, const int DV, const int n_columns) {
+#    define TURBO_HEAD_SIZE(K, V)                                                      \
+        if constexpr (turbo_is_decode_mma(type_K, type_V, K, V)) {                     \
+            if (DK == K && DV == V) {                                                  \
+                return turbo_attn_decode_mma_columns<K, V, type_K, type_V>(n_columns); \
+            }                                                                          \
+        }
+    GGML_TURBO_HEAD_SIZES_X(TURBO_HEAD_SIZE)
+#    undef TURBO_HEAD_SIZE
+    GGML_UNUSED(n_columns);
+    GGML_ABORT("head sizes %d/%d", DK, DV);
+}
+
+// K, V: as in GGML_TYPE_##K
+#    define TURBO_DECODE_MMA_INSTANCE(K, V)                                                                         \
+        template turbo_decode_kernels ggml_cuda_turbo_decode_mma_pair<GGML_TYPE_##K, GGML_TYPE_##V>(int DK, int DV, \
+                                                                                                    int n_columns)
+
+#else
+#    define TURBO_DECODE_MMA_INSTANCE(K, V) static_assert(true, "no matrix instructions")
+#endif  // TURBO_MMA

@@ -6,9 +6,9 @@
 
 // Column col of a KV head: query heads of its group, times queries.
 static __device__ __forceinline__ turbo_decode_column turbo_column_of(const turbo_attn_args & a,
-                                                                       const int               col,
-                                                                       const int               kv_head,
-                                                                       const int               seq) {
+                                                                      const int               col,
+                                                                      const int               kv_head,
+                                                                      const int               seq) {
     const int q = col / a.gqa_ratio;
     const int h = kv_head * a.gqa_ratio + col % a.gqa_ratio;
     return { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1),
@@ -20,11 +20,11 @@ static __device__ __forceinline__ turbo_decode_column turbo_column_of(const turb
 // keys (turbo_wmma_keys) tells. Scores will be in units of log2.
 template <typename keys, ggml_type type_K, int n_cols>
 static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_attn_args & a,
-                                                              const int               col0,
-                                                              const int               kv_head,
-                                                              const int               seq,
-                                                              uint32_t *              Q,
-                                                              float *                 Q_d) {
+                                                                  const int               col0,
+                                                                  const int               kv_head,
+                                                                  const int               seq,
+                                                                  uint32_t *              Q,
+                                                                  float *                 Q_d) {
     // lanes of a group have 4 values each; all of them stay to the end, for the shuffles
     constexpr int lanes = keys::group / 4;
 
@@ -86,9 +86,9 @@ static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_at
 // The largest maximum of column c of all warps, and of the sink.
 template <int n_cols>
 static __device__ __forceinline__ float turbo_columns_top(const turbo_attn_args &     a,
-                                                      const turbo_decode_column & col,
-                                                      const int                   c,
-                                                      const float2 (*meta)[n_cols]) {
+                                                          const turbo_decode_column & col,
+                                                          const int                   c,
+                                                          const float2 (*meta)[n_cols]) {
     float top = meta[0][c].x;
 #pragma unroll
     for (int w = 1; w < TURBO_DECODE_WARPS; ++w) {
@@ -103,10 +103,10 @@ static __device__ __forceinline__ float turbo_columns_top(const turbo_attn_args 
 // Merges the warps of a block and writes the result, or its part of it. total: of all columns; top: their maxima.
 template <int DV, int n_cols>
 static __device__ __forceinline__ void turbo_columns_write(const turbo_attn_args &     a,
-                                                       const turbo_decode_column * cols,
-                                                       const float *               total,
-                                                       const float *               top,
-                                                       const float2 (*meta)[n_cols]) {
+                                                           const turbo_decode_column * cols,
+                                                           const float *               total,
+                                                           const float *               top,
+                                                           const float2 (*meta)[n_cols]) {
     const int tid = threadIdx.y * TURBO_WARP + threadIdx.x;
     for (int i = tid; i < n_cols * DV; i += TURBO_DECODE_WARPS * TURBO_WARP) {
         const int c   = i / DV;

@@ -32,7 +32,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int warp_words  = work_words + V_words + p_words;
     static constexpr int total_words = n_cols * DV;
     static constexpr int words       = max(TURBO_DECODE_WARPS * warp_words, total_words);
-    static constexpr int q_words = n_cols * DK / (type_K == GGML_TYPE_F16 ? 2 : 4);
+    static constexpr int q_words     = n_cols * DK / (type_K == GGML_TYPE_F16 ? 2 : 4);
 };
 
 // What the mask adds to keys line and line + 16 of a tile, before its slope.
@@ -44,9 +44,9 @@ struct turbo_wmma_mask {
 // What a block has for all of its warps.
 struct turbo_wmma_columns {
     const turbo_decode_column * cols;
-    const half *                mask;  // row of their query, if all are of the same
+    const half *                mask;   // row of their query, if all are of the same
     const float *               slope;  // of the mask, in units of log2: [half][nc]
-    const uint32_t *            Q;     // as turbo_columns_load_queries leaves them
+    const uint32_t *            Q;      // as turbo_columns_load_queries leaves them
     const float *               Q_d;
 };
 
@@ -70,7 +70,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     bool     some_unseen;  // in any lane
     float    acc[values::n_chunks][values::n][8];
 
-    float s[2][nc];        // of a tile: scores minus ref
+    float s[2][nc];  // of a tile: scores minus ref
 
     // Which column has the line of operand A that this lane holds. Lines beyond the last column repeat others.
     static __device__ __forceinline__ int line_column() { return turbo_wmma_row(turbo_wmma_line()) % n_cols; }
@@ -136,7 +136,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     // By its distance: the compiler would not know what memory a pointer from shared memory is of.
-    static __device__ __forceinline__ const half * row_of(const turbo_attn_args &    a,
+    static __device__ const __forceinline__ half * row_of(const turbo_attn_args &    a,
                                                           const turbo_wmma_columns & cols,
                                                           const int                  i) {
         return (const half *) (a.mask + ((const char *) cols.cols[column(i)].mask - a.mask));
@@ -204,7 +204,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     // Adds the products of a tile of K and the queries, from group b on.
     template <int b>
-    __device__ __forceinline__ void multiply_keys(const typename keys::tile & tile, const uint32_t * Q, const float * Q_d) {
+    __device__ __forceinline__ void multiply_keys(const typename keys::tile & tile,
+                                                  const uint32_t *            Q,
+                                                  const float *               Q_d) {
         if constexpr (b < keys::n_groups) {
             uint32_t q[keys::n][keys::n_regs];
             load_query(Q, b, q);
@@ -280,7 +282,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         for (int i = 0; i < nc; ++i) {
             e[0][i] = turbo_wmma_exp2(s[0][i]);
             e[1][i] = turbo_wmma_exp2(s[1][i]);
-            p[i] = turbo_wmma_pack(e[0][i], e[1][i]);
+            p[i]    = turbo_wmma_pack(e[0][i], e[1][i]);
             all |= p[i];
         }
         return all;
@@ -297,7 +299,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             }
             const uint32_t bit   = 1u << i;
             const bool     first = (unseen & bit) != 0;
-            const bool moves = first ? top > TURBO_MASKED : is_large(turbo_wmma_pack(turbo_wmma_exp2(top), 0.0f));
+            const bool     moves = first ? top > TURBO_MASKED : is_large(turbo_wmma_pack(turbo_wmma_exp2(top), 0.0f));
 
             const float ref_new = moves ? ref[i] + top + TURBO_MAX_SLACK : ref[i];
             const float step    = ref[i] - ref_new;
@@ -320,7 +322,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     // Adds probability times value of a tile of V. prob: what softmax has left; work: room for unpacked values.
-    __device__ __forceinline__ void add_values(const typename values::tile & tile, const uint32_t * prob, uint32_t * work) {
+    __device__ __forceinline__ void add_values(const typename values::tile & tile,
+                                               const uint32_t *              prob,
+                                               uint32_t *                    work) {
         constexpr int n_regs = TURBO_WMMA_F16;
 
         prob += line_column() * shape::p_stride + (TURBO_WMMA_COPIES == 2 ? 0 : 4 * turbo_wmma_half());

@@ -141,8 +141,8 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
         warp.template add_base<full>(a, cols, m, key0);
         stream_V.put(key0);
 
-        m  = next;
-        it = to_visible(it + step, m);
+        m                   = next;
+        it                  = to_visible(it + step, m);
         // behind the last tile it is loaded again in vain
         const int next_key0 = it < n_tiles ? it * TURBO_TILE : key0;
         stream_K.start(next_key0);
@@ -160,8 +160,8 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
 
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void
-turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void turbo_attn_decode_wmma_kernel(
+    const turbo_attn_args a) {
 #    ifdef TURBO_WMMA_DEVICE
     using shape = turbo_wmma_shape<DK, DV, type_K, type_V, n_cols>;
 

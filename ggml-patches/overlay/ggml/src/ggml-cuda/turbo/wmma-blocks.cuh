@@ -65,9 +65,9 @@ static __device__ __forceinline__ uint32_t turbo_wmma_lookup(const uint32_t sel,
 // counts. half and q0 may differ between lanes.
 template <ggml_type type, uint32_t flip, int n, int parity>
 static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<type, parity> & block,
-                                                        const int                             half,
-                                                        const int                             q0,
-                                                        uint32_t (&w)[n][2]) {
+                                                         const int                              half,
+                                                         const int                              q0,
+                                                         uint32_t (&w)[n][2]) {
     constexpr int bits  = turbo_traits<type>::bits;
     constexpr int words = turbo_traits<type>::words;
 
@@ -100,7 +100,8 @@ static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<
             } else if constexpr (bits == 3 || turbo_is_trellis<type>) {
                 above = turbo_wmma_rotate(high, 2 - q);
             }
-            nibbles = (pairs >> 2 * j & 0x33333333u) | (above & 0xccccccccu);  // one instruction; bit 3 need not be of the index
+            nibbles = (pairs >> 2 * j & 0x33333333u) |
+                      (above & 0xccccccccu);  // one instruction; bit 3 need not be of the index
             if constexpr (turbo_is_trellis<type> && bits >= 3) {
                 turbo_high_bits(nibbles, merge[0][0], merge[1][0]);
             }

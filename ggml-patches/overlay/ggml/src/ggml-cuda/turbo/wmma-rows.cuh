@@ -123,11 +123,11 @@ template <ggml_type type, int D> struct turbo_wmma_values {
     static constexpr int  n        = chunk / 16;  // fragments of a chunk, and channels of a lane
 
     // Packed values are unpacked to shared memory, where each lane has 32 channels of two keys: all of them, or half of them, in one pass.
-    static constexpr int groups     = chunk / 32;
-    static constexpr int pairs      = TURBO_WARP / groups;  // of keys
-    static constexpr int n_passes   = 16 / pairs;           // for a tile and a chunk
-    static constexpr int group_words = 32 * pairs + pairs;  // [channel][pair], and room against bank conflicts
-    static constexpr int tile_words = packed ? groups * group_words : 0;
+    static constexpr int groups      = chunk / 32;
+    static constexpr int pairs       = TURBO_WARP / groups;  // of keys
+    static constexpr int n_passes    = 16 / pairs;           // for a tile and a chunk
+    static constexpr int group_words = 32 * pairs + pairs;   // [channel][pair], and room against bank conflicts
+    static constexpr int tile_words  = packed ? groups * group_words : 0;
 
     using tile = turbo_wmma_tile<type, D>;
 
@@ -164,8 +164,9 @@ template <ggml_type type, int D> struct turbo_wmma_values {
 
 #    pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const uint32_t bytes = turbo_permute(a, b, i < 2 ? 0x05010400 : 0x07030602);  // two channels of both keys
-                    const uint32_t bits  = turbo_permute(bytes, 0x64646464, i % 2 == 0 ? 0x04010400 : 0x04030402);
+                    const uint32_t bytes =
+                        turbo_permute(a, b, i < 2 ? 0x05010400 : 0x07030602);  // two channels of both keys
+                    const uint32_t bits = turbo_permute(bytes, 0x64646464, i % 2 == 0 ? 0x04010400 : 0x04030402);
 
                     dst[turbo_value_order(turbo_quarter_word(q, j), i) * pairs] = turbo_wmma_scaled(bits, d2);
                 }

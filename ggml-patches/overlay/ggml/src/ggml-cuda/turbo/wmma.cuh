@@ -42,7 +42,8 @@ static __device__ __forceinline__ int turbo_wmma_row(const int line) {
 #if defined(TURBO_WMMA) && defined(__HIP__)
 
 // As vectors for the builtins, element by element: LLVM would take bytes of a memcpy apart.
-template <typename vector, int n, typename T> static __device__ __forceinline__ vector turbo_wmma_vector(const T (&x)[n]) {
+template <typename vector, int n, typename T>
+static __device__ __forceinline__ vector turbo_wmma_vector(const T (&x)[n]) {
     vector v;
 #    pragma unroll
     for (int i = 0; i < n; ++i) {

@@ -83,40 +83,60 @@ static __device__ __forceinline__ void turbo_mma_load_queries(const turbo_attn_a
             dst[at.reg] = word;
         }
         if (used && tid % lanes == 0) {
-            Q_d[b * n_cols + c] = d;
+            Q_d[b * n_cols + c] = d * keys::scale_unit;
         }
     }
 }
 
-// Rows key0 .. of a side on their way to shared memory, if they do not stay where they are.
-template <typename tile>
-static __device__ __forceinline__ void turbo_mma_stage(const turbo_attn_args & a,
-                                                       uint32_t *              dst,
-                                                       const char *            x,
-                                                       const int               stride,
-                                                       const int               key0) {
-    if constexpr (tile::words > 0) {
-        const char * src = x + (int64_t) key0 * stride;
-        if (tile::width > 2 && a.aligned && key0 + TURBO_TILE <= a.n_kv) {
-            tile::load(dst, src, stride);
+// The tiles of a side, one after the other: rows on their way to shared memory, if they do not stay where they are.
+template <typename tile> struct turbo_mma_stream {
+    static constexpr bool staged = tile::words > 0;
+
+    const char * src;  // of the tile that was staged last: this lane's part, or its rows in f16
+    uint32_t *   dst;  // of all tiles
+    int64_t      hop;  // bytes from one to the next
+
+    // x: rows; key0: of the first tile; step: keys from one to the next
+    __device__ __forceinline__ turbo_mma_stream(const char * x,
+                                                const int    stride,
+                                                const int    key0,
+                                                const int    step,
+                                                uint32_t *   dst) :
+        dst(dst),
+        hop((int64_t) step * stride) {
+        src = x + (int64_t) (key0 - step) * stride;
+        if constexpr (staged) {
+            src += tile::lane_bytes(stride);
+        }
+    }
+
+    // key0: of the next tile. n_whole: keys of tiles that may be copied as a whole
+    __device__ __forceinline__ void stage(const turbo_attn_args & a,
+                                          const int               stride,
+                                          const int               key0,
+                                          const int               n_whole) {
+        src += hop;
+        if constexpr (staged) {
+            if (key0 < n_whole) {
+                tile::load(dst + tile::lane_words(), src, stride);
+            } else if (key0 < a.n_kv) {
+                // lane 0 begins where the rows do; no other pointer is carried along for a tile at the end
+                const auto rows = __shfl_sync(0xffffffff, (unsigned long long) src, 0, TURBO_WARP);
+                tile::copy(dst, (const char *) rows, stride, a.n_kv - key0);
+            }
+        }
+        turbo_async_commit();
+    }
+
+    // The tile that was staged last.
+    __device__ __forceinline__ tile current(const turbo_attn_args & a, const int stride, const int key0) const {
+        if constexpr (staged) {
+            return { dst };
         } else {
-            tile::copy(dst, src, stride, a.n_kv - key0);
+            return { src, stride, a.n_kv - key0, a.aligned };
         }
     }
-}
-
-template <typename tile>
-static __device__ __forceinline__ tile turbo_mma_tile_at(const turbo_attn_args & a,
-                                                         const uint32_t *        staged,
-                                                         const char *            x,
-                                                         const int               stride,
-                                                         const int               key0) {
-    if constexpr (tile::words > 0) {
-        return { staged };
-    } else {
-        return { x + (int64_t) key0 * stride, stride, a.n_kv - key0, a.aligned };
-    }
-}
+};
 
 // Merges the warps of a block and writes the result, or its part of it. total: of all columns; top: their maxima.
 template <int DV, int n_cols>
@@ -187,38 +207,34 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
     const char * K = a.K + seq * a.nbk3 + (int64_t) kv_head * a.nbk2;
     const char * V = a.V + seq * a.nbv3 + (int64_t) kv_head * a.nbv2;
 
-    uint32_t * K_rows = shared + threadIdx.y * shape::warp_words;
-    uint32_t * V_rows = K_rows + shape::K_words;
-
     const bool one_query = cols[0].mask == cols[n_cols - 1].mask;
 
     turbo_mma_warp<DK, DV, type_K, type_V, n_cols> warp;
     warp.init(cols);
 
     // every group of copies is committed, empty ones too, so that one group may be left under way at each wait
-    const int step = gridDim.y * TURBO_DECODE_WARPS * TURBO_TILE;
-    int       key0 = (blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y) * TURBO_TILE;
-    bool      some = false;  // a query sees a key of the tile
+    const int step    = gridDim.y * TURBO_DECODE_WARPS * TURBO_TILE;
+    const int n_whole = a.aligned ? a.n_kv / TURBO_TILE * TURBO_TILE : 0;
+    int       key0    = (blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y) * TURBO_TILE;
+    bool      some    = false;  // a query sees a key of the tile
+
+    turbo_mma_stream<tile_K> K_rows(K, a.nbk1, key0, step, shared + threadIdx.y * shape::warp_words);
+    turbo_mma_stream<tile_V> V_rows(V, a.nbv1, key0, step, shared + threadIdx.y * shape::warp_words + shape::K_words);
     if (key0 < a.n_kv) {
-        turbo_mma_stage<tile_K>(a, K_rows, K, a.nbk1, key0);
-        turbo_async_commit();
-        turbo_mma_stage<tile_V>(a, V_rows, V, a.nbv1, key0);
-        turbo_async_commit();
+        K_rows.stage(a, a.nbk1, key0, n_whole);
+        V_rows.stage(a, a.nbv1, key0, n_whole);
         some = turbo_warp_any(warp.load_mask(a, cols, one_query, key0));
     }
-    for (; key0 < a.n_kv; key0 += step) {
+    while (key0 < a.n_kv) {
         const int next = key0 + step;
 
         turbo_async_wait<1>();
         turbo_syncwarp();
         if (some) {
-            warp.multiply_keys(turbo_mma_tile_at<tile_K>(a, K_rows, K, a.nbk1, key0), Q, Q_d, a.softcap, one_query);
+            warp.multiply_keys(K_rows.current(a, a.nbk1, key0), Q, Q_d, a.softcap, one_query);
         }
         turbo_syncwarp();
-        if (next < a.n_kv) {
-            turbo_mma_stage<tile_K>(a, K_rows, K, a.nbk1, next);
-        }
-        turbo_async_commit();
+        K_rows.stage(a, a.nbk1, next, n_whole);
 
         const bool any     = some && warp.softmax();
         bool       visible = false;
@@ -229,14 +245,13 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
         turbo_async_wait<1>();
         turbo_syncwarp();
         if (any) {
-            warp.add_values(turbo_mma_tile_at<tile_V>(a, V_rows, V, a.nbv1, key0));
+            warp.add_values(V_rows.current(a, a.nbv1, key0));
         }
         turbo_syncwarp();
-        if (next < a.n_kv) {
-            turbo_mma_stage<tile_V>(a, V_rows, V, a.nbv1, next);
-        }
-        turbo_async_commit();
+        V_rows.stage(a, a.nbv1, next, n_whole);
+
         some = turbo_warp_any(visible);
+        key0 = next;
     }
     turbo_async_wait<0>();
 

@@ -83,6 +83,11 @@ def test_amd_decodes_by_matrix_instructions_where_they_take_fewer_cycles(cc: int
     assert (calls.decode, calls.decode_mma) == (1, expected)
 
 
+def test_rdna3_decodes_large_heads_without_matrix_instructions() -> None:
+    assert attend(Op(cc=RDNA3, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 0
+    assert attend(Op(cc=RDNA4, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 1
+
+
 def test_amd_decodes_no_more_queries_than_16() -> None:
     assert attend(Op(cc=RDNA4, n_q=17), HIP32).decode == 0
 

@@ -47,6 +47,8 @@ def test_pairs(pair: tuple[str, str], device: Device) -> None:
 @pytest.mark.parametrize("head_size", SIZES, ids=str)
 @pytest.mark.parametrize("pair", [("turbo3", "turbo3"), ("turbo2", "turbo4t"), ("turbo3t", "turbo2t"), ("f16", "turbo4")], ids="-".join)
 def test_head_sizes(pair: tuple[str, str], head_size: tuple[int, int], device: Device) -> None:
+    if device == GFX11 and head_size == (256, 256):
+        pytest.skip("RDNA3 has too few registers, and the kernel is empty")
     check(MmaCase(*pair, head_size, n_kv=200, n_cols=16, gqa_ratio=12), device)
 
 

@@ -98,6 +98,10 @@ template <typename T> T turbo_wmma_opaque(T x) {
     return x;
 }
 
+template <bool, typename T> T turbo_wmma_here(T x) {
+    return x;
+}
+
 inline float turbo_wmma_exp2(float x) {
     return exp2f(x);
 }

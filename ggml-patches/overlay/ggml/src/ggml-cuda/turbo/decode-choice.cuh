@@ -4,6 +4,7 @@
 
 #include "ggml-cuda/common.cuh"
 #include "turbo/env.h"
+#include "wmma.cuh"
 
 #include <cstring>
 
@@ -24,14 +25,14 @@ static inline turbo_decode_choice turbo_decode_wanted() {
 static constexpr int TURBO_RDNA3_DP4A_COLUMNS = 8;
 
 // n_columns: query heads of a KV head, times queries
-static inline bool turbo_decode_prefers_mma(const int cc, const int n_columns) {
+static inline bool turbo_decode_prefers_mma(const int cc, const int DV, const int n_columns) {
     static const turbo_decode_choice wanted = turbo_decode_wanted();
     if (wanted == TURBO_DECODE_DP4A) {
         return false;
     }
-    if (GGML_CUDA_CC_IS_AMD(cc)) {
-        const bool all = GGML_CUDA_CC_IS_RDNA4(cc) || wanted == TURBO_DECODE_MMA;
-        return amd_wmma_available(cc) && (all || n_columns > TURBO_RDNA3_DP4A_COLUMNS);
+    if (GGML_CUDA_CC_IS_RDNA3(cc)) {
+        const bool all = wanted == TURBO_DECODE_MMA;
+        return DV <= TURBO_RDNA3_MAX_DV && (all || n_columns > TURBO_RDNA3_DP4A_COLUMNS);
     }
-    return ampere_mma_available(cc);
+    return GGML_CUDA_CC_IS_RDNA4(cc) || ampere_mma_available(cc);
 }

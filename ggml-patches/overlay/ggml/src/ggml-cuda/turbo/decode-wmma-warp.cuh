@@ -60,11 +60,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int nc = shape::nc;
 
     // Nearly all registers are needed: fences keep the compiler from moving loads up too far.
-    static constexpr bool tight = TURBO_WMMA_COPIES == 2 && DV > 128;
+    static constexpr bool tight = DV > 128;
 
     using mask = turbo_wmma_mask;
 
-    float    ref[nc];      // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
+    float *  refs;         // in shared memory, [half][nc]: maximum plus TURBO_MAX_SLACK; 0: no key was seen
     float    sum[nc];      // of this lane's keys
     uint32_t unseen;       // bit i: no key was seen
     bool     some_unseen;  // in any lane
@@ -77,13 +77,14 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static __device__ __forceinline__ int column(const int i) { return 2 * i + turbo_wmma_half(); }
 
-    __device__ __forceinline__ void init() {
+    __device__ __forceinline__ void init(float * shared) {
+        refs        = shared + turbo_wmma_half() * nc;
         unseen      = (1u << nc) - 1;
         some_unseen = true;
 #    pragma unroll
         for (int i = 0; i < nc; ++i) {
-            ref[i] = 0.0f;
-            sum[i] = 0.0f;
+            refs[i] = 0.0f;
+            sum[i]  = 0.0f;
         }
 #    pragma unroll
         for (int ic = 0; ic < values::n_chunks; ++ic) {
@@ -136,7 +137,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     // By its distance: the compiler would not know what memory a pointer from shared memory is of.
-    static __device__ const __forceinline__ half * row_of(const turbo_attn_args &    a,
+    static const __device__ __forceinline__ half * row_of(const turbo_attn_args &    a,
                                                           const turbo_wmma_columns & cols,
                                                           const int                  i) {
         return (const half *) (a.mask + ((const char *) cols.cols[column(i)].mask - a.mask));
@@ -149,7 +150,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                              const mask &               m,
                                              const int                  key0) {
         __align__(16) float slope[nc];
+        __align__(16) float ref[nc];
         turbo_copy<sizeof(slope)>(slope, cols.slope + turbo_wmma_half() * nc);
+        turbo_copy<sizeof(ref)>(ref, refs);
         const bool one_query = !a.mask || cols.mask;
 #    pragma unroll
         for (int i = 0; i < nc; ++i) {
@@ -301,11 +304,13 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             const bool     first = (unseen & bit) != 0;
             const bool     moves = first ? top > TURBO_MASKED : is_large(turbo_wmma_pack(turbo_wmma_exp2(top), 0.0f));
 
-            const float ref_new = moves ? ref[i] + top + TURBO_MAX_SLACK : ref[i];
-            const float step    = ref[i] - ref_new;
+            const float ref     = refs[i];
+            const float ref_new = moves ? ref + top + TURBO_MAX_SLACK : ref;
+            const float step    = ref - ref_new;
             const float factor  = first ? 1.0f : turbo_wmma_exp2(step);
 
-            ref[i] = ref_new;
+            turbo_syncwarp();
+            refs[i] = ref_new;
             sum[i] *= factor;
             unseen = moves ? unseen & ~bit : unseen;
             s[0][i] += step;
@@ -356,7 +361,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     __device__ __forceinline__ float maximum(const int i) const {
-        return unseen >> i & 1 ? TURBO_MAX_INIT : ref[i] - TURBO_MAX_SLACK;
+        return unseen >> i & 1 ? TURBO_MAX_INIT : refs[i] - TURBO_MAX_SLACK;
     }
 
     // Maximum and sum of each column, to meta.

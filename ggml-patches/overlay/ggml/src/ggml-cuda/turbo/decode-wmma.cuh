@@ -158,11 +158,14 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
     }
 }
 
-// Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions.
+// Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions, or too few registers.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
 __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void turbo_attn_decode_wmma_kernel(
     const turbo_attn_args a) {
 #    ifdef TURBO_WMMA_DEVICE
+    if constexpr (TURBO_WMMA_COPIES == 2 && DV > TURBO_RDNA3_MAX_DV) {
+        return;
+    }
     using shape = turbo_wmma_shape<DK, DV, type_K, type_V, n_cols>;
 
     __align__(16) __shared__ uint32_t shared[shape::words];
@@ -172,6 +175,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void tur
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
     __shared__ float                  top[n_cols];
     __align__(16) __shared__ float    slope[n_cols];
+    __align__(16) __shared__ float    refs[TURBO_DECODE_WARPS][n_cols];
 
     const int col0    = blockIdx.x * n_cols;
     const int n_kv_h  = a.n_head / a.gqa_ratio;
@@ -197,7 +201,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void tur
     const turbo_wmma_columns columns   = { cols, mask, slope, Q, Q_d };
 
     turbo_wmma_warp<DK, DV, type_K, type_V, n_cols> warp;
-    warp.init();
+    warp.init(refs[threadIdx.y]);
 
     // whole tiles first, then the last, if it is not whole
     const int step    = gridDim.y * TURBO_DECODE_WARPS;

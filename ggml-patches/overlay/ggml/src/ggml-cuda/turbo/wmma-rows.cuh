@@ -140,10 +140,11 @@ template <ggml_type type, int D> struct turbo_wmma_values {
     static __device__ __forceinline__ void unpack(const tile & t, const int pass, const int ic, uint32_t * dst) {
         constexpr int block_groups = turbo_block_values(type) / 32;
 
-        const int key = pass * pairs + threadIdx.x % pairs;
-        const int g   = ic * groups + threadIdx.x / pairs;
+        const int lane = turbo_wmma_here<(D > 128)>((int) threadIdx.x);
+        const int key  = pass * pairs + lane % pairs;
+        const int g    = ic * groups + lane / pairs;
 
-        dst += threadIdx.x / pairs * group_words + threadIdx.x % pairs;
+        dst += lane / pairs * group_words + lane % pairs;
 
         uint32_t w[2][2][2][2];  // [key][q0][quarter q0 + 2*j][word]
         uint32_t d[2];

@@ -16,6 +16,9 @@
 #    endif
 #endif  // GGML_USE_HIP
 
+// RDNA3 has no registers for larger heads of V: both halves of a wave hold all of each operand.
+static constexpr int TURBO_RDNA3_MAX_DV = 128;
+
 // How many lanes hold each element of A and B: on RDNA3 both halves of a wave have all of them. Registers of A and of B.
 #ifdef RDNA3
 static constexpr int TURBO_WMMA_COPIES = 2;
@@ -127,6 +130,16 @@ static __device__ __forceinline__ float turbo_wmma_exp2(const float x) {
 template <typename T> static __device__ __forceinline__ T turbo_wmma_opaque(T x) {
 #    ifdef TURBO_WMMA_DEVICE
     asm("" : "+v"(x));
+#    endif  // TURBO_WMMA_DEVICE
+    return x;
+}
+
+// The same where registers are scarce: what is computed from x is computed here, and not kept from one tile to the next.
+template <bool scarce, typename T> static __device__ __forceinline__ T turbo_wmma_here(T x) {
+#    ifdef TURBO_WMMA_DEVICE
+    if constexpr (scarce) {
+        asm volatile("" : "+v"(x));
+    }
 #    endif  // TURBO_WMMA_DEVICE
     return x;
 }

@@ -143,7 +143,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         return (const half *) (a.mask + ((const char *) cols.cols[column(i)].mask - a.mask));
     }
 
-    // Adds mask minus ref to the scores of a tile.
+    // Adds mask minus ref to the scores of a tile. A score of a key that is not seen may be NaN before.
     template <bool full>
     __device__ __forceinline__ void add_base(const turbo_attn_args &    a,
                                              const turbo_wmma_columns & cols,
@@ -159,7 +159,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             const uint32_t bias = one_query ? m.bias : mask_of<full>(a, row_of(a, cols, i), key0);
 #    pragma unroll
             for (int t = 0; t < 2; ++t) {
-                s[t][i] += fmaf(slope[i], __half2float(__ushort_as_half((unsigned short) (bias >> 16 * t))), -ref[i]);
+                const unsigned short bits = (unsigned short) (bias >> 16 * t);
+                const float          x    = s[t][i] + fmaf(slope[i], __half2float(__ushort_as_half(bits)), -ref[i]);
+                s[t][i]                   = bits == TURBO_MASK_HIDDEN ? TURBO_MASKED : x;
             }
         }
     }

@@ -4,12 +4,14 @@ against itself."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from lanes_tools import CUDA, GFX11, GFX12, Device, Library, load
 from test_lanes_attn import NMSE_F16, NMSE_INT8, Case, Floats, Keys, nmse
+from test_lanes_attn_faults import NAN_SCALE as ALL_NAN_SCALE
 
 from turbo_gguf.codec import tables
 
@@ -19,6 +21,8 @@ PACKED = [*SCALAR, *TRELLIS]
 PAIRS = [*((t, t) for t in PACKED), ("turbo4", "turbo3"), ("turbo3t", "turbo4t"), ("turbo4t", "turbo3t"), *(("f16", t) for t in PACKED)]
 SIZES = [(64, 64), (128, 128), (256, 256)]
 each_maker = pytest.mark.parametrize("device", [CUDA, GFX11, GFX12], ids=lambda d: d.name)
+
+NAN_SCALE = {kind: place for kind, place in ALL_NAN_SCALE.items() if kind != "q8_0"}
 
 
 @dataclass
@@ -115,18 +119,27 @@ def batch(case: MmaCase) -> tuple[Floats, Keys]:
     return q, Keys.random(case, rng, case.n_kv, (case.type_k, case.type_v))
 
 
-@each_maker
-@pytest.mark.parametrize("pair", [("turbo3", "turbo3"), ("turbo3t", "turbo4t"), ("f16", "f16")], ids="-".join)
-@pytest.mark.parametrize("gqa_ratio", [1, 4])
-def test_widths_of_a_batch(pair: tuple[str, str], gqa_ratio: int, device: Device) -> None:
-    """A token's result is the same, bit for bit, with 0 to 15 others beside it, in blocks of 8 and of 16 columns."""
-    case = MmaCase(*pair, n_q=16, gqa_ratio=gqa_ratio, n_kv=320, n_cols=16)
+def check_widths(case: MmaCase, device: Device, widths: Sequence[int]) -> None:
     q, keys = batch(case)
     want = attend(case, device, q, keys)
-    for width in (1, 2, 3, 5, 8, 11, 16):
+    for width in widths:
         for n_cols in (8, 16):
             got = attend(replace(case, n_cols=n_cols), device, np.ascontiguousarray(q[:, :width]), keys)
             assert np.array_equal(got, want[:, :width]), (width, n_cols)
+
+
+@each_maker
+@pytest.mark.parametrize("kind", [*PACKED, "f16"])
+def test_widths_of_a_batch(kind: str, device: Device) -> None:
+    """A token's result is the same, bit for bit, with 0 to 15 others beside it, in blocks of 8 and of 16 columns."""
+    check_widths(MmaCase(kind, kind, n_q=16, n_head_kv=1, gqa_ratio=4, n_kv=200, n_cols=16), device, (1, 2, 3, 5, 8, 11, 16))
+
+
+@each_maker
+@pytest.mark.parametrize("gqa_ratio", [1, 3, 5, 7, 12, 16])
+def test_widths_of_a_batch_with_groups_of_heads(gqa_ratio: int, device: Device) -> None:
+    """Columns of a query begin anywhere in a block, and may be in two."""
+    check_widths(MmaCase("turbo3", "turbo3t", n_q=16, n_head_kv=1, gqa_ratio=gqa_ratio, n_kv=200, n_cols=16), device, (1, 2, 3, 5, 16))
 
 
 @each_maker
@@ -149,3 +162,29 @@ def test_what_is_not_a_number_shows(device: Device) -> None:
     bad = np.isnan(out).all(-1)
     assert bad[0, 0, 3]
     assert bad.sum() == 1
+
+
+@each_maker
+@pytest.mark.parametrize("side", [0, 1], ids=["k", "v"])
+@pytest.mark.parametrize("kind", [*NAN_SCALE])
+def test_nan_in_the_cache_is_in_the_result(kind: str, side: int, device: Device) -> None:
+    case = MmaCase(kind if side == 0 else "turbo3", kind if side else "turbo3")
+    q, keys = batch(case)
+    keys.mask[:] = 0
+    keys.packed[side][0, 100, 0, slice(*NAN_SCALE[kind])] = 255
+    out = attend(case, device, q, keys)
+    assert np.isnan(out[:, :, : case.gqa_ratio]).any(axis=-1).all(), "heads without NaN"
+    assert np.isfinite(out[:, :, case.gqa_ratio :]).all()
+
+
+@each_maker
+@pytest.mark.parametrize("kind", [*NAN_SCALE])
+@pytest.mark.parametrize("n_q", [1, 4])
+def test_nan_in_a_key_that_is_masked_is_not_seen(kind: str, n_q: int, device: Device) -> None:
+    case = MmaCase(kind, "turbo3", n_q=n_q)
+    q, keys = batch(case)
+    keys.mask[:] = 0
+    keys.mask[..., 100] = -np.inf
+    want = attend(case, device, q, keys)
+    keys.packed[0][0, 100, 0, slice(*NAN_SCALE[kind])] = 255
+    assert np.array_equal(attend(case, device, q, keys), want)

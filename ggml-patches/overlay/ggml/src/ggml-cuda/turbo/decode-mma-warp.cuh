@@ -42,30 +42,27 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static constexpr int nt = shape::nt;
 
-    float    slope[nt][2];  // of the mask, in units of log2
-    float    ref[nt][2];    // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
-    float    sum[nt][2];    // of this lane's keys
-    uint32_t unseen;        // bit 2*n + c: no key was seen
-    bool     some_unseen;   // in any lane
+    float    ref[nt][2];   // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
+    float    sum[nt][2];   // of this lane's keys
+    uint32_t unseen;       // bit 2*n + c: no key was seen
+    bool     some_unseen;  // in any lane
     float    acc[values::n_chunks][values::n_tiles][nt][4];
 
     // of a tile
-    uint32_t bias
-        [nt][2]
-        [2];  // what the mask adds, before its slope, in f16: keys i, r; both columns, or the low half for all of them
-    float    s[nt][2][4];  // scores minus ref: keys i; r and c as 2*r + c
-    uint32_t p[nt][2][2];  // probabilities, operand B
+    bool     hidden;          // a query does not see a key of this lane
+    uint32_t bias[nt][2][2];  // the mask: keys i, r; both columns in f16, or the low half for all of them
+    float    s[nt][2][4];     // scores minus ref: keys i; r and c as 2*r + c
+    uint32_t p[nt][2][2];     // probabilities, operand B
 
-    __device__ __forceinline__ void init(const turbo_decode_column * cols) {
+    __device__ __forceinline__ void init() {
         unseen      = (1u << 2 * nt) - 1;
         some_unseen = true;
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
 #    pragma unroll
             for (int c = 0; c < 2; ++c) {
-                slope[n][c] = cols[8 * n + 2 * turbo_mma_part() + c].slope * TURBO_LOG2E;
-                ref[n][c]   = 0.0f;
-                sum[n][c]   = 0.0f;
+                ref[n][c] = 0.0f;
+                sum[n][c] = 0.0f;
             }
 #    pragma unroll
             for (int ic = 0; ic < values::n_chunks; ++ic) {
@@ -91,12 +88,15 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                               const int                   key0) {
         const int key  = key0 + turbo_mma_key(turbo_mma_row());
         uint32_t  seen = 0;  // bits that a hidden key does not have, or lacks
+
+        hidden = false;
         if (one_query && a.mask && key0 + TURBO_TILE <= a.n_kv) {
             const half * mask = cols[0].mask + key;
 #    pragma unroll
             for (int i = 0; i < 4; ++i) {
                 bias[0][i / 2][i % 2] = __half_as_ushort(mask[8 * i]);
                 seen |= bias[0][i / 2][i % 2] ^ TURBO_MASK_HIDDEN;
+                hidden = hidden || bias[0][i / 2][i % 2] == TURBO_MASK_HIDDEN;
             }
             return seen != 0;
         }
@@ -106,6 +106,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 const uint32_t none   = key + 8 * i < a.n_kv ? 0 : TURBO_MASK_HIDDEN;
                 bias[0][i / 2][i % 2] = a.mask ? mask_of(a, cols[0].mask, key + 8 * i) : none;
                 seen |= bias[0][i / 2][i % 2] ^ TURBO_MASK_HIDDEN;
+                hidden = hidden || bias[0][i / 2][i % 2] == TURBO_MASK_HIDDEN;
             } else {
 #    pragma unroll
                 for (int n = 0; n < nt; ++n) {
@@ -113,33 +114,50 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                     bias[n][i / 2][i % 2] =
                         mask_of(a, cols[c].mask, key + 8 * i) | mask_of(a, cols[c + 1].mask, key + 8 * i) << 16;
                     seen |= bias[n][i / 2][i % 2] ^ (TURBO_MASK_HIDDEN | TURBO_MASK_HIDDEN << 16);
+                    hidden = hidden || bias[n][i / 2][i % 2] >> 16 == TURBO_MASK_HIDDEN ||
+                             (bias[n][i / 2][i % 2] & 0xffff) == TURBO_MASK_HIDDEN;
                 }
             }
         }
         return seen != 0;
     }
 
-    // Adds mask minus reference to scores. one_query: see load_mask.
-    template <bool one_query> __device__ __forceinline__ void add_bias() {
+    // What the mask adds to a score. i: key; one_query: see load_mask.
+    __device__ __forceinline__ uint32_t mask_bits(const bool one_query, const int n, const int i, const int c) const {
+        const uint32_t m = bias[one_query ? 0 : n][i / 2][i % 2];
+        return one_query || c == 0 ? m & 0xffff : m >> 16;
+    }
+
+    // Adds mask minus reference to scores. slopes: of the mask, in units of log2
+    template <bool one_query> __device__ __forceinline__ void add_bias(const float * slopes) {
 #    pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int n = 0; n < nt; ++n) {
+            const float2 slope = ((const float2 *) slopes)[4 * n + turbo_mma_part()];
 #    pragma unroll
-            for (int n = 0; n < nt; ++n) {
-                const uint32_t m = bias[one_query ? 0 : n][i / 2][i % 2];
-#    pragma unroll
-                for (int c = 0; c < 2; ++c) {
-                    const half h = __ushort_as_half((unsigned short) (one_query || c == 0 ? m & 0xffff : m >> 16));
-                    s[n][i / 2][i % 2 * 2 + c] += fmaf(slope[n][c], __half2float(h), -ref[n][c]);
-                }
+            for (int i = 0; i < 8; ++i) {
+                const half m = __ushort_as_half((unsigned short) mask_bits(one_query, n, i / 2, i % 2));
+                s[n][i / 4][i % 4] += fmaf(i % 2 == 0 ? slope.x : slope.y, __half2float(m), -ref[n][i % 2]);
             }
         }
     }
 
-    __device__ __forceinline__ void add_bias(const bool one_query) {
+    __device__ __forceinline__ void add_bias(const float * slopes, const bool one_query) {
         if (one_query) {
-            add_bias<true>();
+            add_bias<true>(slopes);
         } else {
-            add_bias<false>();
+            add_bias<false>(slopes);
+        }
+    }
+
+    // Scores of keys that are not seen, which may be NaN.
+    __device__ __forceinline__ void hide(const bool one_query) {
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const bool is_hidden = mask_bits(one_query, n, i / 2, i % 2) == TURBO_MASK_HIDDEN;
+                s[n][i / 4][i % 4]   = is_hidden ? TURBO_MASKED : s[n][i / 4][i % 4];
+            }
         }
     }
 
@@ -147,6 +165,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     __device__ __forceinline__ void multiply_keys(const typename keys::tile & t,
                                                   const uint32_t *            Q,
                                                   const float *               Q_d,
+                                                  const float *               slopes,
                                                   const float                 softcap,
                                                   const bool                  one_query) {
 #    pragma unroll
@@ -157,7 +176,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             }
         }
         if (softcap == 0.0f) {
-            add_bias(one_query);
+            add_bias(slopes, one_query);
         }
         multiply_groups<0>(t, Q, Q_d);
         if (softcap != 0.0f) {
@@ -168,7 +187,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                     s[n][i / 4][i % 4] = softcap * TURBO_LOG2E * tanhf(s[n][i / 4][i % 4] * (1.0f / TURBO_LOG2E));
                 }
             }
-            add_bias(one_query);
+            add_bias(slopes, one_query);
+        }
+        if (turbo_warp_any(hidden)) {
+            hide(one_query);
         }
     }
 

@@ -13,9 +13,9 @@
 
 #ifdef TURBO_MMA
 
-// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers.
-template <int DV, int n_cols> static constexpr int turbo_mma_blocks() {
-    return DV > 128 ? 2 : n_cols > 8 ? 3 : 4;
+// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers. Rows in f16 are read late, and need more of them.
+template <int DV, int n_cols, bool any_f16> static constexpr int turbo_mma_blocks() {
+    return DV > 128 || (any_f16 && n_cols > 8) ? 2 : n_cols > 8 ? 3 : 4;
 }
 
 // Quantizes the queries of a block to int8 with a scale for each group of K, or to f16 for K in f16: operand B, [group][instruction][tile of
@@ -64,26 +64,25 @@ static __device__ __forceinline__ void turbo_mma_load_queries(const turbo_attn_a
                 ((half2 *) dst)[0] = make_half2(x[0], x[1]);
                 ((half2 *) dst)[1] = make_half2(x[2], x[3]);
             }
-            continue;
-        }
-
+        } else {
 #    pragma unroll
-        for (int mask = lanes / 2; mask > 0; mask >>= 1) {
-            bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
-        }
-        const float d  = __uint_as_float(bits) / 127.0f;
-        const float id = d > 0.0f ? 1.0f / d : 0.0f;
+            for (int mask = lanes / 2; mask > 0; mask >>= 1) {
+                bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
+            }
+            const float d  = __uint_as_float(bits) / 127.0f;
+            const float id = d > 0.0f ? 1.0f / d : 0.0f;
 
-        uint32_t word = 0;
+            uint32_t word = 0;
 #    pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
-        }
-        if (used) {
-            dst[at.reg] = word;
-        }
-        if (used && tid % lanes == 0) {
-            Q_d[b * n_cols + c] = d * keys::scale_unit;
+            for (int j = 0; j < 4; ++j) {
+                word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
+            }
+            if (used) {
+                dst[at.reg] = word;
+            }
+            if (used && tid % lanes == 0) {
+                Q_d[b * n_cols + c] = d * keys::scale_unit;
+            }
         }
     }
 }
@@ -174,8 +173,10 @@ static __device__ __forceinline__ void turbo_mma_write(const turbo_attn_args &  
 
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, n_cols>())) static __global__ void
-turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP,
+                  (turbo_mma_blocks<DV, n_cols, type_K == GGML_TYPE_F16 || type_V == GGML_TYPE_F16>())) static
+    __global__ void
+    turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
 #    ifdef TURBO_MMA_DEVICE
     using shape  = turbo_mma_shape<DK, DV, type_K, type_V, n_cols>;
     using tile_K = typename shape::keys::tile;
@@ -184,6 +185,7 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
     __align__(16) __shared__ uint32_t shared[shape::words];
     __align__(16) __shared__ uint32_t Q[shape::q_words];
     __align__(16) __shared__ float    Q_d[n_cols * shape::keys::n_groups];
+    __align__(16) __shared__ float    slopes[n_cols];
     __shared__ turbo_decode_column    cols[n_cols];
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
     __shared__ float                  top[n_cols];
@@ -200,6 +202,7 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
         cols[c]     = { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1),
                         get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
                     q < a.n_q ? (seq * a.n_q + q) * a.n_head + h : -1 };
+        slopes[c]   = cols[c].slope * TURBO_LOG2E;
     }
     turbo_mma_load_queries<DK, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
     __syncthreads();
@@ -210,7 +213,7 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
     const bool one_query = cols[0].mask == cols[n_cols - 1].mask;
 
     turbo_mma_warp<DK, DV, type_K, type_V, n_cols> warp;
-    warp.init(cols);
+    warp.init();
 
     // every group of copies is committed, empty ones too, so that one group may be left under way at each wait
     const int step    = gridDim.y * TURBO_DECODE_WARPS * TURBO_TILE;
@@ -231,7 +234,7 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
         turbo_async_wait<1>();
         turbo_syncwarp();
         if (some) {
-            warp.multiply_keys(K_rows.current(a, a.nbk1, key0), Q, Q_d, a.softcap, one_query);
+            warp.multiply_keys(K_rows.current(a, a.nbk1, key0), Q, Q_d, slopes, a.softcap, one_query);
         }
         turbo_syncwarp();
         K_rows.stage(a, a.nbk1, next, n_whole);

@@ -126,7 +126,7 @@ template <typename tile> struct turbo_mma_stream {
                                           const int               n_whole) {
         src += hop;
         if constexpr (staged) {
-            if (key0 < n_whole) {
+            if (tile::width > 2 && key0 < n_whole) {
                 tile::load(dst + tile::lane_words(), src, stride);
             } else if (key0 < a.n_kv) {
                 // lane 0 begins where the rows do; no other pointer is carried along for a tile at the end

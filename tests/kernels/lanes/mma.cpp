@@ -78,12 +78,13 @@ LANES_EXPORT const char * lanes_reverse(const uint32_t * x, uint32_t * y, bool w
 
 using keys   = turbo_mma_keys<LANES_TYPE, LANES_D>;
 using values = turbo_mma_values<LANES_TYPE, LANES_D>;
-using tile   = turbo_mma_tile<LANES_TYPE, LANES_D>;
+
+static constexpr int n_blocks = keys::n_groups * keys::n_blocks;  // of a row
 
 // x: TURBO_TILE rows, stride bytes apart, of which n_valid are there
-static tile stage(uint32_t * shared, const char * x, int stride, int n_valid) {
+template <typename tile> static tile stage(uint32_t * shared, const char * x, int stride, int n_valid) {
     if (n_valid == TURBO_TILE) {
-        tile::load(shared, x, stride);
+        tile::load(shared + tile::lane_words(), x + tile::lane_bytes(stride), stride);
     } else {
         tile::copy(shared, x, stride, n_valid);
     }
@@ -93,15 +94,15 @@ static tile stage(uint32_t * shared, const char * x, int stride, int n_valid) {
     return { shared };
 }
 
-template <int b = 0> static void dot_groups(const tile & t, const int8_t * q, int32_t * dots, float * scales) {
+template <int b = 0> static void dot_groups(const keys::tile & t, const int8_t * q, int32_t * dots, float * scales) {
     if constexpr (b < keys::n_groups) {
         const int row = turbo_mma_row(), part = turbo_mma_part();
         for (int key0 = 0; key0 < TURBO_TILE; key0 += 16) {
             uint32_t a[keys::n][4];
-            float    d[2];
+            float    d[keys::n_blocks][2];
             keys::load<b>(t, key0, a, d);
 
-            int32_t c[4] = {};
+            int32_t c[keys::n_blocks][4] = {};
             for (int m = 0; m < keys::n; ++m) {
                 uint32_t words[2] = {};
                 for (int half = 0; half < keys::group / 32; ++half) {
@@ -113,30 +114,33 @@ template <int b = 0> static void dot_groups(const tile & t, const int8_t * q, in
                         }
                     }
                 }
-                turbo_mma_s8(c, a[m], words, c);
+                turbo_mma_s8(c[m % keys::n_blocks], a[m], words, c[m % keys::n_blocks]);
             }
-            for (int i = 0; i < 4; ++i) {
-                const int key = key0 + i / 2 * 8 + turbo_mma_key(row);
+            for (int m = 0; m < keys::n_blocks; ++m) {
+                for (int i = 0; i < 4; ++i) {
+                    const int key   = key0 + i / 2 * 8 + turbo_mma_key(row);
+                    const int block = b * keys::n_blocks + m;
 
-                dots[(key * 8 + 2 * part + i % 2) * keys::n_groups + b] = c[i];
-                scales[key * keys::n_groups + b]                        = d[i / 2];
+                    dots[(key * 8 + 2 * part + i % 2) * n_blocks + block] = c[m][i];
+                    scales[key * n_blocks + block]                        = d[m][i / 2] * keys::scale_unit;
+                }
             }
         }
         dot_groups<b + 1>(t, q, dots, scales);
     }
 }
 
-// q: [8][D] queries; dots: [32][8][groups], scales: [32][groups]
+// q: [8][D] queries; dots: [32][8][blocks], scales: [32][blocks]
 static void dot_keys(const char * x, int stride, int n_valid, const int8_t * q, int32_t * dots, float * scales) {
-    __align__(16) __shared__ uint32_t shared[TURBO_TILE * tile::words];
-    dot_groups(stage(shared, x, stride, n_valid), q, dots, scales);
+    __align__(16) __shared__ uint32_t shared[TURBO_TILE * keys::tile::words];
+    dot_groups(stage<keys::tile>(shared, x, stride, n_valid), q, dots, scales);
 }
 
 // y: [32][D], each value by a product with a probability of 1
 static void sum_values(const char * x, int stride, int n_valid, float * y) {
-    __align__(16) __shared__ uint32_t shared[TURBO_TILE * tile::words];
+    __align__(16) __shared__ uint32_t shared[TURBO_TILE * values::tile::words];
 
-    const tile t   = stage(shared, x, stride, n_valid);
+    const auto t   = stage<values::tile>(shared, x, stride, n_valid);
     const int  row = turbo_mma_row(), part = turbo_mma_part();
     for (int key = 0; key < TURBO_TILE; ++key) {
         // column 0 of the probabilities, as scores have it: rows are keys
@@ -146,11 +150,12 @@ static void sum_values(const char * x, int stride, int n_valid, float * y) {
             p[r]           = turbo_mma_transpose(hit ? 0x3c00 : 0);
         }
         for (int ic = 0; ic < values::n_chunks; ++ic) {
-            uint32_t a[values::n_tiles][4];
-            values::load(t, key / 16 * 16, ic, a);
+            const auto fragments = values::fragments::read(t, key / 16 * 16, ic);
             for (int i = 0; i < values::n_tiles; ++i) {
-                float c[4] = {};
-                turbo_mma_f16(c, a[i], p);
+                uint32_t a[2][4];
+                float    c[4] = {};
+                fragments.get(i / 2, a);
+                turbo_mma_f16(c, a[i % 2], p);
                 for (int r = 0; r < 2 && part == 0; ++r) {
                     y[key * LANES_D + ic * values::chunk + values::channel(i, row, r)] = c[2 * r];
                 }

@@ -127,3 +127,11 @@ template <int n> void turbo_async_wait() {
         me.committed.erase(me.committed.begin());
     }
 }
+
+template <uint32_t mask> uint32_t turbo_select(uint32_t a, uint32_t b) {
+    return (a & mask) | (b & ~mask);
+}
+
+template <int n> const char * turbo_row_at(const char * p, int stride) {
+    return p + static_cast<int64_t>(n) * stride;
+}

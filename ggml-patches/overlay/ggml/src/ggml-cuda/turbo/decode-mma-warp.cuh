@@ -42,28 +42,27 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static constexpr int nt = shape::nt;
 
-    float    slope[nt][2];  // of the mask, in units of log2
-    float    ref[nt][2];    // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
-    float    sum[nt][2];    // of this lane's keys
-    uint32_t unseen;        // bit 2*n + c: no key was seen
-    bool     some_unseen;   // in any lane
+    float    ref[nt][2];   // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
+    float    sum[nt][2];   // of this lane's keys
+    uint32_t unseen;       // bit 2*n + c: no key was seen
+    bool     some_unseen;  // in any lane
     float    acc[values::n_chunks][values::n_tiles][nt][4];
 
     // of a tile
-    half2    bias[nt][2][2];  // what the mask adds, before its slope: keys i, r; both columns
+    bool     hidden;          // a query does not see a key of this lane
+    uint32_t bias[nt][2][2];  // the mask: keys i, r; both columns in f16, or the low half for all of them
     float    s[nt][2][4];     // scores minus ref: keys i; r and c as 2*r + c
     uint32_t p[nt][2][2];     // probabilities, operand B
 
-    __device__ __forceinline__ void init(const turbo_decode_column * cols) {
+    __device__ __forceinline__ void init() {
         unseen      = (1u << 2 * nt) - 1;
         some_unseen = true;
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
 #    pragma unroll
             for (int c = 0; c < 2; ++c) {
-                slope[n][c] = cols[8 * n + 2 * turbo_mma_part() + c].slope * TURBO_LOG2E;
-                ref[n][c]   = 0.0f;
-                sum[n][c]   = 0.0f;
+                ref[n][c] = 0.0f;
+                sum[n][c] = 0.0f;
             }
 #    pragma unroll
             for (int ic = 0; ic < values::n_chunks; ++ic) {
@@ -78,8 +77,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
     }
 
-    static __device__ __forceinline__ half mask_of(const turbo_attn_args & a, const half * mask, const int key) {
-        return key < a.n_kv ? mask[key] : __ushort_as_half(0xfc00);
+    static __device__ __forceinline__ uint32_t mask_of(const turbo_attn_args & a, const half * mask, const int key) {
+        return key < a.n_kv ? __half_as_ushort(mask[key]) : TURBO_MASK_HIDDEN;
     }
 
     // The mask of a tile; true: a query sees a key of it. one_query: all columns are of the same query.
@@ -87,57 +86,97 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                               const turbo_decode_column * cols,
                                               const bool                  one_query,
                                               const int                   key0) {
-        bool visible = !a.mask;
+        const int key  = key0 + turbo_mma_key(turbo_mma_row());
+        uint32_t  seen = 0;  // bits that a hidden key does not have, or lacks
+
+        hidden = false;
+        if (one_query && a.mask && key0 + TURBO_TILE <= a.n_kv) {
+            const half * mask = cols[0].mask + key;
 #    pragma unroll
-        for (int ir = 0; ir < 4; ++ir) {
-            const int key = key0 + 8 * ir + turbo_mma_key(turbo_mma_row());
-            if (!a.mask || one_query) {
-                const half m = a.mask ? mask_of(a, cols[0].mask, key) : __ushort_as_half(key < a.n_kv ? 0 : 0xfc00);
+            for (int i = 0; i < 4; ++i) {
+                bias[0][i / 2][i % 2] = __half_as_ushort(mask[8 * i]);
+                seen |= bias[0][i / 2][i % 2] ^ TURBO_MASK_HIDDEN;
+                hidden = hidden || bias[0][i / 2][i % 2] == TURBO_MASK_HIDDEN;
+            }
+            return seen != 0;
+        }
 #    pragma unroll
-                for (int n = 0; n < nt; ++n) {
-                    bias[n][ir / 2][ir % 2] = __half2half2(m);
-                }
-                visible = visible || __half_as_ushort(m) != 0xfc00;  // -inf
+        for (int i = 0; i < 4; ++i) {
+            if (one_query || !a.mask) {
+                const uint32_t none   = key + 8 * i < a.n_kv ? 0 : TURBO_MASK_HIDDEN;
+                bias[0][i / 2][i % 2] = a.mask ? mask_of(a, cols[0].mask, key + 8 * i) : none;
+                seen |= bias[0][i / 2][i % 2] ^ TURBO_MASK_HIDDEN;
+                hidden = hidden || bias[0][i / 2][i % 2] == TURBO_MASK_HIDDEN;
             } else {
 #    pragma unroll
                 for (int n = 0; n < nt; ++n) {
-                    const int  c            = 8 * n + 2 * turbo_mma_part();
-                    const half m0           = mask_of(a, cols[c].mask, key);
-                    const half m1           = mask_of(a, cols[c + 1].mask, key);
-                    bias[n][ir / 2][ir % 2] = __halves2half2(m0, m1);
-                    visible = visible || __half_as_ushort(m0) != 0xfc00 || __half_as_ushort(m1) != 0xfc00;
+                    const int c = 8 * n + 2 * turbo_mma_part();
+                    bias[n][i / 2][i % 2] =
+                        mask_of(a, cols[c].mask, key + 8 * i) | mask_of(a, cols[c + 1].mask, key + 8 * i) << 16;
+                    seen |= bias[n][i / 2][i % 2] ^ (TURBO_MASK_HIDDEN | TURBO_MASK_HIDDEN << 16);
+                    hidden = hidden || bias[n][i / 2][i % 2] >> 16 == TURBO_MASK_HIDDEN ||
+                             (bias[n][i / 2][i % 2] & 0xffff) == TURBO_MASK_HIDDEN;
                 }
             }
         }
-        return visible;
+        return seen != 0;
     }
 
-    // What scores are added to. one_query: see load_mask.
-    __device__ __forceinline__ float base(const bool one_query, const int n, const int i, const int j) const {
-        const half2 m = bias[one_query ? 0 : n][i][j / 2];
-        return fmaf(slope[n][j % 2], one_query || j % 2 == 0 ? __low2float(m) : __high2float(m), -ref[n][j % 2]);
+    // What the mask adds to a score. i: key; one_query: see load_mask.
+    __device__ __forceinline__ uint32_t mask_bits(const bool one_query, const int n, const int i, const int c) const {
+        const uint32_t m = bias[one_query ? 0 : n][i / 2][i % 2];
+        return one_query || c == 0 ? m & 0xffff : m >> 16;
     }
 
-    // Sets the scores of a tile of K. Q, Q_d: as turbo_mma_load_queries leaves them.
-    template <bool one_query> __device__ __forceinline__ void set_scores(const float softcap) {
+    // Adds mask minus reference to scores. slopes: of the mask, in units of log2
+    template <bool one_query> __device__ __forceinline__ void add_bias(const float * slopes) {
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+            const float2 slope = ((const float2 *) slopes)[4 * n + turbo_mma_part()];
+#    pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const half m = __ushort_as_half((unsigned short) mask_bits(one_query, n, i / 2, i % 2));
+                s[n][i / 4][i % 4] += fmaf(i % 2 == 0 ? slope.x : slope.y, __half2float(m), -ref[n][i % 2]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void add_bias(const float * slopes, const bool one_query) {
+        if (one_query) {
+            add_bias<true>(slopes);
+        } else {
+            add_bias<false>(slopes);
+        }
+    }
+
+    // Scores of keys that are not seen, which may be NaN.
+    __device__ __forceinline__ void hide(const bool one_query) {
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
 #    pragma unroll
             for (int i = 0; i < 8; ++i) {
-                s[n][i / 4][i % 4] = softcap == 0.0f ? base(one_query, n, i / 4, i % 4) : 0.0f;
+                const bool is_hidden = mask_bits(one_query, n, i / 2, i % 2) == TURBO_MASK_HIDDEN;
+                s[n][i / 4][i % 4]   = is_hidden ? TURBO_MASKED : s[n][i / 4][i % 4];
             }
         }
     }
 
+    // Sets the scores of a tile of K. Q, Q_d: as turbo_mma_load_queries leaves them.
     __device__ __forceinline__ void multiply_keys(const typename keys::tile & t,
                                                   const uint32_t *            Q,
                                                   const float *               Q_d,
+                                                  const float *               slopes,
                                                   const float                 softcap,
                                                   const bool                  one_query) {
-        if (one_query) {
-            set_scores<true>(softcap);
-        } else {
-            set_scores<false>(softcap);
+#    pragma unroll
+        for (int n = 0; n < nt; ++n) {
+#    pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                s[n][i / 4][i % 4] = 0.0f;
+            }
+        }
+        if (softcap == 0.0f) {
+            add_bias(slopes, one_query);
         }
         multiply_groups<0>(t, Q, Q_d);
         if (softcap != 0.0f) {
@@ -145,10 +184,13 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             for (int n = 0; n < nt; ++n) {
 #    pragma unroll
                 for (int i = 0; i < 8; ++i) {
-                    const float x      = softcap * TURBO_LOG2E * tanhf(s[n][i / 4][i % 4] * (1.0f / TURBO_LOG2E));
-                    s[n][i / 4][i % 4] = x + base(one_query, n, i / 4, i % 4);
+                    s[n][i / 4][i % 4] = softcap * TURBO_LOG2E * tanhf(s[n][i / 4][i % 4] * (1.0f / TURBO_LOG2E));
                 }
             }
+            add_bias(slopes, one_query);
+        }
+        if (turbo_warp_any(hidden)) {
+            hide(one_query);
         }
     }
 
@@ -174,7 +216,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 #    pragma unroll
             for (int i = 0; i < 2; ++i) {
                 uint32_t a[keys::n][4];
-                float    d[2];
+                float    d[keys::n_blocks][2];
                 keys::template load<b>(t, 16 * i, a, d);
 #    pragma unroll
                 for (int n = 0; n < nt; ++n) {
@@ -184,24 +226,47 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                             turbo_mma_f16(s[n][i], a[m], q[m][n]);
                         }
                     } else {
-                        int32_t dot[keys::n + 1][4];
+                        float x[keys::n_blocks][4];
 #    pragma unroll
-                        for (int j = 0; j < 4; ++j) {
-                            dot[0][j] = TURBO_MMA_MAGIC_BITS;
-                        }
-#    pragma unroll
-                        for (int m = 0; m < keys::n; ++m) {
-                            turbo_mma_s8(dot[m + 1], a[m], q[m][n], dot[m]);
+                        for (int m = 0; m < keys::n_blocks; ++m) {
+                            multiply_block(a, q, n, m, x[m]);
                         }
 #    pragma unroll
                         for (int j = 0; j < 4; ++j) {
-                            const float x = __int_as_float(dot[keys::n][j]) - TURBO_MMA_MAGIC;
-                            s[n][i][j]    = fmaf(d[j / 2] * (j % 2 == 0 ? q_d[n].x : q_d[n].y), x, s[n][i][j]);
+                            float y = d[0][j / 2] * x[0][j];
+#    pragma unroll
+                            for (int m = 1; m < keys::n_blocks; ++m) {
+                                y = fmaf(d[m][j / 2], x[m][j], y);
+                            }
+                            s[n][i][j] = fmaf(j % 2 == 0 ? q_d[n].x : q_d[n].y, y, s[n][i][j]);
                         }
                     }
                 }
             }
             multiply_groups<b + 1>(t, Q, Q_d);
+        }
+    }
+
+    // Products of block m of a group with the tile n of columns.
+    static __device__ __forceinline__ void multiply_block(const uint32_t (&a)[keys::n][4],
+                                                          const uint32_t (&q)[keys::n][nt][2],
+                                                          const int n,
+                                                          const int m,
+                                                          float (&x)[4]) {
+        constexpr int n_of = keys::n / keys::n_blocks;
+
+        int32_t dot[n_of + 1][4];
+#    pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            dot[0][j] = TURBO_MMA_MAGIC_BITS;
+        }
+#    pragma unroll
+        for (int i = 0; i < n_of; ++i) {
+            turbo_mma_s8(dot[i + 1], a[m + i], q[m + i][n], dot[i]);
+        }
+#    pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            x[j] = __int_as_float(dot[n_of][j]) - TURBO_MMA_MAGIC;
         }
     }
 
@@ -300,13 +365,17 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         for (int ic = 0; ic < values::n_chunks; ++ic) {
 #    pragma unroll
             for (int i = 0; i < 2; ++i) {
-                uint32_t a[values::n_tiles][4];
-                values::load(t, 16 * i, ic, a);
+                const auto fragments = values::fragments::read(t, 16 * i, ic);
 #    pragma unroll
-                for (int j = 0; j < values::n_tiles; ++j) {
+                for (int j = 0; j < values::n_tiles; j += 2) {
+                    uint32_t a[2][4];
+                    fragments.get(j / 2, a);
 #    pragma unroll
-                    for (int n = 0; n < nt; ++n) {
-                        turbo_mma_f16(acc[ic][j][n], a[j], p[n][i]);
+                    for (int k = 0; k < 2; ++k) {
+#    pragma unroll
+                        for (int n = 0; n < nt; ++n) {
+                            turbo_mma_f16(acc[ic][j + k][n], a[k], p[n][i]);
+                        }
                     }
                 }
             }

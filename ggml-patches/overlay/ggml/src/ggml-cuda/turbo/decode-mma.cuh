@@ -13,9 +13,9 @@
 
 #ifdef TURBO_MMA
 
-// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers.
-template <int DV, int n_cols> static constexpr int turbo_mma_blocks() {
-    return DV > 128 ? 2 : n_cols > 8 ? 3 : 4;
+// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers. Rows in f16 are read late, and need more of them.
+template <int DV, int n_cols, bool any_f16> static constexpr int turbo_mma_blocks() {
+    return DV > 128 || (any_f16 && n_cols > 8) ? 2 : n_cols > 8 ? 3 : 4;
 }
 
 // Quantizes the queries of a block to int8 with a scale for each group of K, or to f16 for K in f16: operand B, [group][instruction][tile of
@@ -64,59 +64,78 @@ static __device__ __forceinline__ void turbo_mma_load_queries(const turbo_attn_a
                 ((half2 *) dst)[0] = make_half2(x[0], x[1]);
                 ((half2 *) dst)[1] = make_half2(x[2], x[3]);
             }
-            continue;
-        }
-
-#    pragma unroll
-        for (int mask = lanes / 2; mask > 0; mask >>= 1) {
-            bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
-        }
-        const float d  = __uint_as_float(bits) / 127.0f;
-        const float id = d > 0.0f ? 1.0f / d : 0.0f;
-
-        uint32_t word = 0;
-#    pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
-        }
-        if (used) {
-            dst[at.reg] = word;
-        }
-        if (used && tid % lanes == 0) {
-            Q_d[b * n_cols + c] = d;
-        }
-    }
-}
-
-// Rows key0 .. of a side on their way to shared memory, if they do not stay where they are.
-template <typename tile>
-static __device__ __forceinline__ void turbo_mma_stage(const turbo_attn_args & a,
-                                                       uint32_t *              dst,
-                                                       const char *            x,
-                                                       const int               stride,
-                                                       const int               key0) {
-    if constexpr (tile::words > 0) {
-        const char * src = x + (int64_t) key0 * stride;
-        if (tile::width > 2 && a.aligned && key0 + TURBO_TILE <= a.n_kv) {
-            tile::load(dst, src, stride);
         } else {
-            tile::copy(dst, src, stride, a.n_kv - key0);
+#    pragma unroll
+            for (int mask = lanes / 2; mask > 0; mask >>= 1) {
+                bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
+            }
+            const float d  = __uint_as_float(bits) / 127.0f;
+            const float id = d > 0.0f ? 1.0f / d : 0.0f;
+
+            uint32_t word = 0;
+#    pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
+            }
+            if (used) {
+                dst[at.reg] = word;
+            }
+            if (used && tid % lanes == 0) {
+                Q_d[b * n_cols + c] = d * keys::scale_unit;
+            }
         }
     }
 }
 
-template <typename tile>
-static __device__ __forceinline__ tile turbo_mma_tile_at(const turbo_attn_args & a,
-                                                         const uint32_t *        staged,
-                                                         const char *            x,
-                                                         const int               stride,
-                                                         const int               key0) {
-    if constexpr (tile::words > 0) {
-        return { staged };
-    } else {
-        return { x + (int64_t) key0 * stride, stride, a.n_kv - key0, a.aligned };
+// The tiles of a side, one after the other: rows on their way to shared memory, if they do not stay where they are.
+template <typename tile> struct turbo_mma_stream {
+    static constexpr bool staged = tile::words > 0;
+
+    const char * src;  // of the tile that was staged last: this lane's part, or its rows in f16
+    uint32_t *   dst;  // of all tiles
+    int64_t      hop;  // bytes from one to the next
+
+    // x: rows; key0: of the first tile; step: keys from one to the next
+    __device__ __forceinline__ turbo_mma_stream(const char * x,
+                                                const int    stride,
+                                                const int    key0,
+                                                const int    step,
+                                                uint32_t *   dst) :
+        dst(dst),
+        hop((int64_t) step * stride) {
+        src = x + (int64_t) (key0 - step) * stride;
+        if constexpr (staged) {
+            src += tile::lane_bytes(stride);
+        }
     }
-}
+
+    // key0: of the next tile. n_whole: keys of tiles that may be copied as a whole
+    __device__ __forceinline__ void stage(const turbo_attn_args & a,
+                                          const int               stride,
+                                          const int               key0,
+                                          const int               n_whole) {
+        src += hop;
+        if constexpr (staged) {
+            if (key0 < n_whole) {
+                tile::load(dst + tile::lane_words(), src, stride);
+            } else if (key0 < a.n_kv) {
+                // lane 0 begins where the rows do; no other pointer is carried along for a tile at the end
+                const auto rows = __shfl_sync(0xffffffff, (unsigned long long) src, 0, TURBO_WARP);
+                tile::copy(dst, (const char *) rows, stride, a.n_kv - key0);
+            }
+        }
+        turbo_async_commit();
+    }
+
+    // The tile that was staged last.
+    __device__ __forceinline__ tile current(const turbo_attn_args & a, const int stride, const int key0) const {
+        if constexpr (staged) {
+            return { dst };
+        } else {
+            return { src, stride, a.n_kv - key0, a.aligned };
+        }
+    }
+};
 
 // Merges the warps of a block and writes the result, or its part of it. total: of all columns; top: their maxima.
 template <int DV, int n_cols>
@@ -154,8 +173,10 @@ static __device__ __forceinline__ void turbo_mma_write(const turbo_attn_args &  
 
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, n_cols>())) static __global__ void
-turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP,
+                  (turbo_mma_blocks<DV, n_cols, type_K == GGML_TYPE_F16 || type_V == GGML_TYPE_F16>())) static
+    __global__ void
+    turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
 #    ifdef TURBO_MMA_DEVICE
     using shape  = turbo_mma_shape<DK, DV, type_K, type_V, n_cols>;
     using tile_K = typename shape::keys::tile;
@@ -164,6 +185,7 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
     __align__(16) __shared__ uint32_t shared[shape::words];
     __align__(16) __shared__ uint32_t Q[shape::q_words];
     __align__(16) __shared__ float    Q_d[n_cols * shape::keys::n_groups];
+    __align__(16) __shared__ float    slopes[n_cols];
     __shared__ turbo_decode_column    cols[n_cols];
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
     __shared__ float                  top[n_cols];
@@ -181,6 +203,7 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
         cols[c]     = { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1),
                         get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
                     q < a.n_q ? (seq * a.n_q + q) * a.n_head + h : -1 };
+        slopes[c]   = cols[c].slope * TURBO_LOG2E;
     }
     turbo_mma_load_queries<DK, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
     __syncthreads();
@@ -188,38 +211,34 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
     const char * K = a.K + seq * a.nbk3 + (int64_t) kv_head * a.nbk2;
     const char * V = a.V + seq * a.nbv3 + (int64_t) kv_head * a.nbv2;
 
-    uint32_t * K_rows = shared + threadIdx.y * shape::warp_words;
-    uint32_t * V_rows = K_rows + shape::K_words;
-
     const bool one_query = cols[0].mask == cols[n_cols - 1].mask;
 
     turbo_mma_warp<DK, DV, type_K, type_V, n_cols> warp;
-    warp.init(cols);
+    warp.init();
 
     // every group of copies is committed, empty ones too, so that one group may be left under way at each wait
-    const int step = gridDim.y * TURBO_DECODE_WARPS * TURBO_TILE;
-    int       key0 = (blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y) * TURBO_TILE;
-    bool      some = false;  // a query sees a key of the tile
+    const int step    = gridDim.y * TURBO_DECODE_WARPS * TURBO_TILE;
+    const int n_whole = a.aligned ? a.n_kv / TURBO_TILE * TURBO_TILE : 0;
+    int       key0    = (blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y) * TURBO_TILE;
+    bool      some    = false;  // a query sees a key of the tile
+
+    turbo_mma_stream<tile_K> K_rows(K, a.nbk1, key0, step, shared + threadIdx.y * shape::warp_words);
+    turbo_mma_stream<tile_V> V_rows(V, a.nbv1, key0, step, shared + threadIdx.y * shape::warp_words + shape::K_words);
     if (key0 < a.n_kv) {
-        turbo_mma_stage<tile_K>(a, K_rows, K, a.nbk1, key0);
-        turbo_async_commit();
-        turbo_mma_stage<tile_V>(a, V_rows, V, a.nbv1, key0);
-        turbo_async_commit();
+        K_rows.stage(a, a.nbk1, key0, n_whole);
+        V_rows.stage(a, a.nbv1, key0, n_whole);
         some = turbo_warp_any(warp.load_mask(a, cols, one_query, key0));
     }
-    for (; key0 < a.n_kv; key0 += step) {
+    while (key0 < a.n_kv) {
         const int next = key0 + step;
 
         turbo_async_wait<1>();
         turbo_syncwarp();
         if (some) {
-            warp.multiply_keys(turbo_mma_tile_at<tile_K>(a, K_rows, K, a.nbk1, key0), Q, Q_d, a.softcap, one_query);
+            warp.multiply_keys(K_rows.current(a, a.nbk1, key0), Q, Q_d, slopes, a.softcap, one_query);
         }
         turbo_syncwarp();
-        if (next < a.n_kv) {
-            turbo_mma_stage<tile_K>(a, K_rows, K, a.nbk1, next);
-        }
-        turbo_async_commit();
+        K_rows.stage(a, a.nbk1, next, n_whole);
 
         const bool any     = some && warp.softmax();
         bool       visible = false;
@@ -230,14 +249,13 @@ turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
         turbo_async_wait<1>();
         turbo_syncwarp();
         if (any) {
-            warp.add_values(turbo_mma_tile_at<tile_V>(a, V_rows, V, a.nbv1, key0));
+            warp.add_values(V_rows.current(a, a.nbv1, key0));
         }
         turbo_syncwarp();
-        if (next < a.n_kv) {
-            turbo_mma_stage<tile_V>(a, V_rows, V, a.nbv1, next);
-        }
-        turbo_async_commit();
+        V_rows.stage(a, a.nbv1, next, n_whole);
+
         some = turbo_warp_any(visible);
+        key0 = next;
     }
     turbo_async_wait<0>();
 

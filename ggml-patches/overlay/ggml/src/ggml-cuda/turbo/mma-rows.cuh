@@ -6,8 +6,9 @@
 // are summed in the order in which quarters of blocks unpack, keys in that of turbo_mma_key. So no value moves between lanes. What a fragment
 // holds is said by functions here and nowhere else; matrix instructions of other makers differ in these only.
 
-#include "decode-warp.cuh"
-#include "mma.cuh"
+#include "mma-blocks.cuh"
+
+#include <type_traits>
 
 #ifdef TURBO_MMA
 
@@ -17,142 +18,31 @@ static constexpr TURBO_HOST_DEVICE int turbo_mma_key(const int r) {
 }
 
 //
-// blocks
-//
-
-// Block b of a row. Blocks are an odd number of 2-byte units, so they begin at a word and in the middle of one in turns.
-// parity: of b where the compiler knows it, else -1: b may differ between lanes.
-template <ggml_type type, int parity> struct turbo_mma_block {
-    static_assert(turbo_block_bytes<type> % 4 == 2, "blocks begin in the middle of words in turns");
-
-    const uint32_t * first;  // the word where it begins
-    int              odd;
-
-    __device__ __forceinline__ turbo_mma_block(const uint32_t * row, const int b) :
-        first(row + b * turbo_block_bytes<type> / 4),
-        odd(parity < 0 ? b % 2 : parity) {}
-
-    // the 2 bytes before the words
-    __device__ __forceinline__ uint32_t head() const { return ((const uint16_t *) first)[odd]; }
-
-    __device__ __forceinline__ uint32_t word(const int i) const {
-        if constexpr (parity == 1) {
-            return first[i + 1];
-        } else {
-            return __funnelshift_rc(first[i], first[i + 1], 16 + odd * 16);
-        }
-    }
-};
-
-// To the left by n modulo 32.
-static __device__ __forceinline__ uint32_t turbo_rotate(const uint32_t x, const int n) {
-    return __funnelshift_l(x, x, n);
-}
-
-template <ggml_type type>
-static constexpr int turbo_mma_n_levels =
-    turbo_is_trellis<type> ? 4 << turbo_traits<type>::bits : 1 << turbo_traits<type>::bits;
-
-// Levels among n from first on (trellis types: of the fine codebook, then of the coarse one), as bytes: 4 selectors of turbo_permute and, for more than 8, what turbo_merge needs of further bits.
-// flip: these bits of each are flipped.
-template <ggml_type type, uint32_t flip, int first = 0, int n = turbo_mma_n_levels<type>>
-static __device__ __forceinline__ uint32_t turbo_mma_lookup(const uint32_t sel, const uint32_t * merge) {
-    if constexpr (n <= 8) {
-        constexpr int      high = first + n - 4;
-        constexpr uint32_t a    = turbo_pack4(turbo_traits<type>::level(first), turbo_traits<type>::level(first + 1),
-                                              turbo_traits<type>::level(first + 2), turbo_traits<type>::level(first + 3)) ^
-                               flip * 0x01010101u;
-        constexpr uint32_t b = turbo_pack4(turbo_traits<type>::level(high), turbo_traits<type>::level(high + 1),
-                                           turbo_traits<type>::level(high + 2), turbo_traits<type>::level(high + 3)) ^
-                               flip * 0x01010101u;
-        return turbo_permute(a, b, sel);
-    } else {
-        return turbo_merge(turbo_mma_lookup<type, flip, first, n / 2>(sel, merge),
-                           turbo_mma_lookup<type, flip, first + n / 2, n / 2>(sel, merge), merge[n / 32]);
-    }
-}
-
-// Quarters q0 and, if n is 2, q0 + 2 of a block, or of one of the halves of a trellis block: two words each, those that turbo_quarter_word
-// counts. half and q0 may differ between lanes.
-template <ggml_type type, uint32_t flip, int n, int parity>
-static __device__ __forceinline__ void turbo_mma_unpack(const turbo_mma_block<type, parity> & block,
-                                                        const int                             half,
-                                                        const int                             q0,
-                                                        uint32_t (&w)[n][2]) {
-    constexpr int bits  = turbo_traits<type>::bits;
-    constexpr int words = turbo_traits<type>::words;
-
-    // pairs: of bits, of quarter q0 in the low halves of nibbles, of q0 + 2 in the high ones
-    uint32_t           pairs = 0, low = 0, high = 0;
-    turbo_trellis_half shared = {};
-    if constexpr (turbo_is_trellis<type>) {
-        shared = turbo_read_half(block.word(half), block.word(1 - half), block.head() >> (8 + 4 * half));
-        pairs  = (shared.z0 >> q0 & 0x55555555u) | (turbo_rotate(shared.z1, 1 - q0) & 0xaaaaaaaau);
-        low    = bits >= 3 ? block.word(2 + 2 * half + q0 % 2) : 0;
-        high   = bits != 3 ? block.word(words - 2 + half) : 0;
-    } else if constexpr (bits < 4) {
-        pairs = block.word(q0 % 2);
-        high  = bits == 3 ? block.word(words - 1) : 0;
-        pairs = n == 2 ? pairs : pairs >> 2 * (q0 / 2);
-    }
-#    pragma unroll
-    for (int j = 0; j < n; ++j) {
-        const int q = q0 + 2 * j;
-
-        uint32_t nibbles     = 0;
-        uint32_t merge[2][3] = {};
-        if constexpr (!turbo_is_trellis<type> && bits == 4) {
-            nibbles = block.word(q);
-            turbo_high_bits(nibbles, merge[0][0], merge[1][0]);
-        } else {
-            uint32_t above = 0;  // the pair, in the high halves of nibbles
-            if constexpr (turbo_is_trellis<type> && bits >= 3) {
-                above = turbo_rotate(low, n == 2 ? 2 - 2 * j : 2 - q0 / 2 * 2);
-            } else if constexpr (bits == 3 || turbo_is_trellis<type>) {
-                above = turbo_rotate(high, 2 - q);
-            }
-            constexpr uint32_t used = turbo_is_trellis<type> && bits >= 3 ? 0xccccccccu : 0x44444444u;
-
-            nibbles = (pairs >> 2 * j & 0x33333333u) | (above & used);
-            if constexpr (turbo_is_trellis<type> && bits >= 3) {
-                turbo_high_bits(nibbles, merge[0][0], merge[1][0]);
-            }
-            if constexpr (turbo_is_trellis<type> && bits == 4) {
-                turbo_high_bits(turbo_rotate(high, 3 - q), merge[0][1], merge[1][1]);
-            }
-        }
-
-        uint32_t sel[2];
-        turbo_selectors(nibbles, 7, sel[0], sel[1]);
-#    pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if constexpr (turbo_is_trellis<type>) {
-                merge[i][bits - 2] = shared.books[i];
-            }
-            w[j][i] = turbo_mma_lookup<type, flip>(sel[i], merge[i]);
-        }
-    }
-}
-
-template <ggml_type type> static __device__ __forceinline__ half turbo_mma_scale(const uint32_t head) {
-    if constexpr (turbo_is_trellis<type>) {
-        return __float2half(turbo_trellis_scale(head & 0xff) * (1.0f / TRELLIS_LEVEL_STEPS));
-    } else {
-        return __ushort_as_half((unsigned short) head);
-    }
-}
-
-//
 // tiles
 //
 
+// Words between rows of so many words, against bank conflicts: reads of K meet no bank twice then, or turbo3t 1.3 times; those of V
+// 1 to 1.7 times. Without, it would be up to 2 and 3.3 times.
+static constexpr int turbo_mma_pad(const int words, const bool is_V) {
+    return words == 9 || words == 13 ? 1 :
+           words == 26               ? 2 :
+           words == 18               ? (is_V ? 4 : 2) :
+           !is_V                     ? 0 :
+           words == 10               ? 2 :
+           words == 14               ? 10 :
+           words == 28               ? 12 :
+           words == 36               ? 4 :
+                                       0;
+}
+
 // TURBO_TILE rows of D values of a packed type in shared memory.
-template <ggml_type type, int D> struct turbo_mma_tile {
+template <ggml_type type, int D, bool is_V> struct turbo_mma_tile {
     static constexpr int bytes = D / turbo_block_values(type) * turbo_block_bytes<type>;              // of a row
     static constexpr int width = bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : 2;  // of a copy
-    static constexpr int words = width == 2 ? (bytes + 3) / 4 : bytes / 4;                            // of a row
+    static constexpr int words = (bytes + 3) / 4 + turbo_mma_pad((bytes + 3) / 4, is_V);              // from row to row
+    static_assert(width == 2 || words * 4 % width == 0, "rows suit the copies");
 
-    static constexpr int lanes         = bytes / width;                                               // for a row
+    static constexpr int lanes         = bytes / width;  // for a row
     static constexpr int rows_per_pass = TURBO_WARP / lanes;
     static constexpr int n_passes      = (TURBO_TILE + rows_per_pass - 1) / rows_per_pass;
 
@@ -160,22 +50,34 @@ template <ggml_type type, int D> struct turbo_mma_tile {
 
     const __device__ __forceinline__ uint32_t * row(const int key) const { return rows + key * words; }
 
-    // Starts copies of whole rows, whose addresses suit the width.
+    // Where this lane begins with a copy of whole rows: bytes from the first row on, and words in shared memory.
+    static __device__ __forceinline__ int lane_bytes(const int stride) {
+        return width > 2 ? threadIdx.x / lanes * stride + threadIdx.x % lanes * width : 0;
+    }
+
+    static __device__ __forceinline__ int lane_words() {
+        return width > 2 ? threadIdx.x / lanes * words + threadIdx.x % lanes * (width / 4) : 0;
+    }
+
+    // Starts copies of whole rows, whose addresses suit the width. dst, src: of this lane.
     static __device__ __forceinline__ void load(uint32_t * dst, const char * src, const int stride) {
         if constexpr (width > 2) {
-            const int row0 = threadIdx.x / lanes;
-            const int col  = threadIdx.x % lanes;
-            if (row0 >= rows_per_pass) {
-                return;
+            if (rows_per_pass * lanes == TURBO_WARP || threadIdx.x < rows_per_pass * lanes) {
+                load_passes(dst, src, stride);
             }
-            src += row0 * stride + col * width;
-            dst += row0 * words + col * (width / 4);
-#    pragma unroll
-            for (int i = 0; i < n_passes; ++i) {
-                // the last pass may have fewer rows than the others: it copies the last ones
-                const int row = min(i * rows_per_pass, TURBO_TILE - rows_per_pass);
-                turbo_async_copy<width>(dst + row * words, src + (int64_t) row * stride);
-            }
+        }
+    }
+
+    // The last pass may have fewer rows than the others: it copies the last ones.
+    static constexpr TURBO_HOST_DEVICE int first_row(const int pass) {
+        return pass + 1 < n_passes ? pass * rows_per_pass : TURBO_TILE - rows_per_pass;
+    }
+
+    template <int i = 0>
+    static __device__ __forceinline__ void load_passes(uint32_t * dst, const char * src, const int stride) {
+        turbo_async_copy<width>(dst + first_row(i) * words, src);
+        if constexpr (i + 1 < n_passes) {
+            load_passes<i + 1>(dst, turbo_row_at<first_row(i + 1) - first_row(i)>(src, stride), stride);
         }
     }
 
@@ -195,7 +97,7 @@ template <ggml_type type, int D> struct turbo_mma_tile {
 };
 
 // The same of f16, which stays in global memory: a lane reads 16 bytes where it needs them.
-template <int D> struct turbo_mma_tile<GGML_TYPE_F16, D> {
+template <int D, bool is_V> struct turbo_mma_tile<GGML_TYPE_F16, D, is_V> {
     static constexpr int words = 0;
 
     const char * rows;
@@ -231,42 +133,67 @@ struct turbo_mma_place {
     int step, part, reg;
 };
 
-// Fragments of 16 keys. A group is the values of a block, which share a scale, and n instructions sum them up; of f16: 32 values.
+// Fragments of 16 keys. A group is 64 values, for which the query has a scale; n instructions sum it up. It is one block of a trellis type,
+// two blocks of a scalar one, whose sums stay apart; of f16: 32 values.
 template <ggml_type type, int D> struct turbo_mma_keys {
-    static constexpr int group    = type == GGML_TYPE_F16 ? 32 : turbo_block_values(type);
+    static constexpr int group    = type == GGML_TYPE_F16 ? 32 : 64;
     static constexpr int n_groups = D / group;
-    static constexpr int n        = type == GGML_TYPE_F16 ? 2 : group / 32;
+    static constexpr int n        = 2;
+    static constexpr int n_blocks = type == GGML_TYPE_F16 ? 1 : group / turbo_block_values(type);
 
-    using tile = turbo_mma_tile<type, D>;
+    using tile = turbo_mma_tile<type, D, false>;
 
-    // Operand A of the instructions of group b, and the scales of keys key0 + turbo_mma_key(row) and, 8 later, of row + 8.
+    static constexpr float scale_unit = type == GGML_TYPE_F16 ? 1.0f : turbo_mma_scale_unit<type>;
+
+    // Operand A of the instructions of group b, and scales of its blocks, in scale_unit, of keys key0 + turbo_mma_key(row) and, 8 later, of
+    // row + 8.
     template <int b>
-    static __device__ __forceinline__ void load(const tile & t, const int key0, uint32_t (&a)[n][4], float (&d)[2]) {
-        const int part = turbo_mma_part();
+    static __device__ __forceinline__ void load(const tile & t,
+                                                const int    key0,
+                                                uint32_t (&a)[n][4],
+                                                float (&d)[n_blocks][2]) {
 #    pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int key = key0 + 8 * r + turbo_mma_key(turbo_mma_row());
             if constexpr (type == GGML_TYPE_F16) {
                 uint32_t x[4];
-                t.read(key, 4 * b + part, x);
+                t.read(key, 4 * b + turbo_mma_part(), x);
 #    pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     a[i / 2][r + i % 2 * 2] = x[i];
                 }
             } else {
-                constexpr bool                     trellis = turbo_is_trellis<type>;
-                const turbo_mma_block<type, b % 2> block(t.row(key), b);
-
-                uint32_t w[n][2];
-                turbo_mma_unpack<type, 0, n>(block, part / 2, trellis ? part % 2 : part, w);
-#    pragma unroll
-                for (int i = 0; i < n; ++i) {
-                    a[i][r]     = w[i][0];
-                    a[i][r + 2] = w[i][1];
+                load_block<n_blocks * b, 0>(t.row(key), r, a, d);
+                if constexpr (n_blocks == 2) {
+                    load_block<n_blocks * b + 1, 1>(t.row(key), r, a, d);
                 }
-                d[r] = __half2float(turbo_mma_scale<type>(block.head()));
             }
         }
+    }
+
+    // Block b of a row, which is block m of its group.
+    template <int b, int m>
+    static __device__ __forceinline__ void load_block(const uint32_t * row,
+                                                      const int        r,
+                                                      uint32_t (&a)[n][4],
+                                                      float (&d)[n_blocks][2]) {
+        constexpr bool trellis = turbo_is_trellis<type>;
+        constexpr int  n_of    = n / n_blocks;  // instructions of the block
+
+        const int                          part = turbo_mma_part();
+        const turbo_mma_block<type, b % 2> block(row, b);
+        const uint32_t                     head = block.head();
+
+        const auto     x        = turbo_mma_read<type, n_of>(block, head, part / 2, trellis ? part % 2 : part);
+        const uint32_t books[2] = { turbo_permute(x.books, x.books, 0x9988), turbo_permute(x.books, x.books, 0xbbaa) };
+#    pragma unroll
+        for (int i = 0; i < n_of; ++i) {
+            uint32_t w[2];
+            turbo_mma_levels<type, TURBO_MMA_INT8>(x.nibbles[i], x.top[i], books, w);
+            a[m + i][r]     = w[0];
+            a[m + i][r + 2] = w[1];
+        }
+        d[m][r] = turbo_mma_scale<type>(head);
     }
 
     // Of the query's values 4*l .. 4*l + 3 of 32, in the order of turbo_group_order (f16: as they are, in two registers). half: of the group.
@@ -276,7 +203,7 @@ template <ggml_type type, int D> struct turbo_mma_keys {
         } else if constexpr (turbo_is_trellis<type>) {
             return { l / 4, 2 * half + l / 2 % 2, l % 2 };
         } else {
-            return { 0, l / 2, l % 2 };
+            return { half, l / 2, l % 2 };
         }
     }
 };
@@ -284,6 +211,90 @@ template <ggml_type type, int D> struct turbo_mma_keys {
 //
 // values
 //
+
+// Operand A of fragments of V, two at a time: keys key0 + part + 4*m, m = 0 .. 3, which come from shared memory once.
+template <ggml_type type, int n> struct turbo_mma_packed_fragments {
+    using scaled = turbo_mma_scaled<type>;
+
+    turbo_mma_indices<type, n> x[4];
+    scaled                     scale[2];  // of keys 0 and 1, 2 and 3
+
+    template <typename tile>
+    static __device__ __forceinline__ turbo_mma_packed_fragments read(const tile & t, const int key0, const int ic) {
+        constexpr int groups = turbo_block_values(type) / 32;  // of a block
+
+        const int g  = ic * 2 * n + turbo_mma_row() / (4 / n);
+        const int q0 = turbo_mma_row() % (4 / n);
+
+        turbo_mma_packed_fragments f;
+        uint32_t                   head[4];
+#    pragma unroll
+        for (int m = 0; m < 4; ++m) {
+            const turbo_mma_block<type, -1> block(t.row(key0 + turbo_mma_part() + 4 * m), g / groups);
+            head[m] = block.head();
+            f.x[m]  = turbo_mma_read<type, n>(block, head[m], g % groups, q0);
+        }
+        f.scale[0] = scaled(head[0], head[1]);
+        f.scale[1] = scaled(head[2], head[3]);
+        return f;
+    }
+
+    // Fragments 2*i and 2*i + 1 of the chunk.
+    __device__ __forceinline__ void get(const int i, uint32_t (&a)[2][4]) const {
+        // half of the indices of a quarter; each of the words that come of it has two values of two keys
+        const int      j       = i / 2;
+        const uint32_t half    = i % 2 == 0 ? 0x5140 : 0x7362;
+        const uint32_t segment = i % 2 == 0 ? 0xcc88 : 0xeeaa;
+#    pragma unroll
+        for (int m = 0; m < 4; m += 2) {
+            const uint32_t nibbles  = turbo_permute(x[m].nibbles[j], x[m + 1].nibbles[j], half);
+            const uint32_t top      = turbo_permute(x[m].top[j], x[m + 1].top[j], half);
+            const uint32_t books[2] = { turbo_permute(x[m].books, x[m + 1].books, segment),
+                                        turbo_permute(x[m].books, x[m + 1].books, segment + 0x1111) };
+
+            uint32_t low[2], high[2] = {};
+            turbo_mma_levels<type, scaled::as_f16 ? TURBO_MMA_F16_LOW : TURBO_MMA_FLIPPED>(nibbles, top, books, low);
+            if constexpr (scaled::as_f16) {
+                turbo_mma_levels<type, TURBO_MMA_F16_HIGH>(nibbles, top, books, high);
+            }
+#    pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                a[h][m]     = scale[m / 2](low[h], high[h], false);
+                a[h][m + 1] = scale[m / 2](low[h], high[h], true);
+            }
+        }
+    }
+};
+
+// The same of f16: 16 bytes of each key serve four fragments.
+template <int n> struct turbo_mma_f16_fragments {
+    uint32_t x[n][4][4];
+
+    template <typename tile>
+    static __device__ __forceinline__ turbo_mma_f16_fragments read(const tile & t, const int key0, const int ic) {
+        turbo_mma_f16_fragments f;
+#    pragma unroll
+        for (int j = 0; j < n; ++j) {
+#    pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                t.read(key0 + turbo_mma_part() + 4 * m, (ic * n + j) * 8 + turbo_mma_row(), f.x[j][m]);
+            }
+        }
+        return f;
+    }
+
+    __device__ __forceinline__ void get(const int i, uint32_t (&a)[2][4]) const {
+#    pragma unroll
+        for (int h = 0; h < 2; ++h) {
+#    pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const int k = 2 * i % 4 + h;
+                a[h][r] =
+                    turbo_permute(x[i / 2][r / 2 * 2][k], x[i / 2][r / 2 * 2 + 1][k], r % 2 == 0 ? 0x5410 : 0x7632);
+            }
+        }
+    }
+};
 
 // Fragments of 16 keys of V, transposed: rows are channels. A lane has n quarters of blocks of each of its 4 keys, and channels in chunks of
 // 64 * n, of which a fragment has 16.
@@ -293,7 +304,7 @@ template <ggml_type type, int D> struct turbo_mma_values {
     static constexpr int n_chunks = D / chunk;
     static constexpr int n_tiles  = chunk / 16;
 
-    using tile = turbo_mma_tile<type, D>;
+    using tile = turbo_mma_tile<type, D, true>;
 
     // Which channel of a chunk is row row + 8 * r of fragment i.
     static __device__ __forceinline__ int channel(const int i, const int row, const int r) {
@@ -305,77 +316,8 @@ template <ggml_type type, int D> struct turbo_mma_values {
         }
     }
 
-    // Operand A of keys key0 + part + 4*m.
-    static __device__ __forceinline__ void load(const tile & t,
-                                                const int    key0,
-                                                const int    ic,
-                                                uint32_t (&a)[n_tiles][4]) {
-        if constexpr (type == GGML_TYPE_F16) {
-            load_f16(t, key0, ic, a);
-        } else {
-            load_packed(t, key0, ic, a);
-        }
-    }
-
-    static __device__ __forceinline__ void load_packed(const tile & t,
-                                                       const int    key0,
-                                                       const int    ic,
-                                                       uint32_t (&a)[n_tiles][4]) {
-        constexpr int groups = turbo_block_values(type) / 32;  // of a block
-
-        const int g  = ic * chunk / 32 + turbo_mma_row() / (4 / n);
-        const int q0 = turbo_mma_row() % (4 / n);
-#    pragma unroll
-        for (int pair = 0; pair < 2; ++pair) {
-            uint32_t w[2][n][2];
-            half     d[2];
-#    pragma unroll
-            for (int m = 0; m < 2; ++m) {
-                const turbo_mma_block<type, -1> block(t.row(key0 + turbo_mma_part() + 4 * (2 * pair + m)), g / groups);
-                turbo_mma_unpack<type, 0x80, n>(block, g % groups, q0, w[m]);
-                d[m] = turbo_mma_scale<type>(block.head());
-            }
-            const half2 d2 = __halves2half2(d[0], d[1]);
-#    pragma unroll
-            for (int i = 0; i < n_tiles; ++i) {
-                const uint32_t bytes = turbo_permute(w[0][i / 4][i / 2 % 2], w[1][i / 4][i / 2 % 2],
-                                                     i % 2 == 0 ? 0x5140 : 0x7362);  // two values of both keys
-                a[i][2 * pair]       = scaled(turbo_permute(bytes, 0x64646464, 0x4140), d2);
-                a[i][2 * pair + 1]   = scaled(turbo_permute(bytes, 0x64646464, 0x4342), d2);
-            }
-        }
-    }
-
-    // x: the bits of 1024 + 128 + level, as half2; two instructions, since 1152 * d is no f16
-    static __device__ __forceinline__ uint32_t scaled(const uint32_t x, const half2 d) {
-        half2 h;
-        memcpy(&h, &x, sizeof(h));
-        h = (h + make_half2(-1152.0f, -1152.0f)) * d;
-        uint32_t y;
-        memcpy(&y, &h, sizeof(y));
-        return y;
-    }
-
-    static __device__ __forceinline__ void load_f16(const tile & t,
-                                                    const int    key0,
-                                                    const int    ic,
-                                                    uint32_t (&a)[n_tiles][4]) {
-#    pragma unroll
-        for (int j = 0; j < n; ++j) {
-            uint32_t x[4][4];
-#    pragma unroll
-            for (int m = 0; m < 4; ++m) {
-                t.read(key0 + turbo_mma_part() + 4 * m, (ic * n + j) * 8 + turbo_mma_row(), x[m]);
-            }
-#    pragma unroll
-            for (int i = 0; i < 4; ++i) {
-#    pragma unroll
-                for (int r = 0; r < 4; ++r) {
-                    a[4 * j + i][r] = turbo_permute(x[r / 2 * 2][i], x[r / 2 * 2 + 1][i], r % 2 == 0 ? 0x5410 : 0x7632);
-                }
-            }
-        }
-    }
+    using fragments =
+        std::conditional_t<type == GGML_TYPE_F16, turbo_mma_f16_fragments<n>, turbo_mma_packed_fragments<type, n>>;
 };
 
 #endif  // TURBO_MMA

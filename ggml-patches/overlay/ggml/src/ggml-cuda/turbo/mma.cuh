@@ -96,4 +96,22 @@ template <int n> static __device__ __forceinline__ void turbo_async_wait() {
 #    endif
 }
 
+//
+// single instructions that compilers make two of
+//
+
+// The bits of a where mask has ones, else those of b.
+template <uint32_t mask> static __device__ __forceinline__ uint32_t turbo_select(const uint32_t a, const uint32_t b) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(y) : "r"(a), "r"(b), "n"(mask));
+    return y;
+}
+
+// p + n * stride bytes.
+template <int n> static const __device__ __forceinline__ char * turbo_row_at(const char * p, const int stride) {
+    const char * y;
+    asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(y) : "r"(stride), "n"(n), "l"(p));
+    return y;
+}
+
 #endif  // defined(TURBO_MMA) && defined(__CUDACC__)

@@ -65,7 +65,7 @@ LANES_EXPORT const char * lanes_unpack_slice(const ggml_tensor * x, void * y, in
 }
 
 // As upstream's loop over the nodes of a graph does it. A copy of floats stands for any op that isn't ours.
-//   n_sm:       multiprocessors: up to four blocks of threads on each, rows are few
+//   n_sm:       multiprocessors: up to three blocks of threads on each, rows are few
 //   concurrent: upstream runs parts of the graph on several streams
 //   launches:   of our kernels
 LANES_EXPORT const char * lanes_run_graph(ggml_tensor ** nodes,

@@ -104,8 +104,8 @@ def test_keys_are_split_in_the_same_way_for_every_number_of_queries(n_q: int) ->
 
 
 def test_both_segments_have_the_same_kind_of_kernel() -> None:
-    for type_k, n_mma in (("turbo3t", 2), ("q8_0", 0)):
-        calls = attend(Op(type_k=type_k, type_v="turbo3t" if n_mma else "turbo3", n_exact=256))
+    for size, n_mma in ((128, 2), (96, 0)):
+        calls = attend(Op(head_size=(size, size), n_exact=256))
         assert (calls.decode, calls.decode_mma) == (2, n_mma)
 
 

@@ -11,18 +11,23 @@ import numpy as np
 import pytest
 from lanes_tools import CUDA, GFX11, GFX12, Device, Library, load
 from test_lanes_attn import NMSE_F16, NMSE_INT8, Case, Floats, Keys, nmse
-from test_lanes_attn_faults import NAN_SCALE as ALL_NAN_SCALE
+from test_lanes_attn_faults import NAN_SCALE
 
 from turbo_gguf.codec import tables
 
 SCALAR = [t.name for t in tables.SCALAR]
 TRELLIS = [t.name for t in tables.TRELLIS]
 PACKED = [*SCALAR, *TRELLIS]
-PAIRS = [*((t, t) for t in PACKED), ("turbo4", "turbo3"), ("turbo3t", "turbo4t"), ("turbo4t", "turbo3t"), *(("f16", t) for t in PACKED)]
+PAIRS = [
+    *((t, t) for t in PACKED),
+    ("turbo4", "turbo3"),
+    ("turbo3t", "turbo4t"),
+    ("turbo4t", "turbo3t"),
+    *((k, t) for k in ("f16", "q8_0") for t in PACKED),
+    ("q8_0", "q8_0"),
+]
 SIZES = [(64, 64), (128, 128), (256, 256)]
 each_maker = pytest.mark.parametrize("device", [CUDA, GFX11, GFX12], ids=lambda d: d.name)
-
-NAN_SCALE = {kind: place for kind, place in ALL_NAN_SCALE.items() if kind != "q8_0"}
 
 
 @dataclass
@@ -129,7 +134,7 @@ def check_widths(case: MmaCase, device: Device, widths: Sequence[int]) -> None:
 
 
 @each_maker
-@pytest.mark.parametrize("kind", [*PACKED, "f16"])
+@pytest.mark.parametrize("kind", [*PACKED, "q8_0", "f16"])
 def test_widths_of_a_batch(kind: str, device: Device) -> None:
     """A token's result is the same, bit for bit, with 0 to 15 others beside it, in blocks of 8 and of 16 columns."""
     check_widths(MmaCase(kind, kind, n_q=16, n_head_kv=1, gqa_ratio=4, n_kv=200, n_cols=16), device, (1, 2, 3, 5, 8, 11, 16))

@@ -42,7 +42,7 @@ static void encode_wide_kernel(ggml_type type, const float * x, uint8_t * y) {
 
     const float * block = x + blockIdx.x * QK_TRELLIS + threadIdx.x % 32;
     const float   v[2]  = { block[0], block[32] };
-    turbo_encode_wide(v, threadIdx.x, t, table, scratch, y + blockIdx.x * (2 + QK_TRELLIS / 8 * t.bits));
+    turbo_encode_wide(v, threadIdx.x, t, table, scratch, [y](int block_bytes) { return y + blockIdx.x * block_bytes; });
 }
 
 // one half by itself, or quarter by quarter

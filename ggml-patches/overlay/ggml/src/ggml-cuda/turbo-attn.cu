@@ -205,7 +205,6 @@ struct turbo_decode_launch {
 static bool turbo_decode_uses_mma(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
     const int n_columns = dst->src[0]->ne[1] * (dst->src[0]->ne[2] / dst->src[1]->ne[2]);
     return turbo_decode_prefers_mma(ggml_cuda_info().devices[ctx.device].cc, dst->ne[0], n_columns) &&
-           turbo_is_decode_pair(dst->src[1]->type, dst->src[2]->type) &&
            turbo_is_decode_mma(dst->src[1]->type, dst->src[2]->type, dst->src[0]->ne[0], dst->ne[0]);
 }
 

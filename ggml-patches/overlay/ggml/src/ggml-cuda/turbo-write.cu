@@ -12,15 +12,18 @@
 // kernel
 //
 
-// A tensor that gets rows.
+// A tensor that gets rows: of float, neighbours in memory, as many blocks in each as row.z says.
 struct turbo_job {
-    const char *   src;
-    char *         dst;
-    turbo_view     src_view;
-    turbo_view     dst_view;
-    turbo_by_index index;
-    uint32_t       n_blocks;
-    ggml_type      type;
+    const char * src;
+    char *       dst;
+    const char * indices;
+    int64_t      src_step;  // from row to row, in bytes
+    int64_t      dst_step;
+    int64_t      index_step;
+    uint3        row;  // for fast_div_modulo
+    uint32_t     n_blocks;
+    ggml_type    type;
+    bool         is_i64;
 };
 
 // One or two of them. n_groups: blocks of threads for each
@@ -30,17 +33,25 @@ struct turbo_jobs {
     ggml_turbo_scale scale;
 };
 
+static constexpr int TURBO_FEW_MATRICES = 16;
 static constexpr int TURBO_SCALAR_GROUP = TRELLIS_WIDE_THREADS / 8;  // scalar blocks that a block of threads encodes
 
-// Where a block comes from and goes to.
-struct turbo_ends {
-    const char * src;
-    char *       dst;
+// A block on its way. Where it goes is asked for last: until then the row's number may be under way.
+struct turbo_block_write {
+    const float * src;
+    uint32_t      row;
+    uint32_t      i0;  // number of the block in its row
 
-    __device__ __forceinline__ turbo_ends(const turbo_job & job, uint32_t i_block) {
-        const turbo_place from = job.src_view.place(i_block);
-        src                    = job.src + job.src_view.offset(from);
-        dst                    = job.dst + job.dst_view.offset(job.index.place(job.dst_view, i_block, from));
+    __device__ __forceinline__ turbo_block_write(const turbo_job & job, uint32_t i_block, int values) {
+        const uint2  place = fast_div_modulo(i_block, job.row);
+        const char * index = job.indices + place.x * job.index_step;
+        src                = (const float *) (job.src + place.x * job.src_step) + place.y * values;
+        row                = job.is_i64 ? (uint32_t) * (const int64_t *) index : *(const uint32_t *) index;
+        i0                 = place.y;
+    }
+
+    __device__ __forceinline__ char * dst(const turbo_job & job, int block_bytes) const {
+        return job.dst + row * job.dst_step + i0 * block_bytes;
     }
 };
 
@@ -52,19 +63,18 @@ static __device__ __forceinline__ void turbo_write_scalar(const turbo_job & job,
     const int      lane    = threadIdx.x % 8;
     const bool     store   = i_block < job.n_blocks;
 
-    float            x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-    const turbo_ends ends(job, store ? i_block : 0);
-    if (store) {
-        const char * first = ends.src + lane * job.src_view.value;
+    const turbo_block_write block(job, store ? i_block : 0, QK_SCALAR);
+
+    float x[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            x[i] = *(const float *) (first + 8 * i * job.src_view.value);
-        }
+    for (int i = 0; i < 4; ++i) {
+        x[i] = block.src[lane + 8 * i];
     }
     switch (job.type) {
-#define TURBO_ENCODE(ENUM, NAME, C_NAME, FAMILY, BITS)                                            \
-    case GGML_TYPE_##ENUM:                                                                        \
-        turbo_encode_block<GGML_TYPE_##ENUM>(x, scale, lane, store, (block_##C_NAME *) ends.dst); \
+#define TURBO_ENCODE(ENUM, NAME, C_NAME, FAMILY, BITS)                                                   \
+    case GGML_TYPE_##ENUM:                                                                               \
+        turbo_encode_block<GGML_TYPE_##ENUM>(x, scale, lane, store,                                      \
+                                             (block_##C_NAME *) block.dst(job, sizeof(block_##C_NAME))); \
         break;
         GGML_TURBO_SCALAR_TYPES_X(TURBO_ENCODE)
 #undef TURBO_ENCODE
@@ -81,64 +91,94 @@ static __global__ void __launch_bounds__(TRELLIS_WIDE_THREADS) turbo_quantize_fe
     const turbo_job & job    = jobs.at[second];
 
     const turbo_trellis_numbers t = turbo_trellis_numbers_of(job.type);
-    if (t.costs == nullptr) {
-        ggml_cuda_pdl_sync();
-        ggml_cuda_pdl_lc();
-        turbo_write_scalar(job, group, jobs.scale);
-        return;
+    turbo_wide_table            table;
+    if (t.costs != nullptr) {
+        table.load(t.costs, threadIdx.x);  // constants: what ran before may still be running
     }
-    turbo_wide_table table;
-    table.load(t.costs, threadIdx.x);  // constants: what ran before may still be running
     ggml_cuda_pdl_sync();
     ggml_cuda_pdl_lc();
 
-    const turbo_ends ends(job, group);
-    const char *     first = ends.src + threadIdx.x % 32 * job.src_view.value;
-    const float      x[2]  = { *(const float *) first, *(const float *) (first + 32 * job.src_view.value) };
-    turbo_encode_wide(x, threadIdx.x, t, table, scratch, (uint8_t *) ends.dst);
+    if (t.costs == nullptr) {
+        turbo_write_scalar(job, group, jobs.scale);
+        return;
+    }
+    const turbo_block_write block(job, group, QK_TRELLIS);
+    const float             x[2] = { block.src[threadIdx.x % 32], block.src[32 + threadIdx.x % 32] };
+    turbo_encode_wide(x, threadIdx.x, t, table, scratch, [&](int block_bytes) { return block.dst(job, block_bytes); });
 }
 
 //
 // launches
 //
 
+// Rows of floats to a turbo type, as those of a cache are.
 static bool turbo_sets_rows(const ggml_tensor * t) {
-    return t->op == GGML_OP_SET_ROWS && ggml_is_turbo(t->type) && t->src[0]->type == GGML_TYPE_F32;
+    const ggml_tensor * src = t->src[0];
+    return t->op == GGML_OP_SET_ROWS && ggml_is_turbo(t->type) && src->type == GGML_TYPE_F32 &&
+           src->nb[0] == sizeof(float);
 }
 
-static uint32_t turbo_n_groups(const ggml_tensor * dst) {
+static bool turbo_sets_a_matrix(const ggml_tensor * t) {
+    return turbo_sets_rows(t) && t->src[0]->ne[2] * t->src[0]->ne[3] == 1;
+}
+
+static uint32_t turbo_n_groups(ggml_type type, uint32_t n_blocks) {
+    return ggml_turbo_is_trellis(type) ? n_blocks : (n_blocks + TURBO_SCALAR_GROUP - 1) / TURBO_SCALAR_GROUP;
+}
+
+// Where each multiprocessor gets more blocks of threads, sixteen lanes for a trellis-coded block are done sooner: they take a third of the
+// instructions, and the time of 3 such blocks passes before they have finished the first.
+static bool turbo_sets_few_rows(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
     const uint32_t n_blocks = turbo_count_blocks(dst->src[0]->ne, turbo_block_values(dst->type));
-    return ggml_turbo_is_trellis(dst->type) ? n_blocks : (n_blocks + TURBO_SCALAR_GROUP - 1) / TURBO_SCALAR_GROUP;
+    return n_blocks > 0 && turbo_n_groups(dst->type, n_blocks) <= 3u * ggml_cuda_info().devices[ctx.device].nsm;
 }
 
-// Beyond, sixteen lanes for a trellis-coded block get more done: such a block takes 3,000 cycles of 4 warps that have little to wait for,
-// here it takes 1,800 cycles of a multiprocessor.
-static bool turbo_is_few(const ggml_backend_cuda_context & ctx, uint32_t n_groups) {
-    return n_groups > 0 && n_groups <= 4u * ggml_cuda_info().devices[ctx.device].nsm;
+// i: which matrix
+static turbo_job turbo_make_job(const ggml_tensor * dst, int64_t i) {
+    const ggml_tensor * src     = dst->src[0];
+    const ggml_tensor * indices = dst->src[1];
+    const int64_t       values  = turbo_block_values(dst->type);
+    const int64_t       i2      = i % src->ne[2];
+    const int64_t       i3      = i / src->ne[2];
+
+    turbo_job job;
+    job.src = (const char *) src->data + i2 * src->nb[2] + i3 * src->nb[3];
+    job.dst = (char *) dst->data + i2 * dst->nb[2] + i3 * dst->nb[3];
+    job.indices =
+        (const char *) indices->data + i2 % indices->ne[1] * indices->nb[1] + i3 % indices->ne[2] * indices->nb[2];
+    job.src_step   = (int64_t) src->nb[1];
+    job.dst_step   = (int64_t) dst->nb[1];
+    job.index_step = (int64_t) indices->nb[0];
+    job.row        = init_fastdiv_values((uint64_t) (src->ne[0] / values));
+    job.n_blocks   = (uint32_t) (src->ne[0] / values * src->ne[1]);
+    job.type       = dst->type;
+    job.is_i64     = indices->type == GGML_TYPE_I64;
+    return job;
 }
 
-static turbo_job turbo_make_job(const ggml_tensor * dst) {
-    const turbo_transfer t = turbo_make_transfer(dst->src[0], dst, dst->src[0]->ne, nullptr);
-    return { t.src, t.dst, t.src_view, t.dst_view, turbo_make_index(dst->src[1]), t.n_blocks, dst->type };
-}
-
-// second: or nullptr
-static void turbo_launch_few(ggml_backend_cuda_context & ctx, const ggml_tensor * first, const ggml_tensor * second) {
+// n: 1 or 2
+static void turbo_launch_few(ggml_backend_cuda_context & ctx, const turbo_job * job, int n) {
     turbo_jobs jobs;
-    jobs.at[0]       = turbo_make_job(first);
-    jobs.at[1]       = second ? turbo_make_job(second) : jobs.at[0];
-    jobs.n_groups[0] = turbo_n_groups(first);
-    jobs.n_groups[1] = second ? turbo_n_groups(second) : 0;
+    jobs.at[0]       = job[0];
+    jobs.at[1]       = job[n - 1];
+    jobs.n_groups[0] = turbo_n_groups(job[0].type, job[0].n_blocks);
+    jobs.n_groups[1] = n == 2 ? turbo_n_groups(job[1].type, job[1].n_blocks) : 0;
     jobs.scale       = ggml_turbo_get_scale();
     turbo_launch(turbo_quantize_few, dim3(jobs.n_groups[0] + jobs.n_groups[1]), dim3(TRELLIS_WIDE_THREADS), 0,
                  ctx.stream(), jobs);
 }
 
+// A cache is written as one matrix. Of several, two are written at once.
 bool ggml_cuda_turbo_set_few_rows(ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
-    if (!turbo_sets_rows(dst) || !ggml_turbo_is_trellis(dst->type) || !turbo_is_few(ctx, turbo_n_groups(dst))) {
+    const int64_t n_matrices = dst->src[0]->ne[2] * dst->src[0]->ne[3];
+    if (!turbo_sets_rows(dst) || !ggml_turbo_is_trellis(dst->type) || n_matrices > TURBO_FEW_MATRICES ||
+        !turbo_sets_few_rows(ctx, dst)) {
         return false;
     }
-    turbo_launch_few(ctx, dst, nullptr);
+    for (int64_t i = 0; i < n_matrices; i += 2) {
+        const turbo_job job[2] = { turbo_make_job(dst, i), turbo_make_job(dst, std::min(i + 1, n_matrices - 1)) };
+        turbo_launch_few(ctx, job, i + 1 < n_matrices ? 2 : 1);
+    }
     return true;
 }
 
@@ -175,7 +215,7 @@ static bool turbo_are_independent(const ggml_tensor * a, const ggml_tensor * b) 
 // only, and where upstream uses several, K and V have different ones.
 int ggml_cuda_turbo_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, int i) {
     const ggml_tensor * first = cgraph->nodes[i];
-    if (!turbo_sets_rows(first) || !ctx.stream_context().concurrent_events.empty()) {
+    if (!turbo_sets_a_matrix(first) || !ctx.stream_context().concurrent_events.empty()) {
         return 0;
     }
     int next = i + 1;
@@ -186,14 +226,14 @@ int ggml_cuda_turbo_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * cg
         return 0;
     }
     const ggml_tensor * second = cgraph->nodes[next];
-    if (!turbo_sets_rows(second) || !(second->flags & GGML_TENSOR_FLAG_COMPUTE) ||
+    if (!turbo_sets_a_matrix(second) || !(second->flags & GGML_TENSOR_FLAG_COMPUTE) ||
         !turbo_are_independent(first, second)) {
         return 0;
     }
-    const uint32_t n_groups[2] = { turbo_n_groups(first), turbo_n_groups(second) };
-    if (n_groups[0] == 0 || n_groups[1] == 0 || !turbo_is_few(ctx, n_groups[0] + n_groups[1])) {
+    if (!turbo_sets_few_rows(ctx, first) || !turbo_sets_few_rows(ctx, second)) {
         return 0;
     }
-    turbo_launch_few(ctx, first, second);
+    const turbo_job job[2] = { turbo_make_job(first, 0), turbo_make_job(second, 0) };
+    turbo_launch_few(ctx, job, 2);
     return next - i;
 }

@@ -135,6 +135,12 @@ template <int n_lanes> static TURBO_DEVICE int32_t turbo_sum(int32_t x) {
     return x;
 }
 
+static TURBO_DEVICE float turbo_without_infinity(float x) {
+    const uint32_t max_finite = TURBO_FLT_MAX_BITS;
+    const uint32_t bits       = __float_as_uint(x);
+    return __uint_as_float(min(bits & 0x7fffffff, max_finite) | (bits & 0x80000000));
+}
+
 struct turbo_trellis_start {
     int  first_scale;
     bool is_nan;
@@ -153,9 +159,8 @@ static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[QK_T
     uint32_t amax = 0;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-        const uint32_t magnitude = __float_as_uint(x[i]) & 0x7fffffff;
-        amax                     = max(amax, magnitude);
-        value[i]                 = __uint_as_float(min(magnitude, max_finite) | (__float_as_uint(x[i]) & 0x80000000));
+        amax     = max(amax, __float_as_uint(x[i]) & 0x7fffffff);
+        value[i] = turbo_without_infinity(x[i]);
     }
 #pragma unroll
     for (int mask = n_lanes / 2; mask > 0; mask >>= 1) {

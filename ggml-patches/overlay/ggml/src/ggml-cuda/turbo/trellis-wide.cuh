@@ -5,8 +5,8 @@
 //
 //     measure      a thread for each scale and station: costs of the station's subsets
 //     segments     one for each scale, segment and state before it: for each state behind it the cheapest path between the two
-//     closed paths one for each scale, first state and last state, of eight neighbouring lanes: from segment to segment the cheapest of eight
-//                  ways to its state. Paths that end where they begin are closed: all 40 candidates are known exactly
+//     closed paths one for each scale, two first states and a last state: from segment to segment the cheapest of eight ways to its state.
+//                  Paths that end where they begin are closed: all 40 candidates are known exactly
 //     store        one for each station, of the cheapest candidate
 //
 // A word holds a cost, below it the codebook of the segment, and below that the coded bits of the three stations before the segment and of its
@@ -26,6 +26,7 @@ static constexpr uint32_t TRELLIS_HOW_MASK = (1u << TRELLIS_HOW_BITS) - 1;
 
 static_assert(QK_TRELLIS == TRELLIS_N_SEGMENTS * TRELLIS_N_STATES && QK_TRELLIS == TRELLIS_N_STATES * TRELLIS_N_STATES,
               "threads of a scale");
+static_assert(TRELLIS_WIDE_THREADS == 2 * 32 * TRELLIS_N_SCALES, "half of them close paths, 32 lanes for a scale");
 static_assert(TRELLIS_SEGMENT == 8, "how a segment came about: 8 bits");
 
 // What differs between the types.
@@ -64,12 +65,13 @@ struct __align__(16) turbo_wide_scratch {
     // costs of each station's subsets, a station more than there are to keep lanes off each other's banks
     uint32_t branch[TRELLIS_N_SCALES][TRELLIS_N_SEGMENTS][TRELLIS_SEGMENT + 1][2][4];
     uint16_t x[TRELLIS_N_SCALES][QK_TRELLIS];
-    uint32_t least_sum[TRELLIS_N_SCALES][2];
+    uint32_t least_sum[TRELLIS_N_SCALES];  // what all paths cost
 
-    uint64_t
-        found[TRELLIS_CANDIDATES];  // of each closed path: error, scale, cost, first state, from the highest bits down
-    uint32_t path[TRELLIS_CANDIDATES]
-                 [3];               // coded bits from that of the third station before the first one on, and codebooks
+    turbo_trellis_start start;
+
+    // of each closed path: its cost without least_sum; coded bits from that of the third station before the first one on, and codebooks
+    uint32_t closed[TRELLIS_CANDIDATES];
+    uint32_t path[TRELLIS_CANDIDATES][3];
 };
 
 static_assert(offsetof(turbo_wide_scratch, least) == offsetof(turbo_trellis_costs, least) &&
@@ -116,7 +118,7 @@ static TURBO_DEVICE void turbo_measure_place(float                         x,
                                              const turbo_trellis_numbers & t,
                                              turbo_wide_scratch &          s) {
     const float inverse = __fdiv_rn(t.x_scale, turbo_trellis_scale(first_scale + scale));
-    const int   ix      = turbo_trellis_integer(x, inverse);
+    const int   ix      = turbo_trellis_integer(turbo_without_infinity(x), inverse);
     const int   segment = 4 * (place / 32) + place % 4;
     const int   station = place % 32 / 4;
 
@@ -130,10 +132,13 @@ static TURBO_DEVICE void turbo_measure_place(float                         x,
     ggml_cuda_memcpy_1<16>(s.branch[scale][segment][station][0], branch);
     ggml_cuda_memcpy_1<16>(s.branch[scale][segment][station][1], branch + 4);
     s.x[scale][TRELLIS_SEGMENT * segment + station] = (uint16_t) ix;
+}
 
-    const int32_t least = turbo_sum<32>(s.least[ix]);
-    if (place % 32 == 0) {
-        s.least_sum[scale][place / 32] = (uint32_t) least;
+// What all paths at a scale cost, by 32 lanes.
+static TURBO_DEVICE void turbo_add_least(int scale, int lane, turbo_wide_scratch & s) {
+    const int32_t least = turbo_sum<32>(s.least[s.x[scale][lane]] + s.least[s.x[scale][32 + lane]]);
+    if (lane == 0) {
+        s.least_sum[scale] = (uint32_t) least;
     }
 }
 
@@ -201,52 +206,80 @@ static TURBO_DEVICE void turbo_search_segment(int scale, int segment, int from, 
     }
 }
 
-// first, last: states, of a path through all segments; last is the lane's number among eight
-static TURBO_DEVICE void turbo_close_paths(int scale, int first, int last, int first_scale, turbo_wide_scratch & s) {
-    const uint32_t word = s.steps[scale][0][first / 4 * TRELLIS_STEPS_HALF + 4 * last + first % 4];
+// A path from a first state so far, to the state of a lane.
+struct turbo_open_path {
+    uint32_t how;   // of the last segment
+    uint32_t cost;  // above TRELLIS_HOW_BITS
+    uint32_t
+        bits[2];    // 8 for each segment; in the second word those of segments 4, 5 and 6, and above them the codebooks
+};
 
-    // path: 8 bits for each segment; in the second word those of segments 4, 5 and 6, and above them the codebooks
-    uint32_t how     = word & TRELLIS_HOW_MASK;
-    uint32_t cost    = word & ~TRELLIS_HOW_MASK;
-    uint32_t path[2] = { how & 0xff, how >> TRELLIS_SEGMENT << 24 };
+// word: of a segment, with the cost of all of the path
+static TURBO_DEVICE void turbo_go_on(turbo_open_path & path, int segment, uint32_t word) {
+    path.how  = word & TRELLIS_HOW_MASK;
+    path.cost = word & ~TRELLIS_HOW_MASK;
+    if (segment < TRELLIS_N_SEGMENTS - 1) {
+        path.bits[segment / 4] |= (path.how & 0xff) << 8 * (segment % 4);
+        path.bits[1] |= path.how >> TRELLIS_SEGMENT << (24 + segment);
+    }
+}
+
+static TURBO_DEVICE void turbo_keep_path(const turbo_open_path & path, int candidate, turbo_wide_scratch & s) {
+    s.closed[candidate]  = path.cost >> TRELLIS_HOW_BITS;
+    s.path[candidate][0] = path.bits[0];
+    s.path[candidate][1] = (path.bits[1] & 0xffffff) | path.how << 24;
+    s.path[candidate][2] = path.bits[1] >> 24 | path.how >> TRELLIS_SEGMENT << (TRELLIS_N_SEGMENTS - 1);
+}
+
+// 32 lanes have all paths of a scale: a lane those from states lane / 8 and 4 + lane / 8 to state lane % 8
+static TURBO_DEVICE void turbo_close_paths(int scale, int lane, turbo_wide_scratch & s) {
+    const int last = lane % TRELLIS_N_STATES;
+
+    turbo_open_path path[2] = {};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        turbo_go_on(path[k], 0, s.steps[scale][0][k * TRELLIS_STEPS_HALF + 4 * last + lane / TRELLIS_N_STATES]);
+    }
 #pragma unroll
     for (int segment = 1; segment < TRELLIS_N_SEGMENTS; ++segment) {
         uint32_t steps[TRELLIS_N_STATES];
         ggml_cuda_memcpy_1<16>(steps, s.steps[scale][segment] + 4 * last);
         ggml_cuda_memcpy_1<16>(steps + 4, s.steps[scale][segment] + TRELLIS_STEPS_HALF + 4 * last);
-        uint32_t best[2] = { 0xffffffff, 0xffffffff };
 #pragma unroll
-        for (int from = 0; from < TRELLIS_N_STATES; ++from) {
-            best[from % 2] = min(best[from % 2], __shfl_sync(0xffffffff, cost, from, TRELLIS_N_STATES) + steps[from]);
-        }
-        best[0] = min(best[0], best[1]);
-        how     = best[0] & TRELLIS_HOW_MASK;
-        cost    = best[0] & ~TRELLIS_HOW_MASK;
-
-        const int from = how & 7;
-        path[0]        = __shfl_sync(0xffffffff, path[0], from, TRELLIS_N_STATES);
-        path[1]        = __shfl_sync(0xffffffff, path[1], from, TRELLIS_N_STATES);
-        if (segment < TRELLIS_N_SEGMENTS - 1) {
-            path[segment / 4] |= (how & 0xff) << 8 * (segment % 4);
-            path[1] |= how >> TRELLIS_SEGMENT << (24 + segment);
+        for (int k = 0; k < 2; ++k) {
+            uint32_t best[2] = { 0xffffffff, 0xffffffff };
+#pragma unroll
+            for (int from = 0; from < TRELLIS_N_STATES; ++from) {
+                const uint32_t cost = __shfl_sync(0xffffffff, path[k].cost, from, TRELLIS_N_STATES);
+                best[from % 2]      = min(best[from % 2], cost + steps[from]);
+            }
+            const uint32_t word = min(best[0], best[1]);
+            const int      from = word & (TRELLIS_N_STATES - 1);
+            path[k].bits[0]     = __shfl_sync(0xffffffff, path[k].bits[0], from, TRELLIS_N_STATES);
+            path[k].bits[1]     = __shfl_sync(0xffffffff, path[k].bits[1], from, TRELLIS_N_STATES);
+            turbo_go_on(path[k], segment, word);
         }
     }
-    if (first != last) {
-        return;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        const int first = 4 * k + lane / TRELLIS_N_STATES;
+        if (first == last) {
+            turbo_keep_path(path[k], TRELLIS_N_STATES * scale + first, s);
+        }
     }
-    cost                 = (cost >> TRELLIS_HOW_BITS) + s.least_sum[scale][0] + s.least_sum[scale][1];
-    const uint64_t error = turbo_path_error(cost, first_scale + scale);
-    const int      i     = TRELLIS_N_STATES * scale + first;
-    // as turbo_run_closed has it
-    s.found[i]           = error << 32 | (uint32_t) scale << 29 | cost << 6 | turbo_reverse3(first) << 3;
-    s.path[i][0]         = path[0];
-    s.path[i][1]         = (path[1] & 0xffffff) | how << 24;
-    s.path[i][2]         = path[1] >> 24 | how >> TRELLIS_SEGMENT << (TRELLIS_N_SEGMENTS - 1);
 }
 
 //
 // encoding
 //
+
+// A closed path as a number, the best one lowest: error, scale, cost and first state as turbo_run_closed has them.
+static TURBO_DEVICE uint64_t turbo_rank_candidate(const turbo_wide_scratch & s, int candidate, int first_scale) {
+    const int      scale = candidate / TRELLIS_N_STATES;
+    const uint32_t cost  = s.closed[candidate] + s.least_sum[scale];
+    const uint64_t error = turbo_path_error(cost, first_scale + scale);
+    return error << 32 | (uint32_t) scale << 29 | cost << 6 | turbo_reverse3(candidate % TRELLIS_N_STATES) << 3;
+}
 
 // station: of the thread, which stores up to two bytes. d: as turbo_store_path has it, from the scale of the path
 static TURBO_DEVICE void turbo_store_station(const turbo_wide_scratch &    s,
@@ -255,7 +288,11 @@ static TURBO_DEVICE void turbo_store_station(const turbo_wide_scratch &    s,
                                              const turbo_trellis_numbers & t,
                                              uint8_t *                     block) {
     const int lane = station % 32;
-    uint64_t  best = lane < TRELLIS_CANDIDATES - 32 ? min(s.found[lane], s.found[lane + 32]) : s.found[lane];
+    uint64_t  best = turbo_rank_candidate(s, lane, start.first_scale);
+    if (lane < TRELLIS_CANDIDATES - 32) {
+        const uint64_t other = turbo_rank_candidate(s, 32 + lane, start.first_scale);
+        best                 = other < best ? other : best;
+    }
 #pragma unroll
     for (int mask = 16; mask > 0; mask >>= 1) {
         const uint32_t high  = __shfl_xor_sync(0xffffffff, (uint32_t) (best >> 32), mask, 32);
@@ -300,27 +337,39 @@ static TURBO_DEVICE void turbo_store_station(const turbo_wide_scratch &    s,
     }
 }
 
-// All threads of a block of TRELLIS_WIDE_THREADS. x: values thread % 32 and 32 + thread % 32. table: loaded, of the type
+// All threads of a block of TRELLIS_WIDE_THREADS. x: values thread % 32 and 32 + thread % 32. table: loaded, of the type. block(bytes):
+// where one of so many bytes goes
+template <typename Place>
 static TURBO_DEVICE void turbo_encode_wide(const float                   x[2],
                                            int                           thread,
                                            const turbo_trellis_numbers & t,
                                            const turbo_wide_table &      table,
                                            turbo_wide_scratch &          s,
-                                           uint8_t *                     block) {
+                                           const Place &                 block) {
     const int scale = thread / QK_TRELLIS;
     const int place = thread % QK_TRELLIS;
 
-    float                     value[2];
-    const turbo_trellis_start start = turbo_prepare_trellis<32>(x, t.reach, value);
+    if (thread < 32) {
+        float                     value[2];
+        const turbo_trellis_start start = turbo_prepare_trellis<32>(x, t.reach, value);
+        if (thread == 0) {
+            s.start = start;
+        }
+    }
     table.store(s, thread);
     __syncthreads();
-    turbo_measure_place(place < 32 ? value[0] : value[1], scale, place, start.first_scale, t, s);
+    const turbo_trellis_start start = s.start;
+    turbo_measure_place(place < 32 ? x[0] : x[1], scale, place, start.first_scale, t, s);
     __syncthreads();
     turbo_search_segment(scale, place / TRELLIS_N_STATES, place % TRELLIS_N_STATES, s);
     __syncthreads();
-    turbo_close_paths(scale, place / TRELLIS_N_STATES, place % TRELLIS_N_STATES, start.first_scale, s);
+    if (thread < TRELLIS_WIDE_THREADS / 2) {
+        turbo_close_paths(thread / 32, thread % 32, s);
+    } else {
+        turbo_add_least(thread / 32 - TRELLIS_N_SCALES, thread % 32, s);
+    }
     __syncthreads();
     if (thread < QK_TRELLIS) {
-        turbo_store_station(s, thread, start, t, block);
+        turbo_store_station(s, thread, start, t, (uint8_t *) block(2 + QK_TRELLIS / 8 * t.bits));
     }
 }

@@ -79,7 +79,7 @@ template <ggml_type type, int D> struct turbo_wmma_keys {
 #    pragma unroll
             for (int s = 0; s < group / 32; ++s) {
                 uint32_t w[2][2];
-                turbo_wmma_unpack<type, 0, 2>(block, s, turbo_wmma_half(), w);
+                turbo_wmma_unpack<type, 0>(block, s, turbo_wmma_half(), w);
                 turbo_wmma_operand(x[2 * s], w[0]);
                 turbo_wmma_operand(x[2 * s + 1], w[1]);
             }
@@ -151,8 +151,8 @@ template <ggml_type type, int D> struct turbo_wmma_values {
 #    pragma unroll
         for (int i = 0; i < 2; ++i) {
             const turbo_wmma_block<type, -1> block(t.row(key + 16 * i), g / block_groups);
-            turbo_wmma_unpack<type, 0x80, 2>(block, g % block_groups, 0, w[i][0]);
-            turbo_wmma_unpack<type, 0x80, 2>(block, g % block_groups, 1, w[i][1]);
+            turbo_wmma_unpack<type, 0x80>(block, g % block_groups, 0, w[i][0]);
+            turbo_wmma_unpack<type, 0x80>(block, g % block_groups, 1, w[i][1]);
             d[i] = __half_as_ushort(turbo_wmma_scale<type>(block.head()));
         }
         const uint32_t d2 = d[0] | d[1] << 16;

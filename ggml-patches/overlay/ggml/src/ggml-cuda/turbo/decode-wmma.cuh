@@ -162,6 +162,7 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
 __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void turbo_attn_decode_wmma_kernel(
     const turbo_attn_args a) {
+    ggml_cuda_pdl_sync();
 #    ifdef TURBO_WMMA_DEVICE
     if constexpr (TURBO_WMMA_COPIES == 2 && DV > TURBO_RDNA3_MAX_DV) {
         return;

@@ -136,7 +136,7 @@ COUNTED = (
     Counted("decode turbo4t, GQA 8", _DECODE, Case("fattn", "turbo4t", 128, 8, 1, 65536)),
     Counted("decode f16 of upstream, GQA 8", "flash_attn", Case("fattn", "f16", 128, 8, 1, 65536)),
     Counted("writing a row of turbo3t", "turbo_quantize_few", Case("set_rows", "turbo3t", 128, 1, 1, 8192)),
-    Counted("unpacking turbo3 for a prompt", "turbo_dequantize", Case("fattn", "turbo3", 128, 4, 512, 32768)),
+    Counted("unpacking turbo3 for a prompt", "turbo_unpack_keys", Case("fattn", "turbo3", 128, 4, 512, 32768)),
     Counted("merging slices of a prompt", "turbo_attn_merge_slice", Case("fattn", "turbo3", 128, 4, 512, 32768)),
 )
 SECTIONS = ("SpeedOfLight", "SchedulerStats", "WarpStateStats", "InstructionStats", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats")

@@ -76,6 +76,7 @@ def two_segments(head_size: str, *environment: tuple[str, str]) -> Job:
     return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},rows=", environment)
 
 
+MATRIX = ("GGML_TURBO_CUDA_DECODE", "mma")  # for 4 columns, too, which gfx1100 decodes without
 SLICE = ("GGML_TURBO_CUDA_SLICE", "512")  # keys; otherwise the caches of these tests fit into one slice
 
 JOBS = {
@@ -85,6 +86,10 @@ JOBS = {
     "CONT, DUP": Job("CONT,DUP", "turbo"),
     "decay": Job("MAP_CUSTOM1", "turbo"),
     **{f"attention, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,") for size in HEAD_SIZES},
+    **{
+        f"attention by matrix instructions, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,nb=1,", MATRIX)
+        for size in ("64", "128")
+    },
     "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,"),
     "attention, slices, head size 64": attention("64", "nh=2,.*kv=(1536|1700),", SLICE),
     "attention, slices, head size 128": attention("128", "nh=.,.*kv=1536,", SLICE),

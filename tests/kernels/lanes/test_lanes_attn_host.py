@@ -74,6 +74,29 @@ def test_decode_by_matrix_instructions_never_makes_way_for_slices() -> None:
     assert attend(Op(cc=TURING)).decode_mma == 0
 
 
+@pytest.mark.parametrize(
+    ("cc", "gqa_ratio", "n_q", "expected"),
+    [
+        *((RDNA4, gqa_ratio, n_q, True) for gqa_ratio in (1, 4) for n_q in (1, 16)),
+        *((RDNA3, 4, n_q, n_q > 2) for n_q in (1, 2, 3, 16)),
+        *((RDNA3, 12, n_q, True) for n_q in (1, 16)),
+        (RDNA2, 16, 1, False),
+    ],
+)
+def test_amd_decodes_by_matrix_instructions_where_they_take_fewer_cycles(cc: int, gqa_ratio: int, n_q: int, expected: bool) -> None:
+    calls = attend(Op(cc=cc, gqa_ratio=gqa_ratio, n_q=n_q), HIP32)
+    assert (calls.decode, calls.decode_mma) == (1, expected)
+
+
+def test_rdna3_decodes_large_heads_without_matrix_instructions() -> None:
+    assert attend(Op(cc=RDNA3, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 0
+    assert attend(Op(cc=RDNA4, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 1
+
+
+def test_amd_decodes_no_more_queries_than_16() -> None:
+    assert attend(Op(cc=RDNA4, n_q=17), HIP32).decode == 0
+
+
 @pytest.mark.parametrize("n_q", [1, 2, 3, 16])
 def test_keys_are_split_in_the_same_way_for_every_number_of_queries(n_q: int) -> None:
     assert attend(Op(n_q=n_q)).split == 33
@@ -81,8 +104,8 @@ def test_keys_are_split_in_the_same_way_for_every_number_of_queries(n_q: int) ->
 
 
 def test_both_segments_have_the_same_kind_of_kernel() -> None:
-    for type_k, n_mma in (("turbo3t", 2), ("q8_0", 0)):
-        calls = attend(Op(type_k=type_k, type_v="turbo3t" if n_mma else "turbo3", n_exact=256))
+    for size, n_mma in ((128, 2), (96, 0)):
+        calls = attend(Op(head_size=(size, size), n_exact=256))
         assert (calls.decode, calls.decode_mma) == (2, n_mma)
 
 

@@ -5,17 +5,24 @@
 
 #include "decode-mma.cuh"
 #include "decode-pairs.cuh"
+#include "decode-wmma.cuh"
 
-#ifdef TURBO_MMA
+#if defined(TURBO_MMA) || defined(TURBO_WMMA)
+
+#    ifdef TURBO_WMMA
+#        define TURBO_DECODE_MMA_KERNEL turbo_attn_decode_wmma_kernel
+#    else
+#        define TURBO_DECODE_MMA_KERNEL turbo_attn_decode_mma_kernel
+#    endif  // TURBO_WMMA
 
 template <int DK, int DV, ggml_type type_K, ggml_type type_V>
 static turbo_decode_kernels turbo_attn_decode_mma_columns(const int n_columns) {
     const auto merge  = turbo_attn_merge_parts<DV>;
-    const auto widest = turbo_attn_decode_mma_kernel<DK, DV, type_K, type_V, 16>;
+    const auto widest = TURBO_DECODE_MMA_KERNEL<DK, DV, type_K, type_V, 16>;
     if (n_columns > 8) {
         return { widest, merge, 16, widest };
     }
-    return { turbo_attn_decode_mma_kernel<DK, DV, type_K, type_V, 8>, merge, 8, widest };
+    return { TURBO_DECODE_MMA_KERNEL<DK, DV, type_K, type_V, 8>, merge, 8, widest };
 }
 
 template <ggml_type type_K, ggml_type type_V>
@@ -39,4 +46,4 @@ turbo_decode_kernels ggml_cuda_turbo_decode_mma_pair(const int DK, const int DV,
 
 #else
 #    define TURBO_DECODE_MMA_INSTANCE(K, V) static_assert(true, "no matrix instructions")
-#endif  // TURBO_MMA
+#endif  // defined(TURBO_MMA) || defined(TURBO_WMMA)

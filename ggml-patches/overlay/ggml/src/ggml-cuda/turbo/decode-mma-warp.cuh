@@ -12,6 +12,8 @@
 static constexpr int32_t TURBO_MMA_MAGIC_BITS = 0x4b400000;
 static constexpr float   TURBO_MMA_MAGIC      = 12582912.0f;
 
+static constexpr uint32_t TURBO_MMA_HIDDEN = 0x80000000;
+
 // Shapes that follow from the template arguments of the kernel:
 //
 //     DK, DV            head sizes of K and V in values
@@ -42,21 +44,19 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static constexpr int nt = shape::nt;
 
-    float    ref[nt][2];   // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
-    float    sum[nt][2];   // of this lane's keys
-    uint32_t unseen;       // bit 2*n + c: no key was seen
-    bool     some_unseen;  // in any lane
-    float    acc[values::n_chunks][values::n_tiles][nt][4];
+    float ref[nt][2];  // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
+    float sum[nt][2];  // of this lane's keys
+    uint32_t
+        unseen;  // bit 2*n + c: no key was seen; TURBO_MMA_HIDDEN: of this tile a query does not see a key of this lane
+    float acc[values::n_chunks][values::n_tiles][nt][4];
 
     // of a tile
-    bool     hidden;          // a query does not see a key of this lane
     uint32_t bias[nt][2][2];  // the mask: keys i, r; both columns in f16, or the low half for all of them
     float    s[nt][2][4];     // scores minus ref: keys i; r and c as 2*r + c
     uint32_t p[nt][2][2];     // probabilities, operand B
 
     __device__ __forceinline__ void init() {
-        unseen      = (1u << 2 * nt) - 1;
-        some_unseen = true;
+        unseen = (1u << 2 * nt) - 1;
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
 #    pragma unroll
@@ -89,7 +89,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         const int key  = key0 + turbo_mma_key(turbo_mma_row());
         uint32_t  seen = 0;  // bits that a hidden key does not have, or lacks
 
-        hidden = false;
+        bool hidden = false;
         if (one_query && a.mask && key0 + TURBO_TILE <= a.n_kv) {
             const half * mask = cols[0].mask + key;
 #    pragma unroll
@@ -98,6 +98,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 seen |= bias[0][i / 2][i % 2] ^ TURBO_MASK_HIDDEN;
                 hidden = hidden || bias[0][i / 2][i % 2] == TURBO_MASK_HIDDEN;
             }
+            unseen = hidden ? unseen | TURBO_MMA_HIDDEN : unseen & ~TURBO_MMA_HIDDEN;
             return seen != 0;
         }
 #    pragma unroll
@@ -119,6 +120,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 }
             }
         }
+        unseen = hidden ? unseen | TURBO_MMA_HIDDEN : unseen & ~TURBO_MMA_HIDDEN;
         return seen != 0;
     }
 
@@ -189,7 +191,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             }
             add_bias(slopes, one_query);
         }
-        if (turbo_warp_any(hidden)) {
+        if (turbo_warp_any(unseen & TURBO_MMA_HIDDEN)) {
             hide(one_query);
         }
     }
@@ -278,7 +280,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     __device__ __forceinline__ bool softmax() {
         float    e[nt][2][4];
         uint32_t bits = exponentials(e);
-        if (turbo_warp_any(some_unseen || is_large(bits))) {
+        if (turbo_warp_any((unseen & ~TURBO_MMA_HIDDEN) != 0 || is_large(bits))) {
             rescale();
             bits = exponentials(e);
         }
@@ -356,7 +358,6 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 }
             }
         }
-        some_unseen = turbo_warp_any(unseen != 0);
     }
 
     // Adds probability times value of a tile of V.

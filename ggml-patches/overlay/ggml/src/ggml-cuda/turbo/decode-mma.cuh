@@ -13,9 +13,19 @@
 
 #ifdef TURBO_MMA
 
-// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers. Rows in f16 are read late, and need more of them.
-template <int DV, int n_cols, bool any_f16> static constexpr int turbo_mma_blocks() {
-    return DV > 128 || (any_f16 && n_cols > 8) ? 2 : n_cols > 8 ? 3 : 4;
+// Whether a side needs more registers than others: f16 is read where it is multiplied, and the largest codebooks take two more steps.
+template <ggml_type type> static constexpr bool turbo_mma_is_large() {
+    if constexpr (type == GGML_TYPE_F16) {
+        return true;
+    } else {
+        return turbo_mma_n_levels<type> > 32;
+    }
+}
+
+// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers.
+template <int DV, ggml_type type_K, ggml_type type_V, int n_cols> static constexpr int turbo_mma_blocks() {
+    constexpr bool is_large = turbo_mma_is_large<type_K>() || turbo_mma_is_large<type_V>();
+    return DV > 128 || (is_large && n_cols > 8) ? 2 : n_cols > 8 ? 3 : 4;
 }
 
 // Quantizes the queries of a block to int8 with a scale for each group of K, or to f16 for K in f16: operand B, [group][instruction][tile of
@@ -173,8 +183,7 @@ static __device__ __forceinline__ void turbo_mma_write(const turbo_attn_args &  
 
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP,
-                  (turbo_mma_blocks<DV, n_cols, type_K == GGML_TYPE_F16 || type_V == GGML_TYPE_F16>())) static
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K, type_V, n_cols>())) static
     __global__ void
     turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
 #    ifdef TURBO_MMA_DEVICE

@@ -129,9 +129,15 @@ static __device__ __forceinline__ turbo_mma_indices<type, n> turbo_mma_read(cons
 //
 
 // Levels of a codebook; trellis types: of both.
-template <ggml_type type>
-static constexpr int turbo_mma_n_levels =
-    turbo_is_trellis<type> ? 4 << turbo_traits<type>::bits : 1 << turbo_traits<type>::bits;
+template <ggml_type type> static constexpr int turbo_mma_count_levels() {
+    if constexpr (type == GGML_TYPE_Q8_0) {
+        return 256;
+    } else {
+        return turbo_is_trellis<type> ? 4 << turbo_traits<type>::bits : 1 << turbo_traits<type>::bits;
+    }
+}
+
+template <ggml_type type> static constexpr int turbo_mma_n_levels = turbo_mma_count_levels<type>();
 
 // What a lookup makes of a level: int8, the same with its sign bit flipped, or the lower or the upper byte of an f16.
 enum turbo_mma_form { TURBO_MMA_INT8, TURBO_MMA_FLIPPED, TURBO_MMA_F16_LOW, TURBO_MMA_F16_HIGH };

@@ -22,9 +22,10 @@ static constexpr TURBO_HOST_DEVICE int turbo_mma_key(const int r) {
 //
 
 // Words between rows of so many words, against bank conflicts: reads of K meet no bank twice then, or turbo3t 1.3 times; those of V
-// 1 to 1.7 times. Without, it would be up to 2 and 3.3 times.
-static constexpr int turbo_mma_pad(const int words, const bool is_V) {
-    return words == 9 || words == 13 ? 1 :
+// 1 to 1.7 times. Without, it would be up to 2 and 3.3 times. A block of q8_0 is even further from the next, so 2 times are the least.
+template <ggml_type type> static constexpr int turbo_mma_pad(const int words, const bool is_V) {
+    return type == GGML_TYPE_Q8_0    ? (words == 17 ? 3 : 6) :
+           words == 9 || words == 13 ? 1 :
            words == 26               ? 2 :
            words == 18               ? (is_V ? 4 : 2) :
            !is_V                     ? 0 :
@@ -39,7 +40,7 @@ static constexpr int turbo_mma_pad(const int words, const bool is_V) {
 template <ggml_type type, int D, bool is_V> struct turbo_mma_tile {
     static constexpr int bytes = D / turbo_block_values(type) * turbo_block_bytes<type>;              // of a row
     static constexpr int width = bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : 2;  // of a copy
-    static constexpr int words = (bytes + 3) / 4 + turbo_mma_pad((bytes + 3) / 4, is_V);              // from row to row
+    static constexpr int words = (bytes + 3) / 4 + turbo_mma_pad<type>((bytes + 3) / 4, is_V);        // from row to row
     static_assert(width == 2 || words * 4 % width == 0, "rows suit the copies");
 
     static constexpr int lanes         = bytes / width;  // for a row
@@ -184,14 +185,20 @@ template <ggml_type type, int D> struct turbo_mma_keys {
         const turbo_mma_block<type, b % 2> block(row, b);
         const uint32_t                     head = block.head();
 
-        const auto     x        = turbo_mma_read<type, n_of>(block, head, part / 2, trellis ? part % 2 : part);
-        const uint32_t books[2] = { turbo_permute(x.books, x.books, 0x9988), turbo_permute(x.books, x.books, 0xbbaa) };
+        if constexpr (type == GGML_TYPE_Q8_0) {
+            a[m][r]     = block.word(2 * part);
+            a[m][r + 2] = block.word(2 * part + 1);
+        } else {
+            const auto     x        = turbo_mma_read<type, n_of>(block, head, part / 2, trellis ? part % 2 : part);
+            const uint32_t books[2] = { turbo_permute(x.books, x.books, 0x9988),
+                                        turbo_permute(x.books, x.books, 0xbbaa) };
 #    pragma unroll
-        for (int i = 0; i < n_of; ++i) {
-            uint32_t w[2];
-            turbo_mma_levels<type, TURBO_MMA_INT8>(x.nibbles[i], x.top[i], books, w);
-            a[m + i][r]     = w[0];
-            a[m + i][r + 2] = w[1];
+            for (int i = 0; i < n_of; ++i) {
+                uint32_t w[2];
+                turbo_mma_levels<type, TURBO_MMA_INT8>(x.nibbles[i], x.top[i], books, w);
+                a[m + i][r]     = w[0];
+                a[m + i][r + 2] = w[1];
+            }
         }
         d[m][r] = turbo_mma_scale<type>(head);
     }
@@ -266,6 +273,46 @@ template <ggml_type type, int n> struct turbo_mma_packed_fragments {
     }
 };
 
+// The same of q8_0, which has no indices.
+template <int n> struct turbo_mma_packed_fragments<GGML_TYPE_Q8_0, n> {
+    using scaled = turbo_mma_scaled<GGML_TYPE_Q8_0>;
+
+    uint32_t x[4][n][2];
+    scaled   scale[2];
+
+    template <typename tile>
+    static __device__ __forceinline__ turbo_mma_packed_fragments read(const tile & t, const int key0, const int ic) {
+        turbo_mma_packed_fragments f;
+        uint32_t                   head[4];
+#    pragma unroll
+        for (int m = 0; m < 4; ++m) {
+            const turbo_mma_block<GGML_TYPE_Q8_0, -1> block(t.row(key0 + turbo_mma_part() + 4 * m),
+                                                            ic * 2 * n + turbo_mma_row() / (4 / n));
+            head[m] = block.head();
+#    pragma unroll
+            for (int i = 0; i < 2 * n; ++i) {
+                f.x[m][i / 2][i % 2] = block.word(2 * (turbo_mma_row() % (4 / n) + i / 2 * 2) + i % 2);
+            }
+        }
+        f.scale[0] = scaled(head[0], head[1]);
+        f.scale[1] = scaled(head[2], head[3]);
+        return f;
+    }
+
+    __device__ __forceinline__ void get(const int i, uint32_t (&a)[2][4]) const {
+#    pragma unroll
+        for (int m = 0; m < 4; m += 2) {
+#    pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const uint32_t bytes =
+                    turbo_permute(x[m][i / 2][i % 2], x[m + 1][i / 2][i % 2], h == 0 ? 0x5410 : 0x7632) ^ 0x80808080u;
+                a[h][m]     = scale[m / 2](bytes, 0, false);
+                a[h][m + 1] = scale[m / 2](bytes, 0, true);
+            }
+        }
+    }
+};
+
 // The same of f16: 16 bytes of each key serve four fragments.
 template <int n> struct turbo_mma_f16_fragments {
     uint32_t x[n][4][4];
@@ -312,7 +359,7 @@ template <ggml_type type, int D> struct turbo_mma_values {
             return i / 4 * 64 + 8 * row + 2 * (i % 4) + r;
         } else {
             const int q = row % (4 / n) + i / 4 * 2;
-            return row / (4 / n) * 32 + turbo_value_order(turbo_quarter_word(q, i / 2 % 2), 2 * (i % 2) + r);
+            return row / (4 / n) * 32 + turbo_group_order<type>(turbo_quarter_word(q, i / 2 % 2), 2 * (i % 2) + r);
         }
     }
 

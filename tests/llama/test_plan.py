@@ -1,0 +1,130 @@
+"""What is planned is what is allocated. Risks: a cache that the formula forgets, another size, a plan that is not what a server does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import plan_proof
+import pytest
+from click.testing import CliRunner
+
+from turbo_gguf.cache.spec import parse_types
+from turbo_gguf.cli import main
+from turbo_gguf.errors import UsageError
+from turbo_gguf.inputs import headers
+from turbo_gguf.plan import dry_run, memory
+from turbo_gguf.plan.memory import Context
+from turbo_gguf.plan.planner import Planner
+from turbo_gguf.plan.shape import shape_of
+
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture(scope="module")
+def architectures(native_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    folder = tmp_path_factory.mktemp("plan")
+    yield plan_proof.made(native_bin, folder)
+    shutil.rmtree(folder)
+
+
+def test_all_architectures(native_bin: Path, architectures: list[Path], tmp_path: Path) -> None:
+    """Bytes of KV caches at a million tokens, and everything that a server of two slots allocates."""
+    proofs = list(plan_proof.architectures(native_bin / "llama-server", architectures, tmp_path))
+    assert len(proofs) > 110
+    assert not [proof for proof in proofs if not proof.holds]
+    assert sum(proof.planned.copies > 0 for proof in proofs) > 90
+    assert sum(proof.planned.state > 0 for proof in proofs) > 10
+
+
+@pytest.mark.parametrize(
+    ("context", "types"),
+    [
+        (Context(1024, 3), "q8_0/q4_0"),
+        (Context(3000, 4, unified=True), "turbo4/turbo3"),
+        (Context(512, 1), "turbo3 sink=0"),
+        (Context(8192, 2, unified=True), "f16 sink=4 tail=100"),
+    ],
+)
+def test_slots_and_pools(native_bin: Path, architectures: list[Path], context: Context, types: str) -> None:
+    """With windows, layers with a state, and both, by dry runs."""
+    for name in ("llama-dense", "gemma2-dense", "llama4-moe", "falcon-h1-dense", "qwen3next-moe", "nemotron_h-dense"):
+        path = next(path for path in architectures if path.stem == name)
+        header = headers.read(str(path))
+        shape = shape_of(header.fields, header.tensors)
+        run = Planner(header, server=native_bin / "llama-server", backend="CPU").ask(parse_types(types), context)
+        assert dry_run.same_kv(memory.kv_bytes(shape, parse_types(types), context), run), name
+        planned = memory.estimate(shape, parse_types(types), context)
+        assert abs(planned.copies - run.copies) < 2**20 * 0.02, name
+        assert abs(planned.state - run.state) < 2**20 * 0.02, name
+
+
+def test_types_by_layer(native_bin: Path, trained: Path, architectures: list[Path], tmp_path: Path) -> None:
+    hybrid = next(path for path in architectures if path.stem == "qwen3next-moe")
+    for path, types in ((trained, "turbo3 k=0,-1:q8_0 v=0:turbo4"), (trained, "turbo4 adaptive=7"), (hybrid, "turbo4 k=0:q8_0")):
+        proof = plan_proof.prove(native_bin / "llama-server", path, parse_types(types), Context(2048), logs=tmp_path)
+        assert proof.holds, (path.name, types, proof)
+
+
+def test_a_refusal_is_llama_cpps(native_bin: Path, architectures: list[Path]) -> None:
+    """What the header refuses, llama.cpp refuses too; and the other way round."""
+    for path in architectures:
+        header = headers.read(str(path))
+        shape = shape_of(header.fields, header.tensors)
+        if not shape.has_cache or not (shape.refusal or path.stem in ("laguna-moe", "llama-dense")):
+            continue
+        planner = Planner(header, server=native_bin / "llama-server", backend="CPU")
+        for types in map(parse_types, ("turbo4t", "turbo3", "q8_0")):
+            refused = False
+            try:
+                planner.ask(types, Context(1024))
+            except UsageError:
+                refused = True
+            assert refused == bool(memory.why_not(shape, types)), (path.name, types)
+
+
+def test_the_longest_context_fits_and_the_next_does_not(native_bin: Path, trained: Path) -> None:
+    header = headers.read(str(trained))
+    planner = Planner(header, server=native_bin / "llama-server", backend="CPU")
+    types, context = parse_types("turbo3"), Context(1024)
+    limit = planner.charged(types, msgspec.structs.replace(context, ctx=2000))
+    plan = planner.plan([types, parse_types("f16")], context, limit)
+    ours, plain = plan.rows
+    assert not plan.estimated
+    assert not plan.note, "header and llama-server agree"
+    assert plain.longest < ours.longest
+    assert planner.charged(types, msgspec.structs.replace(context, ctx=ours.longest)) <= limit
+    assert planner.charged(types, msgspec.structs.replace(context, ctx=ours.longest + 256)) > limit
+
+
+def test_an_architecture_that_is_not_known(native_bin: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build tells it: there is no formula, and the numbers are those of the log."""
+    header = headers.read(str(trained))
+    known = Planner(header, server=native_bin / "llama-server", backend="CPU").memory(parse_types("turbo3"), Context(4096))
+    monkeypatch.setattr("turbo_gguf.plan.architectures.KNOWN", frozenset())
+    with pytest.raises(UsageError, match="is not known here"):
+        Planner(header, server=None, backend="CPU")
+    found = Planner(header, server=native_bin / "llama-server", backend="CPU").memory(parse_types("turbo3"), Context(4096))
+    assert abs(found.kv - known.kv) < 2**20 * 0.02
+    assert found.compute == known.compute
+
+
+def test_the_command_line(native_bin: Path, trained: Path) -> None:
+    args = [
+        "plan",
+        str(trained),
+        "--server",
+        str(native_bin / "llama-server"),
+        "--types",
+        "f16,turbo4t",
+        "--ctx",
+        "1024",
+        "--memory",
+        "1GiB",
+    ]
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 0, done.output
+    assert "dry run of llama-server" in done.output
+    assert f"turbo4t: llama-server -m {trained} -c 1024 -np 1 -ctk turbo4t -ctv turbo4t" in done.output

@@ -122,7 +122,7 @@ def prove(server: Path, path: Path, types: CacheSpec, context: Context, *, logs:
 def start(server: Path, header: Header, args: Sequence[str], name: Path) -> tuple[DryRun, int]:
     """Start a server for real; returns what its log tells, and bytes of weights."""
     argv = [server, "-m", str(header.path), *args, "--host", "127.0.0.1", "--port", "0", "-fit", "off", "--no-warmup", "-lv", "4"]
-    with tools.serving(argv, log=name) as service:
+    with tools.serving(argv, log=name, grace=0) as service:
         deadline = time.monotonic() + SECONDS
         while "all slots are idle" not in (text := service.stderr.read_text("utf-8", errors="replace")):
             service.require_alive("the log says more")

@@ -100,8 +100,8 @@ def text(plan: Plan, planner: Planner, header: Header) -> str:
     slots = "1 slot" if context.parallel == 1 else f"{context.parallel} slots"
     source = "estimate from the header" if plan.estimated else "dry run of llama-server"
     lines = [
-        f"{header.name}: trained to {planner.trained:,} tokens; weights {_size(_weights(plan))}.",
-        f"{slots} of {context.ctx:,} tokens {kind}; memory {_size(plan.budget.bytes)} ({plan.budget.about}); {source}.\n",
+        f"{header.name}: trained to {planner.trained:,} tokens; weights {size_text(_weights(plan))}.",
+        f"{slots} of {context.ctx:,} tokens {kind}; memory {size_text(plan.budget.bytes)} ({plan.budget.about}); {source}.\n",
         markdown(
             ("type", "bytes per token", "KV cache", "exact tokens", "calibration", "state", "compute", "all", "longest context"),
             [_cells(row) for row in plan.rows],
@@ -129,10 +129,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         return (str(row.types), *["-"] * 8)
     found = row.memory
     parts = (found.kv, found.copies, found.calibration, found.state, found.compute, found.total)
-    return (str(row.types), f"{row.per_token:,.0f}", *map(_size, parts), f"{row.longest:,}" if row.longest else "none fits")
+    return (str(row.types), f"{row.per_token:,.0f}", *map(size_text, parts), f"{row.longest:,}" if row.longest else "none fits")
 
 
-def _size(n: int) -> str:
+def size_text(n: int) -> str:
     """In the largest unit that leaves a digit before the point."""
     if not n:
         return "0"

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.inputs import hub
+from turbo_gguf.inputs import hub, named
 from turbo_gguf.inputs.gguf_file import Fields, GgufFile, Tensor
 from turbo_gguf.inputs.named import NAMED
 
@@ -33,14 +33,37 @@ def read(spec: str) -> Header:
     path = Path(spec).expanduser()
     if path.is_file():
         return _header(spec, GgufFile(path), path)
-    if named := NAMED.get(spec):
-        if not named.path.is_file():
+    if spec in NAMED:
+        path = NAMED[spec].path
+        if not path.is_file():
             raise EnvironmentMissing(f"model {spec} is not here yet", f"turbo-gguf models fetch {spec}")
-        return _header(spec, GgufFile(named.path), named.path)
-    found = hub.parse(spec)
-    if found is None or (path.suffix == ".gguf" and found[1] is None):
+        return _header(spec, GgufFile(path), path)
+    found = _of_hub(spec)
+    if found is None:
         raise UsageError(f"model {spec}: no such file", f"give a path, org/name, org/name:file.gguf, or a name: {', '.join(NAMED)}")
     return _header(spec, *hub.header(*found))
+
+
+def fetched(spec: str) -> Header:
+    """The same, of a model that is fetched when it is not here yet.
+
+    Raises:
+        UsageError: as :func:`read`.
+        EnvironmentMissing: the hub or the registry cannot be reached, or what it sent is not what was announced.
+    """
+    path = Path(spec).expanduser()
+    if not path.is_file() and spec in NAMED:
+        named.fetch(NAMED[spec])
+    elif not path.is_file() and (found := _of_hub(spec)):
+        path = hub.download(*found)
+        return _header(spec, GgufFile(path), path)
+    return read(spec)
+
+
+def _of_hub(spec: str) -> tuple[str, str | None] | None:
+    """Repository and file. A path of two parts that ends in .gguf is no repository."""
+    found = hub.parse(spec)
+    return None if found is None or (spec.endswith(".gguf") and found[1] is None) else found
 
 
 def _header(spec: str, found: GgufFile, path: Path | None) -> Header:

@@ -90,7 +90,7 @@ def ask(server: Path, args: Sequence[str], *, name: Path) -> DryRun:
         ToolFailed: it ended, or says nothing.
     """
     argv = [str(server), *args, "--host", "127.0.0.1", "--port", "0", "-fit", "on", "-lv", "5"]
-    with tools.serving(argv, log=name) as service:
+    with tools.serving(argv, log=name, grace=0) as service:
         text = _until_table(service)
     return read(text)
 

@@ -60,6 +60,16 @@ class Plan(msgspec.Struct, frozen=True):
     note: str = ""
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """What to serve with."""
+
+    types: CacheSpec
+    context: Context
+    charged: int  # of the budget
+    budget: Budget
+    too_large: tuple[CacheSpec, ...] = ()  # better ones that do not fit
+
+
 class Planner:
     """Plans contexts of one model.
 
@@ -206,6 +216,31 @@ class Planner:
         budget = self.budget(memory_bytes, types, context)
         rows = tuple(self.row(one, context, budget) for one in types)
         return Plan(rows, context, budget, self.estimated, self.difference)
+
+    def choose(self, types: Sequence[CacheSpec], context: Context, memory_bytes: int | None, *, fixed: bool) -> Choice:
+        """The first type that fits.
+
+        Args:
+            types: the best one first.
+            context: that is wanted.
+            memory_bytes: that there are; ``None``: what is free.
+            fixed: its tokens were asked for. Else the first type is taken, with as many as fit.
+
+        Raises:
+            UsageError: the model can have none of the types.
+            EnvironmentMissing: nothing fits.
+        """
+        budget = self.budget(memory_bytes, types, context)
+        too_large: list[CacheSpec] = []
+        for one in types:
+            if not fixed and (tokens := self.longest(one, context, budget)):
+                context = msgspec.structs.replace(context, ctx=min(tokens, context.ctx))
+            if (charged := self.charged(one, context)) <= budget.bytes:
+                return Choice(one, context, charged, budget, tuple(too_large))
+            too_large.append(one)
+        least = self.longest(types[-1], context, budget)
+        message = f"{context.ctx:,} tokens in {types[-1]} take {_mib(charged)}, and there are {_mib(budget.bytes)} ({budget.about})"
+        raise EnvironmentMissing(message, f"--ctx {least} fits" if least else "take a smaller model, or a smaller quantization of it")
 
 
 def _mib(n: int) -> str:

@@ -24,12 +24,13 @@ import msgspec
 
 from turbo_gguf import tools
 from turbo_gguf.cache.spec import PLAIN, CacheSpec, parse_types
-from turbo_gguf.cli.plan import DEFAULT_TYPES
+from turbo_gguf.cache.types import RIVALS, TRELLIS
 from turbo_gguf.errors import ToolFailed
 from turbo_gguf.inputs import headers
 from turbo_gguf.inputs.headers import Header
 from turbo_gguf.judge import results
 from turbo_gguf.judge.report import markdown
+from turbo_gguf.make.build import read_manifest
 from turbo_gguf.plan import dry_run, memory
 from turbo_gguf.plan.dry_run import DryRun
 from turbo_gguf.plan.memory import Context, Memory
@@ -154,9 +155,9 @@ def architectures(server: Path, models: Sequence[Path], logs: Path) -> Iterator[
 
 
 def real(server: Path, path: Path, logs: Path) -> Iterator[Proof]:
-    """A real model with all types, on one slot, on slots of their own, and on a pool."""
+    """A real model on one slot, on slots of their own, and on a pool."""
     for context in (Context(4096), Context(2048, 4), Context(4096, 4, unified=True)):
-        for types in DEFAULT_TYPES:
+        for types in map(parse_types, (*RIVALS, *TRELLIS)):
             yield prove(server, path, types, context, logs=logs, long=context.parallel == 1 and types == PLAIN)
 
 
@@ -191,8 +192,9 @@ def text(archs: Sequence[Proof], reals: Sequence[Proof], *, upstream: str) -> st
     """The result."""
     every = (*archs, *reals)
     usual = [abs(proof.off) for proof in every if proof.name not in EXCEPTIONS]
-    wrong = [proof.name for proof in every if not proof.holds]
-    verdict = f"Different: {', '.join(wrong)}." if wrong else f"All agree; everything together is off by {100 * max(usual):.2f} % at most."
+    wrong = list(dict.fromkeys(proof.name for proof in every if not proof.holds))
+    fine = f"All agree. Everything together is off by {100 * max(usual):.2f} % at most, but for the exceptions below."
+    verdict = f"Different: {', '.join(wrong)}." if wrong else fine
     known = "\n".join(
         f"- `{proof.name}`, off by {100 * proof.off:+.1f} %: {EXCEPTIONS[proof.name]}." for proof in archs if _is_known(proof)
     )
@@ -238,7 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         archs = list(architectures(options.bin / "llama-server", made(options.bin, folder), folder))
         reals = [proof for path in options.models for proof in real(options.bin / "llama-server", path, folder)]
-    results.write(options.out, text(archs, reals, upstream=options.upstream))
+    manifest = read_manifest(options.bin.resolve().parent)
+    results.write(options.out, text(archs, reals, upstream=options.upstream), patches=manifest.digest if manifest else None)
     return DIFFERS if any(not proof.holds for proof in (*archs, *reals)) else 0
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import msgspec
 import plan_proof
@@ -21,6 +27,8 @@ from turbo_gguf.plan.planner import Planner
 from turbo_gguf.plan.shape import shape_of
 
 pytestmark = pytest.mark.native
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +117,34 @@ def test_an_architecture_that_is_not_known(native_bin: Path, trained: Path, monk
     found = Planner(header, server=native_bin / "llama-server", backend="CPU").memory(parse_types("turbo3"), Context(4096))
     assert abs(found.kv - known.kv) < 2**20 * 0.02
     assert found.compute == known.compute
+
+
+def test_serve(native_bin: Path, trained: Path) -> None:
+    """A server of a user: it answers, with the type that was announced, and ends with Ctrl-C."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = [sys.executable, "-m", "turbo_gguf", "serve", str(trained), "--server", str(native_bin / "llama-server"), "--ctx", "1024"]
+    argv = [*program, "--memory", "1GiB", "--", "--port", str(port), "-lv", "4"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("ready: "):
+                break
+        body = json.dumps({"prompt": "def f(", "n_predict": 4}).encode()
+        request = Request(f"http://127.0.0.1:{port}/completion", body, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["tokens_predicted"] == 4
+        process.send_signal(signal.SIGINT)
+        out, rest = process.communicate(timeout=60)
+    assert process.returncode == 0, "".join(said) + rest
+    assert "-c 1024 -np 1 -ctk turbo4t -ctv turbo4t" in out
+    assert any("llama_turbo_cache: turbo4t cal=" in line for line in said)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))  # nobody is left who listens
 
 
 def test_the_command_line(native_bin: Path, trained: Path) -> None:

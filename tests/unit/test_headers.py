@@ -21,7 +21,7 @@ import sys
 from turbo_gguf.inputs import headers, hub
 hub.FIRST_BYTES = int(sys.argv[2])
 found = headers.read(sys.argv[1])
-print(found.name, len(found.tensors), found.fields["llama.block_count"], found.size, found.path)
+print(found.name, len(found.tensors), found.fields["llama.block_count"], found.path)
 """
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -64,11 +64,10 @@ def server(tmp_path: Path) -> Iterator[Hub]:
 
 def test_a_header_takes_a_few_ranges(server: Hub, show: Python) -> None:
     done = show(server, "org/model")
-    size = len(server.files["tiny.gguf"])
-    assert done.stdout.split() == ["tiny", str(3 + 3 * 9), "3", str(size), "None"], done.stderr
+    assert done.stdout.split() == ["tiny", str(3 + 3 * 9), "3", "None"], done.stderr
     sent = [n for method, _, n in server.served if method == "GET"]
     assert len(sent) > 1, "the header is longer than the first range"
-    assert sum(sent) < size / 20
+    assert sum(sent) < len(server.files["tiny.gguf"]) / 20
 
 
 def test_a_server_without_ranges(server: Hub, show: Python) -> None:
@@ -91,7 +90,7 @@ def test_all_parts_are_read(tmp_path: Path, show: Python) -> None:
     files = {path.name: path.read_bytes() for path in sorted(tmp_path.glob("tiny-*.gguf"))}
     with hub(files) as server:
         done = show(server, "org/model")
-        assert done.stdout.split() == ["tiny", str(3 + 3 * 9), "3", str(sum(map(len, files.values()))), "None"], done.stderr
+        assert done.stdout.split() == ["tiny", str(3 + 3 * 9), "3", "None"], done.stderr
         wrong = show(server, f"org/model:{sorted(files)[1]}")
         assert "is not the first of its files" in wrong.stderr
         del server.files[sorted(files)[2]]
@@ -109,3 +108,21 @@ def test_what_goes_wrong_is_said(server: Hub, show: Python, monkeypatch: pytest.
     assert missing.value.hint == "turbo-gguf models fetch smollm2"
     with pytest.raises(UsageError):
         headers.read("nothing.gguf")
+
+
+PLAN = "import sys; from turbo_gguf.cli import main; main(['plan', *sys.argv[1:]])"
+
+
+def test_a_plan_downloads_nothing(tmp_path: Path, python: Python) -> None:
+    """Of a model in several files, too."""
+    tiny_gguf.write(tmp_path / "tiny.gguf", head=64, n_layer=3, ctx=4096, split=10)
+    files = {path.name: path.read_bytes() for path in sorted(tmp_path.glob("tiny-*.gguf"))}
+    with hub(files) as server:
+        done = python(server, PLAN, "org/model", "--types", "f16,turbo3", "--memory", "1GiB")
+        assert done.returncode == 0, done.stderr
+        assert "estimate from the header" in done.stdout
+        assert "turbo3: llama-server -m MODEL.gguf -c 4096 -np 1 -ctk turbo3 -ctv turbo3" in done.stdout
+        assert not list((tmp_path / "hf").rglob("*.gguf"))
+        dry = python(server, PLAN.replace("'plan'", "'serve'"), "org/model", "--dry-run")
+        assert "turbo4t: 4,096 tokens" in dry.stderr, dry.stderr
+        assert dry.stdout.startswith("llama-server -m MODEL.gguf -c 4096")

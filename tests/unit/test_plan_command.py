@@ -160,6 +160,17 @@ def test_a_type_of_ones_own_and_options(model: Path, server: Path) -> None:
     assert " ".join(command_of(done)).endswith("-ctk q8_0 -ctv q8_0 --cache-sink 4 --cache-tail 64 -t 3")
 
 
+def test_a_model_that_can_have_none_of_ours(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-server says so, of an architecture that is not known here."""
+    monkeypatch.setattr("turbo_gguf.plan.architectures.KNOWN", frozenset())
+    path = tiny_gguf.write(tmp_path / "refused.gguf")
+    done = cli("serve", path, "--dry-run", "--server", server, "--ctx", "1024")
+    assert command_of(done)[-1] == "f16", done.output
+    refused = cli("serve", path, "--dry-run", "--server", server, "--type", "turbo3")
+    assert refused.exit_code == 2 and "can have none of turbo3: this model can't have it" in refused.output
+    assert cli("plan", path, "--types", "f16").exit_code == 2, "without a build nobody can tell"
+
+
 def test_nothing_to_serve_with(model: Path, server: Path) -> None:
     done = cli("serve", model, "--dry-run", "--server", server, "--ctx", "65536", "--memory", "20MiB")
     assert done.exit_code == 3

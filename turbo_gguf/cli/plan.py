@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
@@ -30,41 +29,19 @@ ESTIMATE = (
     "Compute buffers are guessed. Copies of weights in another layout are left out."
 )
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Bytes of ``24GiB`` or ``512M``, as a callback of options."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)i?B?", value, re.IGNORECASE)
-    if not found:
-        raise click.BadParameter(f"{value!r} is no amount of memory such as 24GiB or 512MiB", ctx, param)
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
 
 @click.command(name="plan")
 @click.argument("spec_", metavar="MODEL|HUB-ID")
-@click.option(
-    "--ctx", type=click.IntRange(min=1), help="Tokens of a slot; with --kv-unified of all slots.  [default: those of the training]"
-)
-@click.option("--parallel", "-np", default=1, show_default=True, type=click.IntRange(1, 256), help="Slots.")
-@click.option("--kv-unified", "-kvu", is_flag=True, help="One pool of cells for all slots.")
-@click.option(
-    "--memory",
-    "memory_bytes",
-    callback=size,
-    metavar="24GiB",
-    help="Memory that there is.  [default: what is free here, less 1 GiB]",
-)
+@options.slots("those of the training")
+@options.memory
 @click.option(
     "--types",
     multiple=True,
     metavar="K/V,...",
     help=f"Cache types, as in ppl-gate.  [default: {','.join(map(str, DEFAULT_TYPES))}]",
 )
-@click.option("--server", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="llama-server of another build to ask.")
-@options.preset
+@options.server
+@options.preset_here
 @options.upstream
 def command(
     *,
@@ -75,7 +52,7 @@ def command(
     memory_bytes: int | None,
     types: tuple[str, ...],
     server: Path | None,
-    preset: str,
+    preset: str | None,
     upstream: str | None,
 ) -> None:
     """Say what each KV cache type takes on a model, and the longest context that fits.
@@ -86,8 +63,9 @@ def command(
     """
     header = headers.read(spec_)
     named = tuple(parse_types(name) for name in options.split(types)) or DEFAULT_TYPES
-    asked = server or build.found(preset, "llama-server", upstream=upstream)
-    planner = Planner(header, server=asked, backend=presets.backend_of(preset))
+    chosen = options.preset_of(preset)
+    asked = server or build.found(chosen, "llama-server", upstream=upstream)
+    planner = Planner(header, server=asked, backend=presets.backend_of(chosen))
     context = Context(ctx or planner.trained, parallel, kv_unified)
     plan = planner.plan(named, context, memory_bytes)
     click.echo(text(plan, planner, header))

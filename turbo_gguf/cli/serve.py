@@ -10,11 +10,10 @@ import click
 from turbo_gguf import assets
 from turbo_gguf.cache.spec import parse_types
 from turbo_gguf.cli import options
-from turbo_gguf.cli.plan import size, size_text
+from turbo_gguf.cli.plan import size_text
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs import headers
-from turbo_gguf.make import build, presets, toolkits
-from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.make import build, presets
 from turbo_gguf.plan import launch, planner
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.planner import Choice, Planner
@@ -29,27 +28,15 @@ OWN = {
 """Options of llama-server that a plan decides, and what to say in their place."""
 
 
-@click.command(name="serve", context_settings={"ignore_unknown_options": True})
+@click.command(name="serve")
 @click.argument("spec", metavar="MODEL|HUB-ID")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER OPTIONS]")
-@click.option(
-    "--ctx",
-    type=click.IntRange(min=1),
-    help="Tokens of a slot; with --kv-unified of all slots.  [default: as many as fit, up to the training]",
-)
-@click.option("--parallel", "-np", default=1, show_default=True, type=click.IntRange(1, 256), help="Slots.")
-@click.option("--kv-unified", "-kvu", is_flag=True, help="One pool of cells for all slots.")
+@options.slots("those that fit, at most those of the training")
 @click.option("--type", "type_", metavar="K/V", help="Cache type, as in ppl-gate.  [default: the best that fits]")
-@click.option(
-    "--memory",
-    "memory_bytes",
-    callback=size,
-    metavar="24GiB",
-    help="Memory that there is.  [default: what is free here, less 1 GiB]",
-)
+@options.memory
 @click.option("--dry-run", is_flag=True, help="Print the command, and start, build and download nothing.")
-@click.option("--server", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="llama-server of another build.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="What llama.cpp is built for.  [default: the GPU that is here, else cpu]")
+@options.server
+@options.preset_here
 @options.upstream
 def command(
     *,
@@ -74,7 +61,7 @@ def command(
     """
     _refuse_own(extra)
     where = launch.address(extra)
-    chosen = preset or next((toolkit.name for toolkit in toolkits.with_gpu()), "cpu")
+    chosen = options.preset_of(preset)
     if dry_run:
         header = headers.read(spec)
         program = server or build.found(chosen, "llama-server", upstream=upstream)

@@ -20,7 +20,6 @@ class Header(msgspec.Struct, frozen=True):
     fields: Fields
     tensors: tuple[Tensor, ...]
     path: Path | None  # of the (first) file, if it is here
-    size: int  # bytes of all files
 
 
 def read(spec: str) -> Header:
@@ -68,4 +67,4 @@ def _of_hub(spec: str) -> tuple[str, str | None] | None:
 
 def _header(spec: str, found: GgufFile, path: Path | None) -> Header:
     name = str(found.fields.get("general.name", found.parts[0].stem))
-    return Header(spec, name, found.fields, tuple(found.tensors), path, found.size)
+    return Header(spec, name, found.fields, tuple(found.tensors), path)

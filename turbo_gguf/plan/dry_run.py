@@ -25,6 +25,9 @@ POLL_SECONDS = 0.02
 ROUNDING = 0.0101
 """Sizes in MiB that differ less are equal: both are rounded to .01, and what is printed was a float before."""
 
+HOST = "Host"
+"""Row of the table for the memory that is no device's."""
+
 _MIB = 1 << 20
 _TABLE = "memory breakdown [MiB]"
 _BEHIND_TABLE = re.compile(r"projected to use|fitting params to free memory took|failed to fit params")
@@ -35,7 +38,7 @@ _ROW = re.compile(
 _BUFFERS = re.compile(
     r"(?:sched_reserve:\s+(?P<buffer>\S+) compute|llama_context:\s+(?P<host>\S+)\s+output) buffer size =\s*(?P<mib>[\d.]+) MiB"
 )
-_CACHES = re.compile(r"llama_kv_cache: size =.*?K \([^)]+\):\s*(?P<k>[\d.]+) MiB, V \([^)]+\):\s*(?P<v>[\d.]+) MiB")
+_CACHES = re.compile(r"llama_kv_cache: size =\s*(?P<all>[\d.]+) MiB.*?K \([^)]+\):\s*(?P<k>[\d.]+) MiB, V \([^)]+\):\s*(?P<v>[\d.]+) MiB")
 _STATES = re.compile(r"llama_memory_recurrent: size =\s*(?P<r>[\d.]+) MiB|state buffer size =\s*(?P<d>[\d.]+) MiB")
 _COPIES = re.compile(r"copies \d+ rows in \d+ streams, (?P<mib>[\d.]+) MiB")
 _ERROR = re.compile(r"^\S+ E (?:\w+ +)?\w+: (?P<why>.*\S)", re.MULTILINE)
@@ -62,19 +65,20 @@ class DryRun(msgspec.Struct, frozen=True):
 
     devices: tuple[Device, ...]
     mib: tuple[tuple[float, float], ...]  # of K and of V of each cache, as the log has it
+    kv: int  # of all caches
     copies: int
     state: int
     compute: int  # compute buffers of all devices, and the buffer of outputs
 
     @property
-    def kv(self) -> int:
-        """Of all caches."""
-        return sum(_bytes(k + v) for k, v in self.mib)
-
-    @property
     def model(self) -> int:
         """Weights, less than a MiB too few for each device."""
         return sum(device.model for device in self.devices) * _MIB
+
+    @property
+    def repacked(self) -> int:
+        """Those that are in another layout, beside the file that is mapped with them."""
+        return sum(device.model for device in self.devices if device.free is None and device.name != HOST) * _MIB
 
 
 def ask(server: Path, args: Sequence[str], *, name: Path) -> DryRun:
@@ -128,6 +132,7 @@ def sizes(text: str) -> DryRun:
     return DryRun(
         devices=tuple(_device(found) for found in _ROW.finditer(text)),
         mib=tuple((float(found["k"]), float(found["v"])) for found in _CACHES.finditer(text)),
+        kv=_bytes(sum(float(found["all"]) for found in _CACHES.finditer(text))),
         copies=_bytes(sum(float(found["mib"]) for found in _COPIES.finditer(text))),
         state=_bytes(sum(float(found["r"] or found["d"]) for found in _STATES.finditer(text))),
         compute=_bytes(sum(_last_buffers(text).values())),

@@ -63,7 +63,7 @@ class Memory(msgspec.Struct, frozen=True):
     copies: int = 0  # of exact tokens
     calibration: int = 0
     state: int = 0  # of recurrent layers
-    weights: int = 0
+    weights: int = 0  # copies in another layout included
     compute: int = 0  # buffers of graphs, and of what they put out
 
     @property

@@ -151,7 +151,7 @@ class Planner:
             return memory.estimate(self.shape, types, context)
         run = self.ask(types, context)
         if self.shape is None:
-            return Memory(run.kv, run.copies, 0, run.state, run.model, run.compute)
+            return Memory(run.kv, run.copies, 0, run.state, run.model + run.repacked, run.compute)
         return self._exact(self.shape, types, context, run)
 
     def _exact(self, shape: Shape, types: CacheSpec, context: Context, run: DryRun) -> Memory:
@@ -163,7 +163,7 @@ class Planner:
         copies = header.copies if abs(header.copies - run.copies) < len(run.mib) * _MIB // 100 else run.copies
         weights = shape.weights if 0 <= shape.weights - run.model < len(run.devices) * _MIB else run.model
         state = header.state if abs(header.state - run.state) < 3 * _MIB // 100 else run.state
-        return Memory(kv, copies, header.calibration, state, weights, run.compute)
+        return Memory(kv, copies, header.calibration, state, weights + run.repacked, run.compute)
 
     def charged(self, types: CacheSpec, context: Context) -> int:
         """What counts against the budget: of devices with a memory of their own what lies there, else everything."""
@@ -230,17 +230,31 @@ class Planner:
             UsageError: the model can have none of the types.
             EnvironmentMissing: nothing fits.
         """
-        budget = self.budget(memory_bytes, types, context)
+        allowed, reason = self._allowed(types, context)
+        if not allowed:
+            raise UsageError(f"{self._header.name} can have none of {', '.join(map(str, types))}: {reason}")
+        budget = self.budget(memory_bytes, allowed, context)
         too_large: list[CacheSpec] = []
-        for one in types:
+        for one in allowed:
             if not fixed and (tokens := self.longest(one, context, budget)):
                 context = msgspec.structs.replace(context, ctx=min(tokens, context.ctx))
             if (charged := self.charged(one, context)) <= budget.bytes:
                 return Choice(one, context, charged, budget, tuple(too_large))
             too_large.append(one)
-        least = self.longest(types[-1], context, budget)
-        message = f"{context.ctx:,} tokens in {types[-1]} take {_mib(charged)}, and there are {_mib(budget.bytes)} ({budget.about})"
+        least = self.longest(allowed[-1], context, budget)
+        message = f"{context.ctx:,} tokens in {allowed[-1]} take {_mib(charged)}, and there are {_mib(budget.bytes)} ({budget.about})"
         raise EnvironmentMissing(message, f"--ctx {least} fits" if least else "take a smaller model, or a smaller quantization of it")
+
+    def _allowed(self, types: Sequence[CacheSpec], context: Context) -> tuple[list[CacheSpec], str]:
+        """Types that the model can have, and why it can't have the others."""
+        allowed, reason = [], ""
+        for one in types:
+            try:
+                self.memory(one, context)
+                allowed.append(one)
+            except UsageError as error:
+                reason = error.message
+        return allowed, reason
 
 
 def _mib(n: int) -> str:
@@ -281,9 +295,8 @@ def longest(charged: Callable[[int], int], limit: int, most: int, *, probes: int
 
 
 def candidates(shape: Shape | None) -> tuple[CacheSpec, ...]:
-    """Types to serve with, the one of most bits first: ours that the head sizes allow, else upstream's."""
-    for names in (TRELLIS, SCALAR, RIVALS):
-        found = tuple(CacheSpec(name, name) for name in names)
-        if shape is None or not memory.why_not(shape, found[0]):
-            return found
-    return (spec.PLAIN,)
+    """Types to serve with, the best one first: ours that the head sizes allow, else upstream's; all where only a build can tell."""
+    families = [tuple(CacheSpec(name, name) for name in names) for names in (TRELLIS, SCALAR, RIVALS)]
+    if shape is None:
+        return tuple(one for family in families for one in family)
+    return next(family for family in families if not memory.why_not(shape, family[0]))

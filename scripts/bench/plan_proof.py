@@ -122,7 +122,8 @@ def prove(server: Path, path: Path, types: CacheSpec, context: Context, *, logs:
 
 def start(server: Path, header: Header, args: Sequence[str], name: Path) -> tuple[DryRun, int]:
     """Start a server for real; returns what its log tells, and bytes of weights."""
-    argv = [server, "-m", str(header.path), *args, "--host", "127.0.0.1", "--port", "0", "-fit", "off", "--no-warmup", "-lv", "4"]
+    quiet = ("-fit", "off", "--no-warmup", "-t", "1", "-lv", "4")  # threads that wait for each other slow a busy machine down
+    argv = [server, "-m", str(header.path), *args, "--host", "127.0.0.1", "--port", "0", *quiet]
     with tools.serving(argv, log=name, grace=0) as service:
         deadline = time.monotonic() + SECONDS
         while "all slots are idle" not in (text := service.stderr.read_text("utf-8", errors="replace")):

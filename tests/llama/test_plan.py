@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -16,8 +17,9 @@ import msgspec
 import plan_proof
 import pytest
 from click.testing import CliRunner
+from conftest import Tool
 
-from turbo_gguf.cache.spec import parse_types
+from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cli import main
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs import headers
@@ -45,6 +47,27 @@ def test_all_architectures(native_bin: Path, architectures: list[Path], tmp_path
     assert not [proof for proof in proofs if not proof.holds]
     assert sum(proof.planned.copies > 0 for proof in proofs) > 90
     assert sum(proof.planned.state > 0 for proof in proofs) > 10
+
+
+NOT_SAVED = {
+    "apertus": (2, 2, 128, {}),
+    "bitnet": (2, 2, 128, {}),
+    "gemma3n": (22, 1, 64, {"attention.sliding_window": 32, "attention.sliding_window_pattern": 2}),
+}
+"""Architectures that upstream's program makes, and does not save: layers, KV heads, head size, and more keys."""
+
+
+@pytest.mark.parametrize("arch", NOT_SAVED)
+def test_architectures_that_are_not_saved(tool: Tool, arch: str) -> None:
+    n_layer, heads, head, more = NOT_SAVED[arch]
+    keys = {"block_count": n_layer, "context_length": 256, "embedding_length": heads * head, "attention.head_count": heads, **more}
+    fields = {"general.architecture": arch, **{f"{arch}.{name}": value for name, value in keys.items()}}
+    done = tool("test-llama-archs", "-s", "1", "-v", "5", "-a", arch)
+    for name, value in (("n_layer", n_layer), ("n_head_kv", heads), ("n_embd_head_k", head)):
+        assert re.search(rf"print_info: {name} += {value}$", done.text, re.MULTILINE), done.text[-3000:]
+    planned = memory.kv_bytes(shape_of(fields, ()), CacheSpec("f16", "f16"), Context(256))
+    run = dry_run.sizes(done.text)
+    assert dry_run.same_kv(planned, msgspec.structs.replace(run, mib=run.mib[: len(planned)]))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from turbo_gguf.cli import main
 from turbo_gguf.make import build
+from turbo_gguf.plan import launch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Cli = Callable[..., Result]
@@ -210,6 +211,14 @@ def test_a_port_that_is_taken(model: Path, server: Path) -> None:
     assert done.exit_code == 3
     assert f"port {number} of 127.0.0.1 is in use" in done.output and f"--port {number + 1}" in done.output
     assert cli("serve", model, "--server", server, "--", "--port", "x").exit_code == 2
+
+
+def test_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch.address(["-t", "2"]) == launch.Address("127.0.0.1", 8080)
+    monkeypatch.setenv("LLAMA_ARG_PORT", "9")
+    assert launch.address(["--host", "0.0.0.0", "--api-prefix", "/v"]) == launch.Address("0.0.0.0", 9, "/v")
+    assert launch.address(["--port", "7"]).port == 7
+    assert launch.Address("::", 7).url == "http://127.0.0.1:7" and launch.Address("::1", 7).url == "http://[::1]:7"
 
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.inputs import hub, named
+from turbo_gguf.inputs import hub, models
 from turbo_gguf.inputs.gguf_file import Fields, GgufFile, Tensor
 from turbo_gguf.inputs.named import NAMED
 
@@ -52,8 +52,9 @@ def fetched(spec: str) -> Header:
     """
     path = Path(spec).expanduser()
     if not path.is_file() and spec in NAMED:
-        named.fetch(NAMED[spec])
-    elif not path.is_file() and (found := _of_hub(spec)):
+        path = models.resolve(spec).path  # which compares it with its pin
+        return _header(spec, GgufFile(path), path)
+    if not path.is_file() and (found := _of_hub(spec)):
         path = hub.download(*found)
         return _header(spec, GgufFile(path), path)
     return read(spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import os
 import re
 import socket
 import time
@@ -17,8 +18,12 @@ from turbo_gguf import tools
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed, TurboError, UsageError
 from turbo_gguf.measure import server
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
-"""llama-server's own."""
+_DEFAULTS = {
+    "--host": ("LLAMA_ARG_HOST", "127.0.0.1"),
+    "--port": ("LLAMA_ARG_PORT", "8080"),
+    "--api-prefix": ("LLAMA_ARG_API_PREFIX", ""),
+}
+"""Variables and values of llama-server's where an option is not named."""
 
 POLL_SECONDS = 0.1
 
@@ -33,6 +38,7 @@ class Address(msgspec.Struct, frozen=True):
 
     host: str
     port: int
+    prefix: str = ""  # of paths
 
     @property
     def url(self) -> str:
@@ -47,13 +53,13 @@ def address(options: Sequence[str]) -> Address:
     Raises:
         UsageError: the port is no number.
     """
-    found = {"--host": DEFAULT_HOST, "--port": str(DEFAULT_PORT)}
+    found = {name: os.environ.get(variable, value) for name, (variable, value) in _DEFAULTS.items()}
     for name, value in pairwise(options):
         if name in found:
             found[name] = value
     if not found["--port"].isdecimal():
         raise UsageError(f"--port {found['--port']}: no number")
-    return Address(found["--host"], int(found["--port"]))
+    return Address(found["--host"], int(found["--port"]), found["--api-prefix"])
 
 
 def require_free(where: Address) -> None:
@@ -133,7 +139,7 @@ def _tell(service: tools.Service, where: Address, say: Callable[[str], None]) ->
 def _is_healthy(where: Address) -> bool:
     host = where.url.removeprefix("http://").rpartition(":")[0].strip("[]")
     try:
-        return server.ask(where.port, "/health", None, host=host)[0] == http.HTTPStatus.OK
+        return server.ask(where.port, f"{where.prefix}/health", None, host=host)[0] == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException, ValueError):
         return False
 

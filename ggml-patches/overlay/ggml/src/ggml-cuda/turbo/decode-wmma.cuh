@@ -163,6 +163,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
 __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void turbo_attn_decode_wmma_kernel(
     const turbo_attn_args a) {
 #    ifdef TURBO_WMMA_DEVICE
+    ggml_cuda_pdl_sync();
     if constexpr (TURBO_WMMA_COPIES == 2 && DV > TURBO_RDNA3_MAX_DV) {
         return;
     }

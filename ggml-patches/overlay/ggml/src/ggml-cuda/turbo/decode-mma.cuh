@@ -126,7 +126,7 @@ template <typename tile> struct turbo_mma_stream {
                                           const int               n_whole) {
         src += hop;
         if constexpr (staged) {
-            if (key0 < n_whole) {
+            if (tile::width > 2 && key0 < n_whole) {
                 tile::load(dst + tile::lane_words(), src, stride);
             } else if (key0 < a.n_kv) {
                 // lane 0 begins where the rows do; no other pointer is carried along for a tile at the end
@@ -186,6 +186,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
 __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K, type_V, n_cols>())) static
     __global__ void
     turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
+    ggml_cuda_pdl_sync();
 #    ifdef TURBO_MMA_DEVICE
     using shape  = turbo_mma_shape<DK, DV, type_K, type_V, n_cols>;
     using tile_K = typename shape::keys::tile;
@@ -199,7 +200,6 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
     __shared__ float                  top[n_cols];
 
-    ggml_cuda_pdl_sync();
     const int col0    = blockIdx.x * n_cols;
     const int n_kv_h  = a.n_head / a.gqa_ratio;
     const int kv_head = blockIdx.z % n_kv_h;

@@ -48,17 +48,16 @@ template <> struct turbo_traits<GGML_TYPE_Q8_0> {
 template <ggml_type type> static constexpr int turbo_block_bytes = (int) sizeof(typename turbo_traits<type>::block);
 
 // Spans of a row of D values, and groups: 32 values, which are unpacked together. odd: blocks of a span where a row has an odd number.
-template <ggml_type type, int D, int odd = 1> struct turbo_spans {
-    static constexpr int block_groups = turbo_block_values(type) / 32;
-    static constexpr int row_blocks   = D / (32 * block_groups);
-    static constexpr int blocks       = row_blocks % 2 == 0 ? 2 : odd;
-    static constexpr int groups       = blocks * block_groups;
-    static constexpr int n            = row_blocks / blocks;
-    static constexpr int bytes        = blocks * turbo_block_bytes<type>;
-    static constexpr int words        = (bytes + 3) / 4 | 1;  // in shared memory
-
-    // The words of a lone block are whole words in shared memory: it begins in the middle of one.
-    static constexpr bool lone = blocks == 1;
+// shift: the words of a lone block are whole words in shared memory, so it begins in the middle of one.
+template <ggml_type type, int D, int odd = 1, bool shift = true> struct turbo_spans {
+    static constexpr int  block_groups = turbo_block_values(type) / 32;
+    static constexpr int  row_blocks   = D / (32 * block_groups);
+    static constexpr int  blocks       = row_blocks % 2 == 0 ? 2 : odd;
+    static constexpr int  groups       = blocks * block_groups;
+    static constexpr int  n            = row_blocks / blocks;
+    static constexpr int  bytes        = blocks * turbo_block_bytes<type>;
+    static constexpr int  words        = (bytes + 3) / 4 | 1;  // in shared memory
+    static constexpr bool lone         = shift && blocks == 1;
 
     static_assert(D % (32 * groups) == 0, "head size is not a whole number of spans");
 };

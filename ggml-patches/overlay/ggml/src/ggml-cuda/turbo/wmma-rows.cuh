@@ -17,8 +17,8 @@
 
 // TURBO_TILE rows of D values of a packed type, one after the other in shared memory.
 template <ggml_type type, int D> struct turbo_wmma_tile {
-    using spans  = turbo_spans<type, D>;
-    using loader = turbo_tile_loader<type, D, TURBO_TILE, spans::n, false>;
+    using spans  = turbo_spans<type, D, 1, false>;
+    using loader = turbo_tile_loader<spans, TURBO_TILE, spans::n, false, 24>;
 
     static constexpr int words = spans::n * spans::words;  // of a row
     static_assert(spans::n == 1 || spans::words * 4 == spans::bytes, "no gaps between spans");

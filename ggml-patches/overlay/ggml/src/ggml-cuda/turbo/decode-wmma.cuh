@@ -165,7 +165,6 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void tur
     const turbo_attn_args a) {
     ggml_cuda_pdl_sync();
 #    ifdef TURBO_WMMA_DEVICE
-    ggml_cuda_pdl_sync();
     if constexpr (TURBO_WMMA_COPIES == 2 && DV > TURBO_RDNA3_MAX_DV) {
         return;
     }

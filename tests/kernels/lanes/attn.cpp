@@ -4,12 +4,15 @@
 
 #include "lanes_library.h"
 #include "turbo/decode-mma.cuh"
+#include "turbo/decode-wmma.cuh"
 
-#ifdef LANES_MMA
+#if defined(LANES_MMA) && defined(LANES_GFX)
+#    define LANES_KERNEL turbo_attn_decode_wmma_kernel
+#elif defined(LANES_MMA)
 #    define LANES_KERNEL turbo_attn_decode_mma_kernel
 #else
 #    define LANES_KERNEL turbo_attn_decode_kernel
-#endif  // LANES_MMA
+#endif  // defined(LANES_MMA) && defined(LANES_GFX)
 
 #include <limits>
 

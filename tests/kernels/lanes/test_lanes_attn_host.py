@@ -40,6 +40,7 @@ class Op:
     gqa_ratio: int = 4
     n_kv: int = 65536
     n_exact: int = 0
+    row_gap: int = 0  # bytes between rows of K
 
 
 def attend(op: Op, device: Device = CUDA) -> Calls:
@@ -47,7 +48,7 @@ def attend(op: Op, device: Device = CUDA) -> Calls:
     load("attn_host.cpp", device).call(
         "lanes_attend",
         *(op.cc, op.nsm, op.n_active, op.n_registers, op.n_shared, op.mma, TYPE_IDS[op.type_k], TYPE_IDS[op.type_v], *op.head_size),
-        *(op.n_q, op.n_head_kv, op.gqa_ratio, op.n_kv, op.n_exact, ctypes.byref(calls)),
+        *(op.n_q, op.n_head_kv, op.gqa_ratio, op.n_kv, op.n_exact, op.row_gap, ctypes.byref(calls)),
     )
     return calls
 
@@ -69,10 +70,39 @@ def test_decode_by_matrix_instructions_never_makes_way_for_slices() -> None:
     assert attend(Op(cc=TURING)).decode_mma == 0
 
 
+@pytest.mark.parametrize(
+    ("cc", "gqa_ratio", "n_q", "expected"),
+    [
+        *((RDNA4, gqa_ratio, n_q, True) for gqa_ratio in (1, 4) for n_q in (1, 16)),
+        *((RDNA3, 4, n_q, n_q > 2) for n_q in (1, 2, 3, 16)),
+        *((RDNA3, 12, n_q, True) for n_q in (1, 16)),
+        (RDNA2, 16, 1, False),
+    ],
+)
+def test_amd_decodes_by_matrix_instructions_where_they_take_fewer_cycles(cc: int, gqa_ratio: int, n_q: int, expected: bool) -> None:
+    calls = attend(Op(cc=cc, gqa_ratio=gqa_ratio, n_q=n_q), HIP32)
+    assert (calls.decode, calls.decode_mma) == (1, expected)
+
+
+def test_rdna3_decodes_large_heads_without_matrix_instructions() -> None:
+    assert attend(Op(cc=RDNA3, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 0
+    assert attend(Op(cc=RDNA4, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 1
+
+
+def test_amd_decodes_no_more_queries_than_16() -> None:
+    assert attend(Op(cc=RDNA4, n_q=17), HIP32).decode == 0
+
+
 @pytest.mark.parametrize("n_q", [1, 2, 3, 16])
 def test_keys_are_split_in_the_same_way_for_every_number_of_queries(n_q: int) -> None:
     assert attend(Op(n_q=n_q)).split == 33
     assert attend(Op(n_q=n_q, n_head_kv=2, gqa_ratio=1)).split == 132
+
+
+def test_f16_off_its_grid_is_not_for_matrix_instructions() -> None:
+    """Packed rows are copied then, f16 is only read in vectors."""
+    assert [attend(Op(type_k=kind, row_gap=2)).decode_mma for kind in ("f16", "turbo3")] == [0, 1]
+    assert attend(Op(type_k="f16", row_gap=16)).decode_mma == 1
 
 
 def test_both_segments_have_the_same_kind_of_kernel() -> None:

@@ -5,6 +5,7 @@
 #include "ggml-common.h"
 #include "ggml.h"
 #include "mma.h"
+#include "wmma.h"
 
 #define WARP_SIZE 32
 
@@ -22,6 +23,8 @@ typedef void * cudaStream_t;
 #define GGML_CUDA_CC_IS_AMD(cc)    ((cc) >= GGML_CUDA_CC_OFFSET_AMD)
 #define GGML_CUDA_CC_IS_NVIDIA(cc) (!GGML_CUDA_CC_IS_AMD(cc))
 #define GGML_CUDA_CC_IS_RDNA(cc)   ((cc) >= GGML_CUDA_CC_OFFSET_AMD + 0x1010)
+#define GGML_CUDA_CC_IS_RDNA3(cc)  ((cc) >= GGML_CUDA_CC_OFFSET_AMD + 0x1100 && !GGML_CUDA_CC_IS_RDNA4(cc))
+#define GGML_CUDA_CC_IS_RDNA4(cc)  ((cc) >= GGML_CUDA_CC_OFFSET_AMD + 0x1200)
 
 struct ggml_cuda_device_info {
     struct {
@@ -79,6 +82,10 @@ inline bool fast_fp16_hardware_available(int cc) {
 
 static inline bool ampere_mma_available(const int cc) {
     return GGML_CUDA_CC_IS_NVIDIA(cc) && cc >= 800;
+}
+
+static inline bool amd_wmma_available(const int cc) {
+    return GGML_CUDA_CC_IS_RDNA3(cc) || GGML_CUDA_CC_IS_RDNA4(cc);
 }
 
 struct ggml_cuda_pool {};

@@ -4,6 +4,7 @@
 
 #include "attn-args.cuh"
 #include "mma.cuh"
+#include "wmma.cuh"
 
 // The kernel for one head size, which takes n_cols columns in a block, and the one that merges the parts it leaves. widest: the kernel for
 // the most columns, where keys are split as for it whatever the columns are; else null.
@@ -47,11 +48,13 @@ static constexpr bool turbo_is_decode_pair(const ggml_type type_k, const ggml_ty
 
 // Whether a pair that is compiled has kernels with matrix instructions for some head size, and for this one.
 static constexpr bool turbo_has_decode_mma(const ggml_type type_k, const ggml_type type_v) {
-#ifdef TURBO_MMA
+#if defined(TURBO_MMA)
     return turbo_is_decode_pair(type_k, type_v);
+#elif defined(TURBO_WMMA)
+    return turbo_is_decode_pair(type_k, type_v) && type_k != GGML_TYPE_Q8_0 && type_v != GGML_TYPE_Q8_0;
 #else
     return GGML_UNUSED(type_k), GGML_UNUSED(type_v), false;
-#endif  // TURBO_MMA
+#endif  // defined(TURBO_MMA)
 }
 
 // Rows of 256 values of q8_0 would need more than 48 KiB of shared memory.

@@ -1,0 +1,237 @@
+#pragma once
+
+// Attention of few queries over a long packed cache, by AMD's matrix instructions: what decode.cuh does, with the same arguments, parts and
+// merge.
+//
+// A block works on up to n_cols columns and on a range of keys, split over its warps in tiles of 32 keys. Within a warp, for a tile:
+//     scores    columns x keys: the int8 query times int8 levels, summed in integers over a block of K. A lane has the keys whose blocks it
+//               unpacks, so their scale is at hand
+//     softmax   online, on the fragments of scores; probabilities go through shared memory, where both become operand A
+//     values    columns x channels: probabilities in f16 times V in f16, summed in f32
+// Rows of the next K are on their way in registers during softmax and values, and of V during scores. No step mixes columns, and which
+// warp has a key depends on the grid's y only: so a column's result is the same whatever other columns there are.
+
+#include "decode-columns.cuh"
+#include "decode-wmma-warp.cuh"
+
+#ifdef TURBO_WMMA
+
+// The way of one side into the shared memory of a warp. full: all tiles are whole, and aligned for vectors; else rows are copied when needed.
+template <ggml_type type, int D, bool full> struct turbo_wmma_stream {
+    using tile   = turbo_wmma_tile<type, D>;
+    using loader = typename tile::loader;
+
+    static constexpr bool ahead = full && loader::prefetch;
+
+    const turbo_attn_args & a;
+
+    const char * x;
+    int          stride;
+    uint32_t *   rows;
+
+    __align__(16) uint32_t regs[loader::n_regs];
+
+    __device__ __forceinline__ turbo_wmma_stream(const turbo_attn_args & a,
+                                                 const char *            x,
+                                                 const int               stride,
+                                                 uint32_t *              rows) :
+        a(a),
+        x(x),
+        stride(stride),
+        rows(rows) {}
+
+    // Loads are under way.
+    __device__ __forceinline__ void start(const int key0) {
+        if constexpr (ahead) {
+            loader::load(regs, x + (int64_t) key0 * stride, stride);
+        }
+    }
+
+    // Rows are in shared memory for this lane.
+    __device__ __forceinline__ void put(const int key0) {
+        const char * src = x + (int64_t) key0 * stride;
+        if constexpr (ahead) {
+            loader::store(rows, regs);
+        } else if constexpr (full && loader::width > 2) {
+            loader::template copy<uint32_t, 4>(rows, src, stride, a.n_kv - key0);
+        } else {
+            loader::template copy<uint16_t, full ? 4 : 1>(rows, src, stride, a.n_kv - key0);
+        }
+    }
+
+    __device__ __forceinline__ tile at(const int) const { return { rows }; }
+};
+
+template <int D, bool full> struct turbo_wmma_stream<GGML_TYPE_F16, D, full> {
+    const turbo_attn_args & a;
+
+    const char * x;
+    int          stride;
+
+    __device__ __forceinline__ turbo_wmma_stream(const turbo_attn_args & a,
+                                                 const char *            x,
+                                                 const int               stride,
+                                                 uint32_t *) :
+        a(a),
+        x(x),
+        stride(stride) {}
+
+    __device__ __forceinline__ void start(const int) {}
+
+    __device__ __forceinline__ void put(const int) {}
+
+    __device__ __forceinline__ turbo_wmma_tile<GGML_TYPE_F16, D> at(const int key0) const {
+        return { x + (int64_t) key0 * stride, stride, a.n_kv - key0, full };
+    }
+};
+
+// Of the tiles it, it + step, .. < n_tiles those with a key that is seen. rows: shared memory of the warp.
+template <bool full, int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
+static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, type_K, type_V, n_cols> & warp,
+                                                        const turbo_attn_args &                           a,
+                                                        const turbo_wmma_columns &                        cols,
+                                                        const char *                                      K,
+                                                        const char *                                      V,
+                                                        uint32_t *                                        rows,
+                                                        int                                               it,
+                                                        const int                                         step,
+                                                        const int                                         n_tiles) {
+    using shape = turbo_wmma_shape<DK, DV, type_K, type_V, n_cols>;
+    using mask  = turbo_wmma_mask;
+
+    turbo_wmma_stream<type_K, DK, full> stream_K(a, K, a.nbk1, rows);
+    turbo_wmma_stream<type_V, DV, full> stream_V(a, V, a.nbv1, rows + shape::work_words);
+
+    uint32_t * prob = rows + shape::work_words + shape::V_words;
+
+    const auto load_mask = [&](const int i) {
+        return warp.template load_mask<full>(a, cols, min(i, n_tiles - 1) * TURBO_TILE);
+    };
+    // From tile i on, with its mask. Tiles of which no query sees a key are passed over before anything of them is loaded.
+    const auto to_visible = [&](int i, mask & m) {
+        while (i < n_tiles && !turbo_warp_any(m.visible)) {
+            i += step;
+            m = load_mask(i);
+        }
+        return i;
+    };
+
+    if (it >= n_tiles) {
+        return;
+    }
+    mask m = load_mask(it);
+    it     = to_visible(it, m);
+    if (it >= n_tiles) {
+        return;
+    }
+    turbo_syncwarp();
+    stream_K.start(it * TURBO_TILE);
+    stream_K.put(it * TURBO_TILE);
+    stream_V.start(it * TURBO_TILE);
+    while (it < n_tiles) {
+        const int key0 = it * TURBO_TILE;
+
+        const mask next = load_mask(it + step);
+        turbo_syncwarp();
+        warp.clear_scores();
+        warp.template multiply_keys<0>(stream_K.at(key0), cols.Q, cols.Q_d);
+        if (a.softcap != 0.0f) {
+            warp.cap_scores(a.softcap);
+        }
+        warp.template add_base<full>(a, cols, m, key0);
+        stream_V.put(key0);
+
+        m                   = next;
+        it                  = to_visible(it + step, m);
+        // behind the last tile it is loaded again in vain
+        const int next_key0 = it < n_tiles ? it * TURBO_TILE : key0;
+        stream_K.start(next_key0);
+
+        const bool any = warp.softmax(prob);
+        turbo_syncwarp();
+        if (any) {
+            warp.add_values(stream_V.at(key0), prob, rows);
+        }
+        turbo_syncwarp();
+        stream_K.put(next_key0);
+        stream_V.start(next_key0);
+    }
+}
+
+// Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions, or too few registers.
+template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void turbo_attn_decode_wmma_kernel(
+    const turbo_attn_args a) {
+#    ifdef TURBO_WMMA_DEVICE
+    if constexpr (TURBO_WMMA_COPIES == 2 && DV > TURBO_RDNA3_MAX_DV) {
+        return;
+    }
+    using shape = turbo_wmma_shape<DK, DV, type_K, type_V, n_cols>;
+
+    __align__(16) __shared__ uint32_t shared[shape::words];
+    __align__(16) __shared__ uint32_t Q[shape::q_words];
+    __align__(16) __shared__ float    Q_d[n_cols * shape::keys::n_groups];
+    __shared__ turbo_decode_column    cols[n_cols];
+    __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
+    __shared__ float                  top[n_cols];
+    __align__(16) __shared__ float    slope[n_cols];
+    __align__(16) __shared__ float    refs[TURBO_DECODE_WARPS][n_cols];
+
+    const int col0    = blockIdx.x * n_cols;
+    const int n_kv_h  = a.n_head / a.gqa_ratio;
+    const int kv_head = blockIdx.z % n_kv_h;
+    const int seq     = blockIdx.z / n_kv_h;
+
+    if (threadIdx.y == 0 && threadIdx.x < n_cols) {
+        const int c = threadIdx.x;
+        cols[c]     = turbo_column_of(a, col0 + c, kv_head, seq);
+
+        slope[c % 2 * shape::nc + c / 2] = cols[c].slope * TURBO_LOG2E;
+    }
+    turbo_columns_load_queries<typename shape::keys, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
+    __syncthreads();
+
+    const char * K = a.K + seq * a.nbk3 + (int64_t) kv_head * a.nbk2;
+    const char * V = a.V + seq * a.nbv3 + (int64_t) kv_head * a.nbv2;
+
+    uint32_t * rows = shared + threadIdx.y * shape::warp_words;
+
+    const bool               one_query = col0 / a.gqa_ratio == min((col0 + n_cols - 1) / a.gqa_ratio, a.n_q - 1);
+    const half *             mask      = one_query && a.mask ? turbo_column_of(a, col0, kv_head, seq).mask : nullptr;
+    const turbo_wmma_columns columns   = { cols, mask, slope, Q, Q_d };
+
+    turbo_wmma_warp<DK, DV, type_K, type_V, n_cols> warp;
+    warp.init(refs[threadIdx.y]);
+
+    // whole tiles first, then the last, if it is not whole
+    const int step    = gridDim.y * TURBO_DECODE_WARPS;
+    const int n_full  = a.aligned ? a.n_kv / TURBO_TILE : 0;
+    const int n_tiles = (a.n_kv + TURBO_TILE - 1) / TURBO_TILE;
+
+    const int it = turbo_uniform(blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y);
+    turbo_wmma_tiles<true>(warp, a, columns, K, V, rows, it, step, n_full);
+    if (n_full < n_tiles) {
+        const int it_rest = it >= n_full ? it : it + (n_full - it + step - 1) / step * step;
+        turbo_wmma_tiles<false>(warp, a, columns, K, V, rows, it_rest, step, n_tiles);
+    }
+
+    warp.write_meta(meta[threadIdx.y]);
+    __syncthreads();
+    if (threadIdx.y == 0 && threadIdx.x < n_cols) {
+        top[threadIdx.x] = turbo_columns_top(a, cols[threadIdx.x], threadIdx.x, meta);
+    }
+    __syncthreads();
+#        pragma unroll 1
+    for (int w = 0; w < TURBO_DECODE_WARPS; ++w) {
+        if (w == (int) threadIdx.y) {
+            warp.add_sums((float *) shared, top, w == 0);
+        }
+        __syncthreads();
+    }
+    turbo_columns_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
+#    else
+    GGML_UNUSED(a);
+#    endif  // TURBO_WMMA_DEVICE
+}
+
+#endif  // TURBO_WMMA

@@ -86,7 +86,7 @@ def command(
     job = kld.Job(build=build, model=model, text=source, threads=threads or default_threads())
     results = kld.measure(cases, job, Store())
     verdicts = gate.judge(results, limits)
-    table = "\n".join([report.quality(results, verdicts), report.checks(verdicts) if verdicts else "No gate applies to these types."])
+    table = "\n".join([report.quality(results, verdicts), str(report.checks(verdicts)) if verdicts else "No gate applies to these types."])
     click.echo(table)
     folder = out or assets.home() / "report" / "ppl-gate"
     write_result(folder / "table.md", table + "\n", patches=build.tree.digest)

@@ -10,7 +10,7 @@ import msgspec
 
 from turbo_gguf.cache.spec import BASE, PLAIN, CacheSpec
 from turbo_gguf.judge.gate import Check, Verdict
-from turbo_gguf.measure.metrics import COLUMNS, Metric, of
+from turbo_gguf.measure.metrics import Metric, columns, of
 from turbo_gguf.measure.result import BenchRow, Result
 
 
@@ -83,12 +83,13 @@ def quality_table(group: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> 
     """Results of one context, a row each."""
     said = {(v.types, v.ctx): v for v in verdicts}
     plain = next((r.stats.mean for r in group if r.case.types == PLAIN), None)
+    shown = columns(r.stats for r in group)
     rows = []
     for r in group:
         verdict = None if r.case.is_noise_floor else said.get((r.case.types, r.case.ctx))
-        numbers = (plus_minus(row.shown(of(r.stats, row.field)), row.digits) for row in COLUMNS)
+        numbers = (plus_minus(row.shown(of(r.stats, row.field)), row.digits) for row in shown)
         rows.append((name_of(r), short(r.bits.total), _above(r, plain), *numbers, verdict.status if verdict else ""))
-    return Table(("cache K/V", "bits", "above f16", *(row.column for row in COLUMNS), "verdict"), tuple(rows))
+    return Table(("cache K/V", "bits", "above f16", *(row.column for row in shown), "verdict"), tuple(rows))
 
 
 def _above(result: Result, plain: Metric | None) -> str:

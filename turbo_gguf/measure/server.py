@@ -69,14 +69,14 @@ class Running(msgspec.Struct, frozen=True):
     mib: float  # of all KV caches and copies of exact tokens
     mib_error: float
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask for something small.
+    def call(self, path: str, body: dict[str, Any] | None = None, seconds: float = HTTP_SECONDS) -> dict[str, Any]:
+        """Ask for something small, or for what may take so many ``seconds``.
 
         Raises:
             ToolFailed: it does not answer, or not with what was asked for.
         """
         try:
-            status, found = _ask(self.port, path, body)
+            status, found = _ask(self.port, path, body, seconds)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.service.require_alive(CRASHED)
             raise ToolFailed(f"llama-server does not answer {path}: {error}; log: {self.service.stderr}") from error
@@ -160,8 +160,8 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _ask(port: int, path: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(HOST, port, timeout=HTTP_SECONDS)
+def _ask(port: int, path: str, body: dict[str, Any] | None, seconds: float = HTTP_SECONDS) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(HOST, port, timeout=seconds)
     try:
         if body is None:
             connection.request("GET", path)

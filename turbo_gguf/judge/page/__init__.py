@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf import __version__
+from turbo_gguf.cache.spec import PLAIN
 from turbo_gguf.judge.gate import Gates
 from turbo_gguf.judge.page import history, quality, runs, timing
 from turbo_gguf.judge.page.element import Child, Element, el, table, words, written
 from turbo_gguf.judge.report import Table
+from turbo_gguf.measure import drift
 from turbo_gguf.measure.result import BenchRow, Result, ServeRow
 
 STYLE = Path(__file__).with_name("style.css")
@@ -76,6 +78,8 @@ def _sections(
     served: Sequence[Sequence[runs.Run[ServeRow]]],
     gates: Gates,
 ) -> list[Section]:
+    drifts = [quality.unjudged(past[-1]) for past in qualities if drift.is_drift(past[-1].records)]
+    qualities = [past for past in qualities if not drift.is_drift(past[-1].records)]
     found = [quality.judged(past[-1], gates) for past in qualities]
     past = [
         *(part for one, runs_ in zip(found, qualities, strict=True) for part in history.quality(runs_, one.title, gates.sigmas)),
@@ -107,6 +111,11 @@ def _sections(
             "Memory",
             "The pale end of a bar is f16 copies of exact tokens, whose number does not grow with the context.",
             [quality.memory(one) for one in found],
+        ),
+        Section(
+            "Drift",
+            f"The loss along what the model writes greedily with {PLAIN}, and how many tokens a type writes alike, of {drift.ANSWER}.",
+            [quality.section(one, opened=number == 0) for number, one in enumerate(drifts)],
         ),
         Section("History", "The same set-up measured by several builds, the newest on the right.", past),
     ]

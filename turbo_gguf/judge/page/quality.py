@@ -17,7 +17,7 @@ from turbo_gguf.judge.page.chart import Axis, Point, Rule, Series, chart, swatch
 from turbo_gguf.judge.page.element import Element, el, folded, table, words
 from turbo_gguf.judge.page.runs import Run
 from turbo_gguf.judge.report import Table
-from turbo_gguf.measure.metrics import COLUMNS, POINT, WHISKER, of
+from turbo_gguf.measure.metrics import COLUMNS, POINT, WHISKER, columns, of
 from turbo_gguf.measure.result import Result
 
 _PLAIN_BITS = cache_type(PLAIN.k).bits
@@ -48,12 +48,17 @@ class Judged(msgspec.Struct, frozen=True):
 
 def judged(run: Run[Result], gates: Gates) -> Judged:
     """Judge a run, with its rows in descending order of bits. A run that the gate refuses has the reason instead of verdicts."""
-    rows = sorted(run.records, key=lambda r: (not r.case.is_noise_floor, -r.bits.total, r.stats.mean.value))
-    run = msgspec.structs.replace(run, records=tuple(rows))
+    one = unjudged(run)
     try:
-        return Judged(run, tuple(gate.judge(rows, gates)))
+        return msgspec.structs.replace(one, verdicts=tuple(gate.judge(one.run.records, gates)))
     except TurboError as error:
-        return Judged(run, (), error.message)
+        return msgspec.structs.replace(one, problem=error.message)
+
+
+def unjudged(run: Run[Result]) -> Judged:
+    """The same without a verdict, for what has no limits."""
+    rows = sorted(run.records, key=lambda r: (not r.case.is_noise_floor, -r.bits.total, r.stats.mean.value))
+    return Judged(msgspec.structs.replace(run, records=tuple(rows)), ())
 
 
 def verdicts(found: Sequence[Judged]) -> list[Element]:
@@ -119,7 +124,7 @@ def _point(result: Result, name: str) -> Point:
 
 
 def _metrics(result: Result) -> list[str]:
-    return [f"{row.column}: {report.plus_minus(row.shown(of(result.stats, row.field)), row.digits)}" for row in COLUMNS]
+    return [f"{row.column}: {report.plus_minus(row.shown(of(result.stats, row.field)), row.digits)}" for row in columns([result.stats])]
 
 
 def _rule(result: Result) -> Rule:

@@ -15,7 +15,6 @@ for 1, which there is not.
 from __future__ import annotations
 
 import argparse
-import random
 import re
 import signal
 import sys
@@ -38,39 +37,11 @@ from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
 from turbo_gguf.measure import environment
+from turbo_gguf.measure.retrieval import ANSWER_TOKENS, PLACES, ROOM, is_right, prompt, question
 from turbo_gguf.tools import default_threads
 
 TYPES = ("f16", "q8_0", "q4_0", "turbo4t", "turbo3t", "turbo2t", "turbo3t cal=none sink=0 tail=0")
 DEPTHS = (0.02, 0.2, 0.4, 0.6, 0.8, 0.98)
-ANSWER_TOKENS = 16
-ROOM = 128
-"""Tokens of the context beside the text: chat template, question and answer."""
-
-PLACES = (
-    "windmill", "harbour", "library", "bakery", "lighthouse", "orchard", "stable", "chapel", "theatre", "quarry", "tannery", "brewery",
-    "museum", "ferry", "school", "castle", "mill pond", "market hall", "town hall", "boathouse",
-)  # fmt: skip
-
-WHO = ("The old gardener", "A tired courier", "My aunt", "The clockmaker", "A young teacher", "The fisherman", "Our neighbour", "The baker")
-DID = ("walked past", "looked for", "talked about", "painted", "forgot", "measured", "drew a map of", "wrote a letter about")
-WHAT = ("the frozen river", "a row of poplars", "the narrow bridge", "an empty barn", "the hills in the north", "a broken fence")
-WHEN = (
-    "before the rain came",
-    "on a quiet morning",
-    "while the bells rang",
-    "after the harvest",
-    "without saying a word",
-    "in late autumn",
-)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text with keys in it."""
-
-    ctx: int
-    text: str
-    keys: tuple[tuple[float, str, str], ...]  # depth, place, key
 
 
 @dataclass
@@ -81,48 +52,6 @@ class Score:
     in_force: str = ""
     by_ctx: dict[int, list[bool]] = field(default_factory=dict)
     by_depth: dict[float, list[bool]] = field(default_factory=dict)
-
-
-# --- prompts --------------------------------------------------------------------------------------------------------------
-
-
-def filler(rng: random.Random, count: int) -> list[str]:
-    """Sentences without a digit."""
-    return [f"{rng.choice(WHO)} {rng.choice(DID)} {rng.choice(WHAT)} {rng.choice(WHEN)}." for _ in range(count)]
-
-
-def compose(sentences: Sequence[str], keys: Sequence[tuple[float, str, str]]) -> str:
-    """Put each key in front of the sentence at its depth."""
-    parts, at = [], 0
-    for depth, place, key in keys:
-        end = round(depth * len(sentences))
-        parts += [*sentences[at:end], f"The pass code of the {place} is {key}."]
-        at = end
-    return " ".join([*parts, *sentences[at:]])
-
-
-def prompt(server: Server, ctx: int, depths: Sequence[float], seed: int) -> Prompt:
-    """Make the prompt of a seed: as many sentences as fit into ``ctx`` tokens of the model."""
-    rng = random.Random(f"{ctx} {seed}")
-    places = rng.sample(PLACES, len(depths))
-    keys = tuple((depth, place, str(rng.randrange(10_000, 100_000))) for depth, place in zip(sorted(depths), places, strict=True))
-    sentences = filler(rng, ctx // 4)
-    low, high = 1, len(sentences)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(server.tokens(compose(sentences[:middle], keys))) <= ctx - ROOM:
-            low = middle
-        else:
-            high = middle - 1
-    return Prompt(ctx, compose(sentences[:low], keys), keys)
-
-
-def question(text: str, place: str) -> str:
-    """Build what the user says. The question is all that differs between the chats of a prompt."""
-    return (
-        f"Read this text and remember the pass codes in it.\n\n{text}\n\n"
-        f"What is the pass code of the {place}? Answer with the number and nothing else."
-    )
 
 
 def ask(server: Server, words: str) -> str:
@@ -137,12 +66,6 @@ def ask(server: Server, words: str) -> str:
     return str(server.post("/v1/chat/completions", body)["choices"][0]["message"]["content"])
 
 
-def is_right(answer: str, key: str) -> bool:
-    """Whether the first number of an answer is the key."""
-    numbers = re.findall(r"\d+", answer)
-    return bool(numbers) and numbers[0] == key
-
-
 # --- measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +78,7 @@ def measure(build: Build, model: ModelFile, types: CacheSpec, args: argparse.Nam
         check(build, model, types, log_path)
         for ctx in args.ctx:
             for trial in range(args.trials):
-                made = prompt(server, ctx, args.depths, trial)
+                made = prompt(lambda text: len(server.tokens(text)), ctx, args.depths, trial)
                 for depth, place, key in made.keys:
                     answer = ask(server, question(made.text, place))
                     right = is_right(answer, key)

@@ -213,7 +213,7 @@ def test_a_type_is_judged_by_all_of_its_references(tmp_path: Path) -> None:
         (verdict,) = gate.judge(run_of(**{"q4_0 sink=4 tail=64": exact}, turbo3t=ours), limits)
         decided = [c for c in verdict.checks if c.limit is not None]
         assert [c.status for c in decided] == [*statuses, PASS] and verdict.status == (FAIL if FAIL in statuses else PASS)
-        rows = report.checks([msgspec.structs.replace(verdict, checks=tuple(decided))]).splitlines()
+        rows = str(report.checks([msgspec.structs.replace(verdict, checks=tuple(decided))])).splitlines()
         assert [row.split("|")[6].strip() for row in rows[2:]] == ["q4_0", "`q4_0 sink=4 tail=64`", ""]
     with pytest.raises(UsageError, match="its reference q4_0 sink=4 tail=64 was not measured in this run"):
         gate.judge(run_of(turbo3t=0.0005), limits)

@@ -11,7 +11,7 @@ import pytest
 from measuring import bench_row, result, run_of
 
 from turbo_gguf.cache.spec import PLAIN, CacheSpec
-from turbo_gguf.judge import gate, plot, report
+from turbo_gguf.judge import drawing, gate, plot, report
 from turbo_gguf.measure.bits import Bits
 from turbo_gguf.measure.metrics import Metric
 from turbo_gguf.measure.result import BenchRow, Result
@@ -42,7 +42,8 @@ def test_tables_show_median_and_last_quantile_beside_the_mean() -> None:
     names = [cell.strip() for cell in header]
     assert names[3:8] == ["above f16", "mean KLD", "median", "99 %", "99.9 %"] and "PPL / f32" in names
     checks = {
-        line.split("|")[3].strip(): [c.strip() for c in line.split("|")[4:8]] for line in report.checks(_only_mean(results)).splitlines()
+        line.split("|")[3].strip(): [c.strip() for c in line.split("|")[4:8]]
+        for line in str(report.checks(_only_mean(results))).splitlines()
     }
     assert checks["mean KLD"][1:] == ["0.95", "q4_0", "pass"]
     assert checks["median KLD"] == ["0.714 ± 0.034", "", "q4_0", "no limit"], "shown, and judged by nothing"
@@ -67,7 +68,7 @@ def test_f16_is_a_row_and_the_base_is_named() -> None:
 def test_tables_are_well_formed_markdown() -> None:
     results = run_of(turbo4=0.002, turbo3=0.012)
     verdicts = gate.judge(results, GATES)
-    for text in (report.quality(results, verdicts), report.checks(verdicts)):
+    for text in (report.quality(results, verdicts), str(report.checks(verdicts))):
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows}) == 1 and len({len(line) for line in rows}) == 1
 
@@ -122,7 +123,7 @@ def test_settings_in_tables_are_code_and_bits_are_averages() -> None:
     rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if line.startswith("|")}
     assert all(f"`{types}`" in rows for types in SETTINGS) and "turbo4" in rows
     assert rows[f"`{SETTINGS[-1]}`"][2].strip() == "4.333" and rows[f"`{SETTINGS[0]}`"][-2].strip() == "pass"
-    checks = report.checks(verdicts)
+    checks = str(report.checks(verdicts))
     assert f"`{SETTINGS[0]}`" in checks and "4.333" in checks and "4.3333" not in checks
     rows = [bench_row(types, 0, speed=1.0) for types in ("f16", *SETTINGS)]
     assert f"`{SETTINGS[1]}`" in report.speed(rows, PLAIN)
@@ -143,4 +144,4 @@ def test_long_names_stand_below_the_panels(tmp_path: Path) -> None:
 
 def test_short_names_of_points() -> None:
     types = [CacheSpec.parse(text) for text in ("turbo4/turbo3", *SETTINGS)]
-    assert list(plot._short_names(types).values()) == ["turbo4/turbo3", "[1]", "[2]", "[3]", "[4]"]
+    assert list(drawing.short_names(types).values()) == ["turbo4/turbo3", "[1]", "[2]", "[3]", "[4]"]

@@ -23,6 +23,7 @@ COMMANDS = {
     "ppl-gate": ("gate", "Measure what our KV cache types cost in quality, and judge them against upstream's."),
     "bench": ("bench", "Measure prefill and decode speed against context depth."),
     "bench-serve": ("bench_serve", "Measure serving under load, in a fixed budget of KV memory."),
+    "report": ("page", "Write one HTML file of all that was measured."),
     "calibrate": ("calibrate", "Write a calibration, with which a KV cache loses less."),
     "models": ("models", "Fetch, list and check model files."),
     "build": ("build", "Fetch, patch and compile llama.cpp."),

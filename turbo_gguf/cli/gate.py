@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import click
@@ -15,7 +16,8 @@ from turbo_gguf.judge import gate, report
 from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import ensure_build
-from turbo_gguf.measure import environment, kld, sweep
+from turbo_gguf.measure import drift, environment, kld, retrieval, sweep
+from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import default_threads
 
@@ -48,6 +50,13 @@ than was asked for. Only 1 is a verdict on quality.
     "--config", default="default", show_default=True, metavar="NAME|TOML", help="Sweep: `default`, `smoke`, `layers`, `decay` or a file."
 )
 @click.option("--gates", type=click.Path(path_type=Path, dir_okay=False), help="Thresholds.  [default: eval/gates.toml]")
+@click.option(
+    "--drift",
+    "with_drift",
+    is_flag=True,
+    help="Also along the text that the model writes greedily with f16, and where its own text parts from that.",
+)
+@click.option("--retrieval", "with_retrieval", is_flag=True, help="Also how many codes hidden in a text of each context the model finds.")
 @options.report_folder("ppl-gate")
 def command(
     *,
@@ -62,6 +71,8 @@ def command(
     upstream: str | None,
     config: str,
     gates: Path | None,
+    with_drift: bool,
+    with_retrieval: bool,
     out: Path | None,
 ) -> None:
     """Measure what KV cache types cost in quality, and judge ours against upstream's.
@@ -69,9 +80,9 @@ def command(
     For each context an f32 cache without flash attention gives base logits. KL divergence, perplexity ratio, changed top tokens and
     real bits per value of each type are measured against them. The base at another batch size (the noise floor), plain f16, upstream's
     q8_0, q5_0 and q4_0, and q4_0 with the sink and tail that ours have by default are always measured, too. Our types are measured as
-    they are typed, with all that they get by default; 'cal=none sink=0 tail=0' behind a type takes it away. The table goes to standard
-    output, progress to standard error. Results
-    are kept, so the same command again continues where an interrupted run stopped.
+    they are typed, with all that they get by default; 'cal=none sink=0 tail=0' behind a type takes it away. --drift and --retrieval add
+    what a server writes and finds, and judge nothing. The table goes to standard output, progress to standard error. Results are kept, so
+    the same command again continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")
     plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)
@@ -81,12 +92,19 @@ def command(
     backend = presets.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
     kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
-    build = ensure_build(preset, upstream=upstream, targets=("llama-perplexity",))
-    cases = sweep.cases(plan, msgspec.structs.replace(setup, build_id=build.id), gate.references(limits))
+    build = ensure_build(
+        preset, upstream=upstream, targets=("llama-perplexity", *(["llama-server"] if with_drift or with_retrieval else []))
+    )
+    setup = msgspec.structs.replace(setup, build_id=build.id)
+    cases = sweep.cases(plan, setup, gate.references(limits))
     job = kld.Job(build=build, model=model, text=source, threads=threads or default_threads())
-    results = kld.measure(cases, job, Store())
+    store, say = Store(), functools.partial(click.echo, err=True)
+    results = kld.measure(cases, job, store)
+    if with_retrieval:
+        results = retrieval.measure(results, job, store, say)
+    along = drift.measure(_types(plan), job, setup, store, say) if with_drift else []
     verdicts = gate.judge(results, limits)
-    table = "\n".join([report.quality(results, verdicts), report.checks(verdicts) if verdicts else "No gate applies to these types."])
+    table = _tables(results, verdicts, along)
     click.echo(table)
     folder = out or assets.home() / "report" / "ppl-gate"
     write_result(folder / "table.md", table + "\n", patches=build.tree.digest)
@@ -94,6 +112,17 @@ def command(
 
     click.echo(f"table: {folder / 'table.md'}\nplot: {plot.quality(results, folder / 'plot.png')}", err=True)
     _conclude(verdicts)
+
+
+def _tables(results: list[Result], verdicts: list[gate.Verdict], along: list[Result]) -> str:
+    """What was measured, the checks, and the drift."""
+    checks = str(report.checks(verdicts)) if verdicts else "No gate applies to these types."
+    return "\n".join([report.quality(results, verdicts), checks, *(["", report.quality(along)] if along else [])])
+
+
+def _types(plan: sweep.Sweep) -> tuple[str, ...]:
+    """Types of all contexts, each once."""
+    return tuple(dict.fromkeys(str(types) for run in plan.run for types in plan.types_of(run)))
 
 
 def _config(name: str) -> Path:

@@ -34,6 +34,9 @@ from turbo_gguf.measure.result import Result
 
 PASS, FAIL, WITHIN_ERROR, NO_LIMIT = "pass", "fail", "within error", "no limit"
 
+SAME = ("ctx", "chunks", "base_batch", "backend", "build_id", "model_sha256", "text_sha256", "env", "metrics_version")
+"""Fields of a case that two results must share to be compared."""
+
 KLD_STEP = 0.5e-6
 """Half of the last digit of the KL divergence in the log: the smallest error that a printed value can have."""
 
@@ -201,8 +204,7 @@ def decide(name: str, measured: Metric, limit: float | None, sigmas: float) -> C
 
 
 def _comparable(a: Result, b: Result) -> bool:
-    same = ("ctx", "chunks", "base_batch", "backend", "build_id", "model_sha256", "text_sha256", "env", "metrics_version")
-    return all(getattr(a.case, name) == getattr(b.case, name) for name in same)
+    return all(getattr(a.case, name) == getattr(b.case, name) for name in SAME)
 
 
 def _ratio(ours: KldStats, theirs: KldStats, field: str) -> Metric:

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from turbo_gguf.cache.spec import BASE, PLAIN, CacheSpec, is_turbo
+from turbo_gguf.cache.spec import BASE, CacheSpec, is_turbo
+from turbo_gguf.judge.drawing import CHARACTER, LONG_NAME, PLACES, WHISKER_COLUMNS, free_places, is_point, line_name, shape, short_names
 from turbo_gguf.judge.report import by_setting
-from turbo_gguf.judge.serving import Load, loads
-from turbo_gguf.measure.metrics import METRICS, POINT, WHISKER, of
+from turbo_gguf.judge.serving import PANELS, loads
+from turbo_gguf.measure.metrics import POINT, WHISKER, of
 from turbo_gguf.measure.result import BenchRow, Result, ServeRow
 
 _OURS, _THEIRS, _FLOOR = "#c8442a", "#2f6690", "#8a8a8a"
 _OUR_SERIES = ("#8c2313", "#c8442a", "#e98a2e", "#b0568c", "#d9ae2b")
 _THEIR_SERIES = ("#4d4d4d", "#2f6690", "#5aa0c8", "#3a8f6a", "#8fb8a8")
 
-_WHISKER_COLUMNS = " and ".join(row.column for row in METRICS if row.field in WHISKER)
+_MARKERS = {"square": "s", "triangle": "^", "circle": "o", "diamond": "D"}
 
-_LONG_NAME = 13
-"""Characters beyond which a name stands below the panels instead of in them: turbo4/turbo3 still fits."""
-
-_CHARACTER, _LINE = 4.7, 12.0
-"""Mean width of a character and height of a line of a label of 8 points, in points."""
+_LINE = 12.0
+"""Height of a line of a label of 8 points, in points."""
 
 
 def quality(results: Sequence[Result], path: Path) -> Path:
@@ -39,13 +37,13 @@ def quality(results: Sequence[Result], path: Path) -> Path:
     contexts = list(dict.fromkeys(r.case.ctx for r in results))
     figure = Figure(figsize=(1.2 + 5.4 * len(contexts), 5.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(contexts), squeeze=False, sharey=True)[0]
-    types = list(dict.fromkeys(r.case.types for r in results if _is_point(r)))
-    labels = _short_names(types)
+    types = list(dict.fromkeys(r.case.types for r in results if is_point(r)))
+    labels = short_names(types)
     drawn = []
     for ax, ctx in zip(axes, contexts, strict=True):
         group = [r for r in results if r.case.ctx == ctx]
-        lines = {_line_name(r): of(r.stats, POINT).value for r in group if not _is_point(r)}
-        points = [r for r in group if _is_point(r) and of(r.stats, POINT).value > 0]
+        lines = {line_name(r): of(r.stats, POINT).value for r in group if not is_point(r)}
+        points = [r for r in group if is_point(r) and of(r.stats, POINT).value > 0]
         drawn.append((ax, points))
         for r in points:
             _point(ax, r)
@@ -68,29 +66,14 @@ def quality(results: Sequence[Result], path: Path) -> Path:
     return _save(figure, path)
 
 
-def _short_names(types: Sequence[CacheSpec]) -> dict[CacheSpec, str]:
-    """What to write beside a point: the name, or a number for one that is long."""
-    long = [t for t in types if len(str(t)) > _LONG_NAME]
-    return {t: f"[{long.index(t) + 1}]" if t in long else str(t) for t in types}
-
-
 def _name_below(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
     """Write names below the panels, each behind its handle, in as many columns as fit. The figure grows by their height."""
     width, height = figure.get_size_inches()
-    room = int((72 * width - 60) / _CHARACTER)
+    room = int((72 * width - 60) / CHARACTER)
     texts = [name if len(name) <= room else f"{name[: room - 1]}…" for name in names]
     columns = max(1, min(len(texts), room // (max(map(len, texts)) + 8)))
     figure.set_size_inches(width, height + (_LINE * math.ceil(len(texts) / columns) + 12) / 72)
     figure.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelspacing=0.3)
-
-
-def _is_point(result: Result) -> bool:
-    """Whether a result is drawn as a point; f16 and the noise floor are lines."""
-    return not result.case.is_noise_floor and result.case.types != PLAIN
-
-
-def _line_name(result: Result) -> str:
-    return "noise floor" if result.case.is_noise_floor else str(result.case.types)
 
 
 def _lines(ax: Any, lines: Mapping[str, float]) -> None:
@@ -108,11 +91,7 @@ def _lines(ax: Any, lines: Mapping[str, float]) -> None:
 
 
 def _marker(types: CacheSpec) -> tuple[str, str]:
-    if not is_turbo(types):
-        return "s", _THEIRS
-    if types.has_settings:
-        return "^", _OURS
-    return ("o" if types.k == types.v else "D"), _OURS
+    return _MARKERS[shape(types)], _OURS if is_turbo(types) else _THEIRS
 
 
 def _point(ax: Any, result: Result) -> None:
@@ -133,38 +112,18 @@ def _point(ax: Any, result: Result) -> None:
     )
 
 
-_PLACES = (
-    *(("left", 7, 0), ("right", -7, 0), ("left", 6, -9), ("left", 6, 9), ("right", -6, -9), ("right", -6, 9), ("left", 7, -18)),
-    *(("right", -7, -18), ("left", 7, 18), ("right", -7, 18)),
-)
-"""Where a label may stand: alignment and offset from its point, in points, the best place first."""
-
-
 def _labels(ax: Any, points: Sequence[Result], labels: Mapping[CacheSpec, str]) -> None:
     """Name the points, each at the first place where its text covers no marker and no other text (limits must be final)."""
     scale = 72 / ax.figure.dpi
-    centers = [tuple(ax.transData.transform((r.bits.total, of(r.stats, POINT).value)) * scale) for r in points]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in centers]
-    for r, (x, y) in zip(points, centers, strict=True):
-        name = labels[r.case.types]
-        boxes = [_box(x + dx, y + dy, side, name) for side, dx, dy in _PLACES]
-        free = [i for i, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
-        best = free[0] if free else 0
-        side, dx, dy = _PLACES[best]
-        taken.append(boxes[best])
+    centers = []
+    for r in points:
+        x, y = ax.transData.transform((r.bits.total, of(r.stats, POINT).value)) * scale
+        centers.append((float(x), float(y)))
+    names = [labels[r.case.types] for r in points]
+    for r, name, place in zip(points, names, free_places(centers, names), strict=True):
+        side, dx, dy = place or PLACES[0]
         point = (r.bits.total, of(r.stats, POINT).value)
         ax.annotate(name, point, xytext=(dx, dy), va="center", **_text(side, _marker(r.case.types)[1]))
-
-
-def _box(x: float, y: float, side: str, name: str) -> tuple[float, float, float, float]:
-    """Left, bottom, right and top of a label of 8 points."""
-    width = _CHARACTER * len(name)
-    left = x if side == "left" else x - width
-    return left, y - 4.5, left + width, y + 4.5
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _text(side: str, color: str) -> dict[str, object]:
@@ -187,7 +146,7 @@ def _legend(ax: Any, types: Sequence[CacheSpec]) -> None:
         _key("D", _OURS, "turbo, K/V pair"),
         *([_key("^", _OURS, "turbo, with settings")] if any(t.has_settings for t in types) else []),
         _key("s", _THEIRS, "upstream"),
-        _key("_", _FLOOR, _WHISKER_COLUMNS),
+        _key("_", _FLOOR, WHISKER_COLUMNS),
     ]
     ax.legend(handles=entries, fontsize=8, frameon=False, loc="upper right")
 
@@ -227,21 +186,13 @@ def speed(rows: Sequence[BenchRow], path: Path) -> Path:
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("tokens per second")
-    if any(len(str(types)) > _LONG_NAME for types in names):
+    if any(len(str(types)) > LONG_NAME for types in names):
         _name_below(figure, *axes[-1].get_legend_handles_labels())
     else:
         axes[-1].legend(fontsize=8, frameon=False)
     first = rows[0].row
     figure.suptitle(f"{first.get('model_type', '')}: speed against depth ({first.get('backends', '')})", fontsize=11)
     return _save(figure, path)
-
-
-_SERVING: tuple[tuple[str, bool, Callable[[Load], float]], ...] = (
-    ("generated tokens per second", False, lambda load: load.speed),
-    ("seconds to the first token, p99", True, lambda load: load.first_p99),
-    ("seconds between tokens, p99", True, lambda load: load.gap_p99),
-)
-"""Panels: what, whether on a log scale, the number."""
 
 
 def serving(rows: Sequence[ServeRow], path: Path) -> Path:
@@ -251,9 +202,9 @@ def serving(rows: Sequence[ServeRow], path: Path) -> Path:
     found = loads(rows)
     names = list(dict.fromkeys(load.types for load in found))
     colors = _series(names)
-    figure = Figure(figsize=(1.2 + 4.6 * len(_SERVING), 4.8), dpi=150, layout="constrained")
-    axes = figure.subplots(1, len(_SERVING), squeeze=False)[0]
-    for ax, (what, is_log, number) in zip(axes, _SERVING, strict=True):
+    figure = Figure(figsize=(1.2 + 4.6 * len(PANELS), 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(PANELS), squeeze=False)[0]
+    for ax, (what, is_log, number) in zip(axes, PANELS, strict=True):
         for types in names:
             points = sorted((load.clients, number(load)) for load in found if load.types == types)
             ax.plot(
@@ -278,7 +229,7 @@ def serving(rows: Sequence[ServeRow], path: Path) -> Path:
         ax.grid(color="#e4e4e4", linewidth=0.7)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    if any(len(str(types)) > _LONG_NAME for types in names):
+    if any(len(str(types)) > LONG_NAME for types in names):
         _name_below(figure, *axes[-1].get_legend_handles_labels())
     else:
         axes[0].legend(fontsize=8, frameon=False)

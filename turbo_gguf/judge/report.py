@@ -1,4 +1,4 @@
-"""Tables (Markdown) of results, verdicts and speeds: from records of the store alone."""
+"""Tables of results, verdicts and speeds, and how Markdown writes them: from records of the store alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import msgspec
+
 from turbo_gguf.cache.spec import BASE, PLAIN, CacheSpec
 from turbo_gguf.judge.gate import Check, Verdict
-from turbo_gguf.measure.metrics import COLUMNS, Metric, of
+from turbo_gguf.measure.metrics import Metric, columns, of
 from turbo_gguf.measure.result import BenchRow, Result
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Cells as text; the first ``left`` columns are words, the others numbers. A cell between backticks is code."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+    def __str__(self) -> str:
+        """As Markdown."""
+        return markdown(self.header, self.rows, self.left)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -48,33 +62,34 @@ def name_of(result: Result) -> str:
 
 def quality(results: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> str:
     """One table per context: KL divergence, perplexity and bits of each type, with its verdict."""
-    said = {(v.types, v.ctx): v for v in verdicts}
     parts = []
     for ctx in dict.fromkeys(r.case.ctx for r in results):
         group = [r for r in results if r.case.ctx == ctx]
         first = group[0]
-        parts.append(
-            f"### {first.model}, context {ctx}\n\n"
-            f"{first.stats.tokens} scored tokens in {first.stats.chunks} chunks of {first.text}; perplexity with {BASE} cache "
-            f"{plus_minus(first.stats.ppl_base, 4)}; {first.case.backend}, llama.cpp {first.upstream_commit[:12]}, "
-            f"patches {first.patch_digest[:12] or 'none'}.\n"
-        )
-        header = ["cache K/V", "bits", "above f16", *(row.column for row in COLUMNS), "verdict"]
-        plain = next((r.stats.mean for r in group if r.case.types == PLAIN), None)
-        rows = []
-        for r in group:
-            verdict = None if r.case.is_noise_floor else said.get((r.case.types, ctx))
-            rows.append(
-                [
-                    name_of(r),
-                    short(r.bits.total),
-                    _above(r, plain),
-                    *(plus_minus(row.shown(of(r.stats, row.field)), row.digits) for row in COLUMNS),
-                    verdict.status if verdict else "",
-                ]
-            )
-        parts.append(markdown(header, rows) + "\n")
+        parts.append(f"### {first.model}, context {ctx}\n\n{measured_on(first)}.\n\n{quality_table(group, verdicts)}\n")
     return "\n".join(parts)
+
+
+def measured_on(result: Result) -> str:
+    """Text, device, sources and patches of a result, and of all that were measured with it."""
+    return (
+        f"{result.stats.tokens} scored tokens in {result.stats.chunks} chunks of {result.text}; perplexity with {BASE} cache "
+        f"{plus_minus(result.stats.ppl_base, 4)}; {result.case.backend}, llama.cpp {result.upstream_commit[:12]}, "
+        f"patches {result.patch_digest[:12] or 'none'}"
+    )
+
+
+def quality_table(group: Sequence[Result], verdicts: Sequence[Verdict] = ()) -> Table:
+    """Results of one context, a row each."""
+    said = {(v.types, v.ctx): v for v in verdicts}
+    plain = next((r.stats.mean for r in group if r.case.types == PLAIN), None)
+    shown = columns(r.stats for r in group)
+    rows = []
+    for r in group:
+        verdict = None if r.case.is_noise_floor else said.get((r.case.types, r.case.ctx))
+        numbers = (plus_minus(row.shown(of(r.stats, row.field)), row.digits) for row in shown)
+        rows.append((name_of(r), short(r.bits.total), _above(r, plain), *numbers, verdict.status if verdict else ""))
+    return Table(("cache K/V", "bits", "above f16", *(row.column for row in shown), "verdict"), tuple(rows))
 
 
 def _above(result: Result, plain: Metric | None) -> str:
@@ -85,10 +100,10 @@ def _above(result: Result, plain: Metric | None) -> str:
     return plus_minus(Metric(mean.value - plain.value, math.hypot(mean.error, plain.error)), 6)
 
 
-def checks(verdicts: Sequence[Verdict]) -> str:
-    """Table of all checks: what was compared with which limit."""
-    rows = [
-        [
+def checks(verdicts: Sequence[Verdict]) -> Table:
+    """All checks: what was compared with which limit."""
+    rows = (
+        (
             types_text(v.types),
             str(v.ctx),
             c.name,
@@ -96,11 +111,11 @@ def checks(verdicts: Sequence[Verdict]) -> str:
             "" if c.limit is None else short(c.limit),
             _reference_text(c),
             c.status,
-        ]
+        )
         for v in verdicts
         for c in v.checks
-    ]
-    return markdown(["cache K/V", "context", "check", "value", "limit", "relative to", "status"], rows, left=3)
+    )
+    return Table(("cache K/V", "context", "check", "value", "limit", "relative to", "status"), tuple(rows), left=3)
 
 
 def _reference_text(check: Check) -> str:
@@ -125,27 +140,32 @@ def by_setting(rows: Sequence[BenchRow]) -> dict[tuple[CacheSpec, str, int], Met
 
 
 def speed(rows: Sequence[BenchRow], base: CacheSpec) -> str:
-    """Table of prefill and decode speed by type and depth, each with its ratio to the base type at the same depth."""
+    """Tables of prefill and decode speed by type and depth, each with its ratio to the base type at the same depth."""
+    return "\n".join(
+        f"### {test_text(test)}, tokens per second (ratio to {base})\n\n{table}\n" for test, table in speed_tables(rows, base).items()
+    )
+
+
+def speed_tables(rows: Sequence[BenchRow], base: CacheSpec) -> dict[str, Table]:
+    """A table for each test."""
     found = by_setting(rows)
-    tests = list(dict.fromkeys(test for _, test, _ in found))
     depths = sorted({depth for _, _, depth in found})
-    parts = []
-    for test in tests:
-        header = ["cache K/V", *(f"depth {depth}" for depth in depths)]
-        body = []
-        for types in dict.fromkeys(types for types, name, _ in found if name == test):
-            cells = [types_text(types)]
-            for depth in depths:
-                metric, ref = found.get((types, test, depth)), found.get((base, test, depth))
-                if metric is None:
-                    cells.append("")
-                    continue
-                share = f" ({metric.value / ref.value:.2f})" if ref is not None and ref.value > 0 else ""
-                cells.append(f"{metric.value:.1f} ± {metric.error:.1f}{share}")
-            body.append(cells)
-        parts.append(f"### {_test_text(test)}, tokens per second (ratio to {base})\n\n{markdown(header, body)}\n")
-    return "\n".join(parts)
+
+    def cell(types: CacheSpec, test: str, depth: int) -> str:
+        metric, ref = found.get((types, test, depth)), found.get((base, test, depth))
+        if metric is None:
+            return ""
+        share = f" ({metric.value / ref.value:.2f})" if ref is not None and ref.value > 0 else ""
+        return f"{metric.value:.1f} ± {metric.error:.1f}{share}"
+
+    def table(test: str) -> Table:
+        named = dict.fromkeys(types for types, name, _ in found if name == test)
+        body = ((types_text(types), *(cell(types, test, depth) for depth in depths)) for types in named)
+        return Table(("cache K/V", *(f"depth {depth}" for depth in depths)), tuple(body))
+
+    return {test: table(test) for test in dict.fromkeys(test for _, test, _ in found)}
 
 
-def _test_text(test: str) -> str:
+def test_text(test: str) -> str:
+    """What a test of llama-bench measures."""
     return f"Prefill of {test[2:]} tokens" if test.startswith("pp") else f"Decode of {test[2:]} tokens"

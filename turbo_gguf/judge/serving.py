@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from turbo_gguf.cache.spec import PLAIN, CacheSpec
-from turbo_gguf.judge.report import markdown, types_text
+from turbo_gguf.judge.report import Table, types_text
 from turbo_gguf.measure.result import Answer, ServeRow
 
 
@@ -77,22 +77,43 @@ def base_of(found: Sequence[Load], load: Load) -> Load | None:
     return next((other for other in found if other.types == PLAIN and other.clients == load.clients), None)
 
 
+Amount = Callable[[Load], float]
+
+PANELS: tuple[tuple[str, bool, Amount], ...] = (
+    ("generated tokens per second", False, lambda load: load.speed),
+    ("seconds to the first token, p99", True, lambda load: load.first_p99),
+    ("seconds between tokens, p99", True, lambda load: load.gap_p99),
+)
+"""Panels of a plot: what, whether on a log scale, the number."""
+
+
 def table(rows: Sequence[ServeRow]) -> str:
     """What fits into the budget, then a table for each number of clients."""
-    found, first = loads(rows), rows[0]
-    parts = [
+    found = loads(rows)
+    parts = [f"{measured_on(rows)}.\n", f"{fits(found)}\n", *(f"### {title}\n\n{shown}\n" for title, shown in load_tables(found).items())]
+    if shown := failures(found):
+        parts.append(f"### Failures\n\n{shown}\n")
+    return "\n".join(parts)
+
+
+def measured_on(rows: Sequence[ServeRow]) -> str:
+    """What all loads of a sweep share."""
+    first = rows[0]
+    return (
         f"{first.model}; slots of {first.ctx} tokens in {first.budget_mib:.1f} MiB of KV memory, copies of exact tokens included; "
         f"prompts of {_lengths(rows)} tokens, {_generated(rows)} generated; {first.backend}, {_many(first.threads, 'thread')}, "
-        f"llama.cpp {first.upstream_commit[:12]}, patches {first.patch_digest[:12] or 'none'}.\n",
-        _fits(found),
-    ]
+        f"llama.cpp {first.upstream_commit[:12]}, patches {first.patch_digest[:12] or 'none'}"
+    )
+
+
+def load_tables(found: Sequence[Load]) -> dict[str, Table]:
+    """A table for each number of clients, by its title."""
+    tables = {}
     for clients in dict.fromkeys(load.clients for load in found):
         group = [load for load in found if load.clients == clients]
-        title = f"### {_many(clients, 'client')}, {_many(max(load.requests for load in group), 'request')} (ratio to {PLAIN})"
-        parts.append(f"{title}\n\n{_table(group)}\n")
-    if failures := _failures(found):
-        parts.append(f"### Failures\n\n{failures}\n")
-    return "\n".join(parts)
+        title = f"{_many(clients, 'client')}, {_many(max(load.requests for load in group), 'request')} (ratio to {PLAIN})"
+        tables[title] = _table(group)
+    return tables
 
 
 def _many(count: int, what: str) -> str:
@@ -108,21 +129,22 @@ def _generated(rows: Sequence[ServeRow]) -> str:
     return str(min((answer.tokens for row in rows for answer in row.answers if not answer.error), default=0))
 
 
-def _fits(found: Sequence[Load]) -> str:
+def fits(found: Sequence[Load]) -> Table:
+    """How many slots of each type the budget holds."""
     types = {load.types: load for load in found}
-    rows = [[types_text(load.types), f"{load.slot_mib:.2f}", str(load.slots)] for load in types.values()]
-    return markdown(["cache K/V", "MiB of a slot", "slots that fit"], rows) + "\n"
+    rows = ((types_text(load.types), f"{load.slot_mib:.2f}", str(load.slots)) for load in types.values())
+    return Table(("cache K/V", "MiB of a slot", "slots that fit"), tuple(rows))
 
 
 HEADER = ("cache K/V", "tokens/s", "with prompts", "of one", "first token p50", "p99", "between tokens p50", "p99", "failed", "peak MiB")
 
 
-def _table(group: Sequence[Load]) -> str:
+def _table(group: Sequence[Load]) -> Table:
     body = []
     for load in group:
         base = base_of(group, load)
         body.append(
-            [
+            (
                 types_text(load.types),
                 _number(load.speed, 1) + _ratio(load, base, "speed"),
                 _number(load.speed_all, 0),
@@ -133,9 +155,9 @@ def _table(group: Sequence[Load]) -> str:
                 _seconds(load.gap_p99) + _ratio(load, base, "gap_p99"),
                 str(len(load.failures)),
                 "" if load.peak_mib is None else f"{load.peak_mib:.0f}",
-            ]
+            )
         )
-    return markdown(HEADER, body)
+    return Table(HEADER, tuple(body))
 
 
 def _number(value: float, digits: int) -> str:
@@ -155,11 +177,11 @@ def _ratio(load: Load, base: Load | None, field: str) -> str:
     return f" ({value / other:.2f})" if math.isfinite(value) and math.isfinite(other) and other > 0 else ""
 
 
-def _failures(found: Sequence[Load]) -> str:
-    """How often each reason was given."""
-    rows = [
-        [types_text(load.types), str(load.clients), str(load.failures.count(why)), why]
+def failures(found: Sequence[Load]) -> Table | None:
+    """How often each reason was given; ``None`` where nothing failed."""
+    rows = tuple(
+        (types_text(load.types), str(load.clients), str(load.failures.count(why)), why)
         for load in found
         for why in dict.fromkeys(load.failures)
-    ]
-    return markdown(["cache K/V", "clients", "requests", "reason"], rows) if rows else ""
+    )
+    return Table(("cache K/V", "clients", "requests", "reason"), rows) if rows else None

@@ -6,7 +6,7 @@ A new metric is a field of :class:`KldStats` (with a default, for results that a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -35,6 +35,8 @@ class KldStats(msgspec.Struct, frozen=True):
     rms_dp: Metric
     chunks: int
     tokens: int  # scored
+    agreed: Metric | None = None  # tokens of a greedy answer before the first one that is not f16's (drift)
+    found: Metric | None = None  # percent of hidden codes that were answered exactly (retrieval)
 
 
 def _same(metric: Metric) -> Metric:
@@ -54,7 +56,7 @@ class Row(msgspec.Struct, frozen=True):
     """One metric."""
 
     field: str  # of KldStats
-    label: str = ""  # of llama-perplexity's line "label : value ± error", a regular expression
+    label: str = ""  # of llama-perplexity's line "label : value ± error", a regular expression; "" and no quantile: not of its log
     quantile: float | None = None  # of the KL divergence, instead of a line of its own
     column: str = ""  # heading in tables; "": not shown
     digits: int = 0  # in tables
@@ -92,10 +94,13 @@ METRICS = (
     ),
     Row("mean_dp", r"Mean\s+Δp"),
     Row("rms_dp", "RMS Δp"),
+    Row("agreed", column="same tokens", digits=1),
+    Row("found", column="codes found %", digits=1),
 )
 """In the order of tables and checks."""
 
 COLUMNS = tuple(row for row in METRICS if row.column)
+LOGGED = tuple(row for row in METRICS if row.label or row.quantile is not None)
 GATED = {row.field: row.gate for row in METRICS if row.gate is not None}
 
 POINT, WHISKER = "mean", ("median", "p999")
@@ -106,3 +111,9 @@ def of(stats: KldStats, field: str) -> Metric:
     """A metric by its field; NaN in results that were stored before there was such a metric."""
     found = getattr(stats, field)
     return found if isinstance(found, Metric) else Metric(math.nan, math.nan)
+
+
+def columns(measured: Iterable[KldStats]) -> tuple[Row, ...]:
+    """Columns of a table of these: what none of them has is not shown."""
+    stats = list(measured)
+    return tuple(row for row in COLUMNS if not all(math.isnan(of(one, row.field).value) for one in stats))

@@ -15,7 +15,7 @@ import math
 import re
 
 from turbo_gguf.errors import LogCut, LogNotUnderstood, UsageError
-from turbo_gguf.measure.metrics import METRICS, KldStats, Metric, Row
+from turbo_gguf.measure.metrics import LOGGED, KldStats, Metric, Row
 from turbo_gguf.measure.quantiles import quantile_error
 
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?|nan|inf))"
@@ -70,7 +70,7 @@ def kld_stats(out: str, err: str) -> KldStats:
             return _metric(out, row.label)
         return Metric(quantiles[row.quantile], quantile_error(quantiles, largest, row.quantile, tokens))
 
-    return KldStats(**{row.field: read(row) for row in METRICS}, max=largest, chunks=chunks, tokens=tokens)
+    return KldStats(**{row.field: read(row) for row in LOGGED}, max=largest, chunks=chunks, tokens=tokens)
 
 
 _LAST = "Same top p"

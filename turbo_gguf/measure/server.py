@@ -69,14 +69,14 @@ class Running(msgspec.Struct, frozen=True):
     mib: float  # of all KV caches and copies of exact tokens
     mib_error: float
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask for something small.
+    def call(self, path: str, body: dict[str, Any] | None = None, seconds: float = HTTP_SECONDS) -> dict[str, Any]:
+        """Ask for something small, or for what may take so many ``seconds``.
 
         Raises:
             ToolFailed: it does not answer, or not with what was asked for.
         """
         try:
-            status, found = ask(self.port, path, body)
+            status, found = ask(self.port, path, body, seconds=seconds)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.service.require_alive(CRASHED)
             raise ToolFailed(f"llama-server does not answer {path}: {error}; log: {self.service.stderr}") from error
@@ -160,13 +160,15 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def ask(port: int, path: str, body: dict[str, Any] | None, *, host: str = HOST) -> tuple[int, dict[str, Any]]:
+def ask(
+    port: int, path: str, body: dict[str, Any] | None, *, host: str = HOST, seconds: float = HTTP_SECONDS
+) -> tuple[int, dict[str, Any]]:
     """Status and answer of a server, which may be no more than a list.
 
     Raises:
         OSError, http.client.HTTPException, ValueError: there is none, or it is no JSON.
     """
-    connection = http.client.HTTPConnection(host, port, timeout=HTTP_SECONDS)
+    connection = http.client.HTTPConnection(host, port, timeout=seconds)
     try:
         if body is None:
             connection.request("GET", path)

@@ -75,6 +75,14 @@ class Store:
         }
         return list(found.values())
 
+    def left_out(self) -> int:
+        """How many records :meth:`results` leaves out because their metrics are of another version.
+
+        Raises:
+            UsageError: as :meth:`results`.
+        """
+        return sum(isinstance(record, Result) and record.case.metrics_version != METRICS_VERSION for record in self._read())
+
     def bench_rows(self) -> list[BenchRow]:
         """All rows of llama-bench, in the order in which they were stored.
 

@@ -15,10 +15,12 @@
 #        define TURBO_DECODE_MMA_KERNEL turbo_attn_decode_mma_kernel
 #    endif  // TURBO_WMMA
 
-// Most columns of a block. With f16 as K at head size 256, sums of 16 columns and its loads are more than 255 registers.
-template <int DV, ggml_type type_K> static constexpr int turbo_decode_mma_max_columns() {
+// Most columns of a block. At head size 256, sums of 16 columns and loads of f16 as K, or two of the largest codebooks, are more than 255
+// registers.
+template <int DV, ggml_type type_K, ggml_type type_V> static constexpr int turbo_decode_mma_max_columns() {
 #    ifdef TURBO_MMA
-    return DV > 128 && type_K == GGML_TYPE_F16 ? 8 : 16;
+    const bool is_large = type_K == GGML_TYPE_F16 || (turbo_mma_is_large<type_K>() && turbo_mma_is_large<type_V>());
+    return DV > 128 && is_large ? 8 : 16;
 #    else
     return 16;
 #    endif  // TURBO_MMA
@@ -26,7 +28,7 @@ template <int DV, ggml_type type_K> static constexpr int turbo_decode_mma_max_co
 
 template <int DK, int DV, ggml_type type_K, ggml_type type_V>
 static turbo_decode_kernels turbo_attn_decode_mma_columns(const int n_columns) {
-    constexpr int max    = turbo_decode_mma_max_columns<DV, type_K>();
+    constexpr int max    = turbo_decode_mma_max_columns<DV, type_K, type_V>();
     const auto    merge  = turbo_attn_merge_parts<DV>;
     const auto    widest = TURBO_DECODE_MMA_KERNEL<DK, DV, type_K, type_V, max>;
     if (n_columns > 8) {

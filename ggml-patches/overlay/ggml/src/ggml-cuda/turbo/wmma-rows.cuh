@@ -60,6 +60,8 @@ template <ggml_type type, int D> struct turbo_wmma_keys {
     static constexpr int  n_own    = packed ? 2 : 4;  // registers that hold half of an operand
     static constexpr int  n_regs   = n_own * TURBO_WMMA_COPIES;
 
+    static constexpr float scale_unit = 1.0f;  // of scales that load gives
+
     using tile = turbo_wmma_tile<type, D>;
 
     // Operand B of the instructions of group b, and the scale. key: of this lane's line

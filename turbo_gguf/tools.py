@@ -177,6 +177,26 @@ class Service:
         self._started = time.monotonic()
         self.argv = argv
         self.stdout, self.stderr = stdout, stderr
+        self._said: list[str] = []
+        self._followers: list[_Follower] = []
+
+    def lines(self) -> list[str]:
+        """Lines of both streams that were finished since the last call."""
+        if not self._followers:
+            self._followers = [_Follower(path, self._said.append) for path in (self.stdout, self.stderr)]
+        for follower in self._followers:
+            follower.poll()
+        found, self._said[:] = list(self._said), []
+        return found
+
+    def close(self) -> None:
+        """Stop to follow its streams."""
+        for follower in self._followers:
+            follower.close(report=False)
+
+    def ended(self) -> int | None:
+        """Its return code; ``None``: it runs."""
+        return self._process.poll()
 
     def require_alive(self, hint: str = "", *, wait: float = 0.0) -> None:
         """Say how it ended when it should be there.
@@ -204,14 +224,21 @@ class Service:
 
 
 @contextmanager
-def serving(argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None) -> Iterator[Service]:
-    """Run a program as long as the block does, and end it with its children. Arguments, logs and errors are those of :func:`run`."""
+def serving(
+    argv: Sequence[str | Path], *, log: Path, env: Mapping[str, str] | None = None, grace: float = KILL_GRACE_SECONDS
+) -> Iterator[Service]:
+    """Run a program as long as the block does, and end it with its children. Arguments, logs and errors are those of :func:`run`.
+
+    ``grace`` is how long it may take to end by itself; 0 is for one that has nothing to tidy up.
+    """
     args = tuple(str(part) for part in argv)
     process, stdout, stderr = _start_logged(args, log=log, cwd=None, env=env)
+    service = Service(process, args, stdout, stderr)
     try:
-        yield Service(process, args, stdout, stderr)
+        yield service
     finally:
-        _kill_group(process)
+        service.close()
+        _kill_group(process, grace)
 
 
 def failure(result: Run, hint: str = "") -> EnvironmentMissing | ToolFailed:
@@ -310,15 +337,15 @@ def _wait(process: subprocess.Popen[bytes], followers: Sequence[_Follower], dead
             follower.poll()
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End the tool and its children: first politely, then for good."""
-    for sign, grace in ((signal.SIGTERM, KILL_GRACE_SECONDS), (signal.SIGKILL, None)):
+def _kill_group(process: subprocess.Popen[bytes], grace: float = KILL_GRACE_SECONDS) -> None:
+    """End the tool and its children: first politely, if there is time for that, then for good."""
+    for sign, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, None))[0 if grace else 1 :]:
         try:
             os.killpg(process.pid, sign)
         except ProcessLookupError:
             break
         try:
-            process.wait(grace)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             continue
     process.wait()

@@ -24,6 +24,7 @@ class Hub(ThreadingHTTPServer):
         self.announced = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         self.break_after: int | None = None  # bytes after which a download breaks off, once
         self.failing = False  # answers 500
+        self.has_ranges = True
         self.served: list[tuple[str, int, int]] = []  # method, first byte, bytes sent
 
     @property
@@ -63,14 +64,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, *, body: bool) -> None:
         data = self.server.files[name]
-        start = 0
-        if asked := re.fullmatch(r"bytes=(\d+)-.*", self.headers.get("Range", "")):
-            start = int(asked[1])
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(data) - start))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.has_ranges else None
+        start = int(asked[1]) if asked else 0
+        stop = int(asked[2]) + 1 if asked and asked[2] else len(data)
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(stop - start))
         self.send_header("Accept-Ranges", "bytes")
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{self.server.announced[name]}"')
         self.send_header("X-Linked-Etag", f'"{self.server.announced[name]}"')
@@ -78,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        part = data[start:]
+        part = data[start:stop]
         if self.server.break_after is not None:
             part = part[: self.server.break_after]
             self.server.break_after = None

@@ -16,6 +16,7 @@ FLOORS = (
     ("patchset",),
     ("make",),
     ("measure",),
+    ("plan",),
     ("judge",),
     ("cli", "ppl-gate", "__main__"),
 )

@@ -33,8 +33,8 @@ KERNEL = re.compile(
 )
 """A kernel that is defined, not declared."""
 
-DECLARATIONS = re.compile(r"^\s*(?:using|constexpr|static constexpr|(?:__align__\(\d+\) )?__shared__)\b[^;]*;", re.MULTILINE)
-"""What runs nothing."""
+DECLARATIONS = re.compile(r"^\s*(?:#[^\n]*$|(?:using|constexpr|static constexpr|(?:__align__\(\d+\) )?__shared__)\b[^;]*;)", re.MULTILINE)
+"""What runs nothing: directives, too. Without its instructions a kernel is empty."""
 
 WAIT = "ggml_cuda_pdl_sync();"
 """From here on, what earlier kernels have written is there, and nobody reads what they read any more."""

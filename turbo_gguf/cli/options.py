@@ -12,9 +12,12 @@ import click
 from turbo_gguf.inputs import models
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.inputs.named import NAMED
+from turbo_gguf.make import toolkits
 from turbo_gguf.make.presets import PRESETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def model(command: Command) -> Command:
@@ -28,6 +31,51 @@ def preset(command: Command) -> Command:
     return click.option(
         "--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True, help="What llama.cpp is built for."
     )(command)
+
+
+def preset_here(command: Command) -> Command:
+    """``--preset``, for :func:`preset_of`: that of this machine where none is named."""
+    text = "What llama.cpp is built for.  [default: the GPU that is here, else cpu]"
+    return click.option("--preset", type=click.Choice(list(PRESETS)), help=text)(command)
+
+
+def preset_of(name: str | None) -> str:
+    """The preset that was named, or that of the first GPU here, or ``cpu``."""
+    return name or next((toolkit.name for toolkit in toolkits.with_gpu()), "cpu")
+
+
+def server(command: Command) -> Command:
+    """``--server``."""
+    kind = click.Path(path_type=Path, exists=True, dir_okay=False)
+    return click.option("--server", type=kind, metavar="FILE", help="llama-server of another build.")(command)
+
+
+def slots(default: str) -> Callable[[Command], Command]:
+    """``--ctx``, ``--parallel`` and ``--kv-unified``; ``default`` is that of the first."""
+
+    def add(command: Command) -> Command:
+        text = f"Tokens of a slot; with --kv-unified of all slots.  [default: {default}]"
+        command = click.option("--kv-unified", "-kvu", is_flag=True, help="One pool of cells for all slots.")(command)
+        command = click.option("--parallel", "-np", default=1, show_default=True, type=click.IntRange(1, 256), help="Slots.")(command)
+        return click.option("--ctx", type=click.IntRange(min=1), help=text)(command)
+
+    return add
+
+
+def memory(command: Command) -> Command:
+    """``--memory``, in bytes."""
+    text = "Memory that there is.  [default: what is free here, less 1 GiB]"
+    return click.option("--memory", "memory_bytes", callback=_bytes, metavar="24GiB", help=text)(command)
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes of ``24GiB`` or ``512M``."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)i?B?", value, re.IGNORECASE)
+    if not found:
+        raise click.BadParameter(f"{value!r} is no amount of memory such as 24GiB or 512MiB", ctx, param)
+    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def upstream(command: Command) -> Command:

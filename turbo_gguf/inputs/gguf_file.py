@@ -10,10 +10,11 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,26 @@ def part_names(name: str) -> list[str]:
 def parts(path: Path) -> list[Path]:
     """The same for a path. Names are those that were given: beside a link lie the links to the other parts."""
     return [path.with_name(name) for name in part_names(path.name)]
+
+
+class Data(Protocol):
+    """The bytes of a file, wherever it is. Only those that are asked for are needed."""
+
+    def __len__(self) -> int:
+        """Of the whole file."""
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """A part of it."""
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[Data]:
+    """A file of this machine."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise _Damaged("no data")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
 
 
 @dataclass(frozen=True)
@@ -113,15 +134,23 @@ class GgufFile:
         UsageError: a file is missing, is no GGUF, is damaged or truncated, or is not the first one of its model.
     """
 
-    def __init__(self, path: Path, *, what: str = "", hint: str = "download it again") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str = "",
+        hint: str = "download it again",
+        opened: Callable[[Path], AbstractContextManager[Data]] = _mapped,
+    ) -> None:
         """Read the headers.
 
         Args:
             path: of the (first) file.
             what: what the file is, for messages.
             hint: what to do about a damaged one.
+            opened: gives the data of a path, where it is no file of this machine.
         """
-        self._what, self._hint = what, hint
+        self._what, self._hint, self._opened = what, hint, opened
         self.fields, self.tensors, self.size = self._read(path)
         self.parts: tuple[Path, ...] = (path,)
         if int(self.fields.get("split.count", 0)) > 1:
@@ -156,18 +185,14 @@ class GgufFile:
 
     def _read(self, path: Path) -> tuple[Fields, list[Tensor], int]:
         """Read one file, and look whether it is whole."""
-        name = f"{self._what} {path}".strip()
+        name, size = f"{self._what} {path}".strip(), 0
         try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                if not size:
-                    raise _Damaged("no data")
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    fields, tensors = _Header(data).read(path)
+            with self._opened(path) as data:
+                size = len(data)
+                fields, tensors = _Header(data).read(path)
         except OSError as error:
             raise UsageError(f"{name}: {error.strerror}", "" if path.exists() else _ONE_FOLDER if len(parts(path)) > 1 else "") from error
         except (_Damaged, UnicodeDecodeError) as error:
-            size = path.stat().st_size
             raise UsageError(f"{name}: GGUF file damaged or truncated at {size} bytes ({error})", self._hint) from error
         needs = max((t.offset + (1 if t.n_bytes is None else t.n_bytes) for t in tensors), default=0)
         if needs > size:
@@ -193,7 +218,7 @@ class _Header:
     """numpy's names of GGUF's value types; "" are strings and arrays."""
     _BOOL, _STRING, _ARRAY = 7, 8, 9
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: Data) -> None:
         self._data, self._at = data, 0
 
     def read(self, path: Path) -> tuple[Fields, list[Tensor]]:

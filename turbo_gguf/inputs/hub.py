@@ -11,14 +11,19 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.files import sha256_of
-from turbo_gguf.inputs.gguf_file import part_names
+from turbo_gguf.inputs.gguf_file import Data, GgufFile, part_names
 
 _HUB = re.compile(r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:[:/](?P<file>[^:]+\.gguf))?$")
+FIRST_BYTES = 1 << 20
+"""Of a file, that are asked for first: a header without a long vocabulary."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,8 +48,7 @@ def download(repo: str, file: str | None = None) -> Path:
     """
     import huggingface_hub as hub  # noqa: PLC0415 - slow to import
 
-    if file and part_names(file)[0] != file:
-        raise UsageError(f"hub model {repo}: {file} is not the first of its files", f"name the first one: {repo}:{part_names(file)[0]}")
+    _require_first(repo, file)
     try:
         announced = _ask(repo, file)
     except EnvironmentMissing as error:
@@ -58,6 +62,72 @@ def download(repo: str, file: str | None = None) -> Path:
         _check(path, repo, metadata.etag, metadata.size)
         paths.append(path)
     return paths[0]
+
+
+def header(repo: str, file: str | None = None) -> tuple[GgufFile, Path | None]:
+    """Metadata and list of tensors of a model, and its path if it is here. Else no more than the header is asked for, by ranges of bytes.
+
+    Raises:
+        UsageError: as :func:`download`, or a file is no GGUF.
+        EnvironmentMissing: the hub cannot be reached, and its cache lacks the model.
+    """
+    import huggingface_hub as hub  # noqa: PLC0415 - slow to import
+
+    _require_first(repo, file)
+    try:
+        sizes = {name: int(metadata.size or 0) for name, metadata in _ask(repo, file)}
+    except EnvironmentMissing as error:
+        path = _from_cache(repo, file, error)
+        return GgufFile(path), path
+    here = [hub.try_to_load_from_cache(repo, name) for name in sizes]
+    if all(isinstance(path, str) for path in here):
+        return GgufFile(Path(str(here[0]))), Path(str(here[0]))
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[Data]:
+        yield _Ranges(repo, path.as_posix(), sizes[path.as_posix()])
+
+    return GgufFile(Path(next(iter(sizes))), what=f"hub model {repo}:", hint="take another file of the repository", opened=opened), None
+
+
+class _Ranges:
+    """The first bytes of a file on the hub: more of them are fetched when they are asked for."""
+
+    def __init__(self, repo: str, name: str, size: int) -> None:
+        self._repo, self._name, self._size = repo, name, size
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        while len(self._data) < min(part.stop, self._size):
+            self._fetch(min(max(part.stop, 2 * len(self._data), FIRST_BYTES), self._size))
+        return bytes(self._data[part])
+
+    def _fetch(self, stop: int) -> None:
+        import huggingface_hub as hub  # noqa: PLC0415 - slow to import
+        from huggingface_hub import constants  # noqa: PLC0415
+        from huggingface_hub import utils as exported  # noqa: PLC0415
+
+        utils: Any = exported  # it does not tell type checkers what it exports
+        url = hub.hf_hub_url(self._repo, self._name, endpoint=endpoint())
+        wanted = {**utils.build_hf_headers(), "Range": f"bytes={len(self._data)}-{stop - 1}"}
+        try:
+            answer = utils.get_session().get(url, headers=wanted, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            utils.hf_raise_for_status(answer)
+        except Exception as error:
+            raise _unreachable(self._repo, error) from error
+        if answer.status_code == HTTPStatus.OK:  # all of it: ranges mean nothing to this server
+            self._data.clear()
+        if not answer.content:
+            raise _unreachable(self._repo, EOFError(f"{self._name}: nothing came of bytes {len(self._data)} to {stop}"))
+        self._data += answer.content
+
+
+def _require_first(repo: str, file: str | None) -> None:
+    if file and part_names(file)[0] != file:
+        raise UsageError(f"hub model {repo}: {file} is not the first of its files", f"name the first one: {repo}:{part_names(file)[0]}")
 
 
 def _ask(repo: str, file: str | None) -> list[tuple[str, Any]]:

@@ -129,6 +129,13 @@ def build(tree: Tree, chosen: Preset, tools: Toolchain, options: Mapping[str, st
     return found
 
 
+def found(preset_name: str, program: str, *, upstream: str | None = None) -> Path | None:
+    """A program of a patched build that is there, whatever became of the patch set since; nothing is made."""
+    folder = home() / "builds" / f"{resolve(upstream).name}-{preset_name}"
+    path = folder / "bin" / program
+    return path if read_manifest(folder) is not None and path.is_file() else None
+
+
 def build_folder(tree: Tree, preset_name: str) -> Path:
     """Folder of the build of a tree, the unpatched one beside the patched one."""
     return home() / "builds" / f"{tree.upstream}-{preset_name}{'' if tree.digest else '-pristine'}"

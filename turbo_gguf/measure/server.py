@@ -76,7 +76,7 @@ class Running(msgspec.Struct, frozen=True):
             ToolFailed: it does not answer, or not with what was asked for.
         """
         try:
-            status, found = _ask(self.port, path, body)
+            status, found = ask(self.port, path, body)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.service.require_alive(CRASHED)
             raise ToolFailed(f"llama-server does not answer {path}: {error}; log: {self.service.stderr}") from error
@@ -132,7 +132,7 @@ def _wait_until_healthy(running: Running) -> None:
     while time.monotonic() < deadline:
         running.service.require_alive(CRASHED)
         try:
-            if _ask(running.port, "/health", None)[0] == http.HTTPStatus.OK:
+            if ask(running.port, "/health", None)[0] == http.HTTPStatus.OK:
                 return
         except (OSError, http.client.HTTPException, ValueError):
             pass  # not yet
@@ -160,8 +160,13 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _ask(port: int, path: str, body: dict[str, Any] | None) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(HOST, port, timeout=HTTP_SECONDS)
+def ask(port: int, path: str, body: dict[str, Any] | None, *, host: str = HOST) -> tuple[int, dict[str, Any]]:
+    """Status and answer of a server, which may be no more than a list.
+
+    Raises:
+        OSError, http.client.HTTPException, ValueError: there is none, or it is no JSON.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=HTTP_SECONDS)
     try:
         if body is None:
             connection.request("GET", path)

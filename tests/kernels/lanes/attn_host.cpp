@@ -123,7 +123,7 @@ static ggml_tensor tensor(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2)
 }
 
 // An op without memory on a device of compute capability cc with nsm multiprocessors, each of which runs n_active blocks at once, says
-// the driver. n_exact: keys of a second segment. mma: whether slices have a kernel for matrix cores.
+// the driver. n_exact: keys of a second segment. row_gap: bytes between rows of K. mma: whether slices have a kernel for matrix cores.
 LANES_EXPORT const char * lanes_attend(int64_t cc,
                                        int64_t nsm,
                                        int64_t n_active,
@@ -140,6 +140,7 @@ LANES_EXPORT const char * lanes_attend(int64_t cc,
                                        int64_t gqa_ratio,
                                        int64_t n_kv,
                                        int64_t n_exact,
+                                       int64_t row_gap,
                                        Calls * out) {
     return lanes::guarded([&] {
         lanes::device.info.devices[0].cc  = cc;
@@ -151,9 +152,11 @@ LANES_EXPORT const char * lanes_attend(int64_t cc,
         has_mma                           = mma;
         calls                             = {};
 
-        ggml_tensor Q    = tensor(GGML_TYPE_F32, DK, n_q, n_head_kv * gqa_ratio);
-        ggml_tensor K    = tensor(ggml_type(type_k), DK, n_kv, n_head_kv);
-        ggml_tensor V    = tensor(ggml_type(type_v), DV, n_kv, n_head_kv);
+        ggml_tensor Q = tensor(GGML_TYPE_F32, DK, n_q, n_head_kv * gqa_ratio);
+        ggml_tensor K = tensor(ggml_type(type_k), DK, n_kv, n_head_kv);
+        ggml_tensor V = tensor(ggml_type(type_v), DV, n_kv, n_head_kv);
+        K.nb[1] += row_gap;
+        K.nb[2] += row_gap * n_kv;
         ggml_tensor mask = tensor(GGML_TYPE_F16, n_kv, n_q, 1);
         ggml_tensor K2   = tensor(GGML_TYPE_F16, DK, n_exact, n_head_kv);
         ggml_tensor V2   = tensor(GGML_TYPE_F16, DV, n_exact, n_head_kv);

@@ -150,7 +150,7 @@ static void sum_values(const char * x, int stride, int n_valid, float * y) {
             p[r]           = turbo_mma_transpose(hit ? 0x3c00 : 0);
         }
         for (int ic = 0; ic < values::n_chunks; ++ic) {
-            const auto fragments = values::fragments::read(t, key / 16 * 16, ic);
+            auto fragments = values::fragments::read(t, key / 16 * 16, ic);
             for (int i = 0; i < values::n_tiles; ++i) {
                 uint32_t a[2][4];
                 float    c[4] = {};

@@ -44,6 +44,7 @@ class Op:
     gqa_ratio: int = 4
     n_kv: int = 65536
     n_exact: int = 0
+    row_gap: int = 0  # bytes between rows of K
 
 
 def attend(op: Op, device: Device = CUDA) -> Calls:
@@ -52,7 +53,7 @@ def attend(op: Op, device: Device = CUDA) -> Calls:
         "lanes_attend",
         *(op.cc, op.nsm, op.n_active, op.n_registers, op.n_shared, op.n_cache, op.mma),
         *(TYPE_IDS[op.type_k], TYPE_IDS[op.type_v], *op.head_size),
-        *(op.n_q, op.n_head_kv, op.gqa_ratio, op.n_kv, op.n_exact, ctypes.byref(calls)),
+        *(op.n_q, op.n_head_kv, op.gqa_ratio, op.n_kv, op.n_exact, op.row_gap, ctypes.byref(calls)),
     )
     return calls
 
@@ -101,6 +102,12 @@ def test_amd_decodes_no_more_queries_than_16() -> None:
 def test_keys_are_split_in_the_same_way_for_every_number_of_queries(n_q: int) -> None:
     assert attend(Op(n_q=n_q)).split == 33
     assert attend(Op(n_q=n_q, n_head_kv=2, gqa_ratio=1)).split == 132
+
+
+def test_f16_off_its_grid_is_not_for_matrix_instructions() -> None:
+    """Packed rows are copied then, f16 is only read in vectors."""
+    assert [attend(Op(type_k=kind, row_gap=2)).decode_mma for kind in ("f16", "turbo3")] == [0, 1]
+    assert attend(Op(type_k="f16", row_gap=16)).decode_mma == 1
 
 
 def test_both_segments_have_the_same_kind_of_kernel() -> None:

@@ -201,11 +201,17 @@ struct turbo_decode_launch {
     dim3                 grid;
 };
 
+// They read f16 in vectors only.
+static bool turbo_suits_mma(const ggml_tensor * t) {
+    return t->type != GGML_TYPE_F16 || turbo_is_aligned(t);
+}
+
 // Whether the kernels with matrix instructions serve dst: all of its segments, so that a token's result is the same in every batch.
 static bool turbo_decode_uses_mma(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
     const int n_columns = dst->src[0]->ne[1] * (dst->src[0]->ne[2] / dst->src[1]->ne[2]);
     return turbo_decode_prefers_mma(ggml_cuda_info().devices[ctx.device].cc, dst->ne[0], n_columns) &&
-           turbo_is_decode_mma(dst->src[1]->type, dst->src[2]->type, dst->src[0]->ne[0], dst->ne[0]);
+           turbo_is_decode_mma(dst->src[1]->type, dst->src[2]->type, dst->src[0]->ne[0], dst->ne[0]) &&
+           turbo_suits_mma(dst->src[1]) && turbo_suits_mma(dst->src[2]);
 }
 
 // Splits of the keys: as many blocks as run at once, but no split without a tile for each warp.

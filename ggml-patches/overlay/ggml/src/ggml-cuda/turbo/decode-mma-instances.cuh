@@ -15,12 +15,22 @@
 #        define TURBO_DECODE_MMA_KERNEL turbo_attn_decode_mma_kernel
 #    endif  // TURBO_WMMA
 
+// Most columns of a block. With f16 as K at head size 256, sums of 16 columns and its loads are more than 255 registers.
+template <int DV, ggml_type type_K> static constexpr int turbo_decode_mma_max_columns() {
+#    ifdef TURBO_MMA
+    return DV > 128 && type_K == GGML_TYPE_F16 ? 8 : 16;
+#    else
+    return 16;
+#    endif  // TURBO_MMA
+}
+
 template <int DK, int DV, ggml_type type_K, ggml_type type_V>
 static turbo_decode_kernels turbo_attn_decode_mma_columns(const int n_columns) {
-    const auto merge  = turbo_attn_merge_parts<DV>;
-    const auto widest = TURBO_DECODE_MMA_KERNEL<DK, DV, type_K, type_V, 16>;
+    constexpr int max    = turbo_decode_mma_max_columns<DV, type_K>();
+    const auto    merge  = turbo_attn_merge_parts<DV>;
+    const auto    widest = TURBO_DECODE_MMA_KERNEL<DK, DV, type_K, type_V, max>;
     if (n_columns > 8) {
-        return { widest, merge, 16, widest };
+        return { widest, merge, max, widest };
     }
     return { TURBO_DECODE_MMA_KERNEL<DK, DV, type_K, type_V, 8>, merge, 8, widest };
 }

@@ -245,6 +245,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                     }
                 }
             }
+            if constexpr (type_K == GGML_TYPE_F16) {
+                turbo_syncwarp();  // as for V in f16, see turbo_mma_f16_fragments
+            }
             multiply_groups<b + 1>(t, Q, Q_d);
         }
     }
@@ -366,7 +369,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         for (int ic = 0; ic < values::n_chunks; ++ic) {
 #    pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const auto fragments = values::fragments::read(t, 16 * i, ic);
+                auto fragments = values::fragments::read(t, 16 * i, ic);
 #    pragma unroll
                 for (int j = 0; j < values::n_tiles; j += 2) {
                     uint32_t a[2][4];

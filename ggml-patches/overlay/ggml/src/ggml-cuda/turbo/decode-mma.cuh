@@ -24,8 +24,9 @@ template <ggml_type type> static constexpr bool turbo_mma_is_large() {
 
 // Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers.
 template <int DV, ggml_type type_K, ggml_type type_V, int n_cols> static constexpr int turbo_mma_blocks() {
-    constexpr bool is_large = turbo_mma_is_large<type_K>() || turbo_mma_is_large<type_V>();
-    return DV > 128 || (is_large && n_cols > 8) ? 2 : n_cols > 8 ? 3 : 4;
+    constexpr int columns = n_cols > 8;
+    constexpr int large   = turbo_mma_is_large<type_K>() || turbo_mma_is_large<type_V>();
+    return DV > 128 || columns + large == 2 ? 2 : 4 - columns - (large && type_V == GGML_TYPE_F16);
 }
 
 // Quantizes the queries of a block to int8 with a scale for each group of K, or to f16 for K in f16: operand B, [group][instruction][tile of
@@ -126,7 +127,7 @@ template <typename tile> struct turbo_mma_stream {
                                           const int               n_whole) {
         src += hop;
         if constexpr (staged) {
-            if (key0 < n_whole) {
+            if (tile::width > 2 && key0 < n_whole) {
                 tile::load(dst + tile::lane_words(), src, stride);
             } else if (key0 < a.n_kv) {
                 // lane 0 begins where the rows do; no other pointer is carried along for a tile at the end
@@ -142,7 +143,7 @@ template <typename tile> struct turbo_mma_stream {
         if constexpr (staged) {
             return { dst };
         } else {
-            return { src, stride, a.n_kv - key0, a.aligned };
+            return { src, stride, a.n_kv - key0 };
         }
     }
 };

@@ -81,7 +81,7 @@ template <int D, bool full> struct turbo_wmma_stream<GGML_TYPE_F16, D, full> {
     __device__ __forceinline__ void put(const int) {}
 
     __device__ __forceinline__ turbo_wmma_tile<GGML_TYPE_F16, D> at(const int key0) const {
-        return { x + (int64_t) key0 * stride, stride, a.n_kv - key0, full };
+        return { x + (int64_t) key0 * stride, stride, a.n_kv - key0 };
     }
 };
 

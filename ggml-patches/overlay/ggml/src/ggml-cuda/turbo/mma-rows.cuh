@@ -97,30 +97,21 @@ template <ggml_type type, int D, bool is_V> struct turbo_mma_tile {
     }
 };
 
-// The same of f16, which stays in global memory: a lane reads 16 bytes where it needs them.
+// The same of f16, which stays in global memory: a lane reads 16 bytes where it needs them, to which rows are aligned.
 template <int D, bool is_V> struct turbo_mma_tile<GGML_TYPE_F16, D, is_V> {
     static constexpr int words = 0;
 
     const char * rows;
     int64_t      stride;
     int          n_valid;
-    bool         aligned;  // to 16 bytes
 
     // Values 8*i .. 8*i + 7 of a row.
     __device__ __forceinline__ void read(const int key, const int i, uint32_t (&x)[4]) const {
-        const char * src = rows + min(key, n_valid - 1) * stride + i * 16;
-        if (aligned) {
-            __align__(16) uint32_t y[4];
-            ggml_cuda_memcpy_1<16>(y, src);
+        __align__(16) uint32_t y[4];
+        ggml_cuda_memcpy_1<16>(y, rows + min(key, n_valid - 1) * stride + i * 16);
 #    pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                x[j] = y[j];
-            }
-        } else {
-#    pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                x[j] = ((const uint16_t *) src)[2 * j] | (uint32_t) ((const uint16_t *) src)[2 * j + 1] << 16;
-            }
+        for (int j = 0; j < 4; ++j) {
+            x[j] = y[j];
         }
     }
 };
@@ -313,31 +304,30 @@ template <int n> struct turbo_mma_packed_fragments<GGML_TYPE_Q8_0, n> {
     }
 };
 
-// The same of f16: 16 bytes of each key serve four fragments.
-template <int n> struct turbo_mma_f16_fragments {
-    uint32_t x[n][4][4];
+// The same of f16: 16 bytes of each key serve four fragments, and are read when the first of them is wanted.
+template <typename tile, int n> struct turbo_mma_f16_fragments {
+    tile     t;
+    int      key0, ic;
+    uint32_t x[4][4];
 
-    template <typename tile>
     static __device__ __forceinline__ turbo_mma_f16_fragments read(const tile & t, const int key0, const int ic) {
-        turbo_mma_f16_fragments f;
-#    pragma unroll
-        for (int j = 0; j < n; ++j) {
-#    pragma unroll
-            for (int m = 0; m < 4; ++m) {
-                t.read(key0 + turbo_mma_part() + 4 * m, (ic * n + j) * 8 + turbo_mma_row(), f.x[j][m]);
-            }
-        }
-        return f;
+        return { t, key0, ic, {} };
     }
 
-    __device__ __forceinline__ void get(const int i, uint32_t (&a)[2][4]) const {
+    __device__ __forceinline__ void get(const int i, uint32_t (&a)[2][4]) {
+        if (i % 2 == 0) {
+            turbo_syncwarp();  // else the compiler moves more loads up than there are registers for
+#    pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                t.read(key0 + turbo_mma_part() + 4 * m, (ic * n + i / 2) * 8 + turbo_mma_row(), x[m]);
+            }
+        }
 #    pragma unroll
         for (int h = 0; h < 2; ++h) {
 #    pragma unroll
             for (int r = 0; r < 4; ++r) {
                 const int k = 2 * i % 4 + h;
-                a[h][r] =
-                    turbo_permute(x[i / 2][r / 2 * 2][k], x[i / 2][r / 2 * 2 + 1][k], r % 2 == 0 ? 0x5410 : 0x7632);
+                a[h][r]     = turbo_permute(x[r / 2 * 2][k], x[r / 2 * 2 + 1][k], r % 2 == 0 ? 0x5410 : 0x7632);
             }
         }
     }
@@ -363,8 +353,8 @@ template <ggml_type type, int D> struct turbo_mma_values {
         }
     }
 
-    using fragments =
-        std::conditional_t<type == GGML_TYPE_F16, turbo_mma_f16_fragments<n>, turbo_mma_packed_fragments<type, n>>;
+    using fragments = std::
+        conditional_t<type == GGML_TYPE_F16, turbo_mma_f16_fragments<tile, n>, turbo_mma_packed_fragments<type, n>>;
 };
 
 #endif  // TURBO_MMA

@@ -152,9 +152,8 @@ template <int n_lanes>
 static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[QK_TRELLIS / n_lanes],
                                                               float       reach,
                                                               float       value[QK_TRELLIS / n_lanes]) {
-    constexpr int  n          = QK_TRELLIS / n_lanes;
-    const uint32_t max_finite = TURBO_FLT_MAX_BITS;
-    const uint32_t infinity   = TURBO_INFINITY_BITS;
+    constexpr int  n        = QK_TRELLIS / n_lanes;
+    const uint32_t infinity = TURBO_INFINITY_BITS;
 
     uint32_t amax = 0;
 #pragma unroll
@@ -166,7 +165,7 @@ static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[QK_T
     for (int mask = n_lanes / 2; mask > 0; mask >>= 1) {
         amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, 32));
     }
-    const float f = __uint_as_float(min(amax, max_finite));
+    const float f = turbo_without_infinity(__uint_as_float(amax));
 
     turbo_trellis_start start;
     start.is_nan  = amax > infinity;

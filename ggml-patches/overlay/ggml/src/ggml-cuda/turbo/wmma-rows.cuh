@@ -28,30 +28,21 @@ template <ggml_type type, int D> struct turbo_wmma_tile {
     const __device__ __forceinline__ uint32_t * row(const int key) const { return rows + key * words; }
 };
 
-// The same of f16, which stays in global memory: a lane reads up to 16 bytes where it needs them.
+// The same of f16, which stays in global memory, aligned to 16 bytes: a lane reads up to 16 of them where it needs them.
 template <int D> struct turbo_wmma_tile<GGML_TYPE_F16, D> {
     static constexpr int words = 0;
 
     const char * rows;
     int64_t      stride;
     int          n_valid;
-    bool         aligned;  // to 16 bytes
 
     // n registers from byte at on.
     template <int n> __device__ __forceinline__ void read(const int key, const int at, uint32_t * x) const {
-        const char * src = rows + min(key, n_valid - 1) * stride + at;
-        if (aligned) {
-            __align__(16) uint32_t y[n];
-            ggml_cuda_memcpy_1<4 * n>(y, src);
+        __align__(16) uint32_t y[n];
+        ggml_cuda_memcpy_1<4 * n>(y, rows + min(key, n_valid - 1) * stride + at);
 #    pragma unroll
-            for (int i = 0; i < n; ++i) {
-                x[i] = y[i];
-            }
-        } else {
-#    pragma unroll
-            for (int i = 0; i < n; ++i) {
-                x[i] = ((const uint16_t *) src)[2 * i] | (uint32_t) ((const uint16_t *) src)[2 * i + 1] << 16;
-            }
+        for (int i = 0; i < n; ++i) {
+            x[i] = y[i];
         }
     }
 };

@@ -1,0 +1,99 @@
+"""``turbo-gguf serve``: from the name of a model to a llama-server with a cache that fits this machine."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from turbo_gguf import assets
+from turbo_gguf.cache.spec import parse_types
+from turbo_gguf.cli import options
+from turbo_gguf.cli.plan import size_text
+from turbo_gguf.errors import UsageError
+from turbo_gguf.inputs import headers
+from turbo_gguf.make import build, presets
+from turbo_gguf.plan import launch, planner
+from turbo_gguf.plan.memory import Context
+from turbo_gguf.plan.planner import Choice, Planner
+
+OWN = {
+    **dict.fromkeys(("-m", "--model", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-mu", "--model-url"), "name the model in front"),
+    **dict.fromkeys(("-c", "--ctx-size"), "say --ctx"),
+    **dict.fromkeys(("-np", "--parallel"), "say --parallel"),
+    **dict.fromkeys(("-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified", "--kv-unified-per-slot"), "say --kv-unified"),
+    **dict.fromkeys(("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"), "say --type"),
+}
+"""Options of llama-server that a plan decides, and what to say in their place."""
+
+
+@click.command(name="serve")
+@click.argument("spec", metavar="MODEL|HUB-ID")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER OPTIONS]")
+@options.slots("those that fit, at most those of the training")
+@click.option("--type", "type_", metavar="K/V", help="Cache type, as in ppl-gate.  [default: the best that fits]")
+@options.memory
+@click.option("--dry-run", is_flag=True, help="Print the command, and start, build and download nothing.")
+@options.server
+@options.preset_here
+@options.upstream
+def command(
+    *,
+    spec: str,
+    extra: tuple[str, ...],
+    ctx: int | None,
+    parallel: int,
+    kv_unified: bool,
+    type_: str | None,
+    memory_bytes: int | None,
+    dry_run: bool,
+    server: Path | None,
+    preset: str | None,
+    upstream: str | None,
+) -> None:
+    """Fetch a model, choose a KV cache that fits, and start the patched llama-server with it.
+
+    MODEL is a GGUF file or one of `models list`, HUB-ID org/name or org/name:file.gguf. The cache is the first of turbo4t, turbo3t and
+    turbo2t that fits, or of the scalar types where head sizes ask for them. Models that can have none of ours get f16, q8_0 or q4_0. The
+    first start calibrates the cache, which later ones find. The command goes to standard output, and what llama-server says to standard
+    error. Ctrl-C ends both.
+    """
+    _refuse_own(extra)
+    where = launch.address(extra)
+    chosen = options.preset_of(preset)
+    if dry_run:
+        header = headers.read(spec)
+        program = server or build.found(chosen, "llama-server", upstream=upstream)
+    else:
+        launch.require_free(where)
+        header = headers.fetched(spec)
+        program = server or build.ensure_build(chosen, upstream=upstream, targets=("llama-server",)).tool("llama-server")
+    plans = Planner(header, server=program, backend=presets.backend_of(chosen), extra=extra)
+    types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
+    choice = plans.choose(types, Context(ctx or plans.trained, parallel, kv_unified), memory_bytes, fixed=ctx is not None)
+    click.echo(f"{choice.types}: {_reason(choice, plans)}", err=True)
+    argv = plans.command(choice.types, choice.context)
+    click.echo(shlex.join([str(program or argv[0]), *argv[1:]]))
+    if not dry_run and program:
+        log = assets.home() / "logs" / f"serve-{where.port}"
+        launch.run([str(program), *argv[1:]], where, log=log, say=lambda line: click.echo(line, err=True))
+
+
+def _refuse_own(extra: tuple[str, ...]) -> None:
+    """Options that would make the plan another one.
+
+    Raises:
+        UsageError: names what to say instead.
+    """
+    for word in extra:
+        if hint := OWN.get(word.partition("=")[0]):
+            raise UsageError(f"{word} is decided by the plan", hint)
+
+
+def _reason(choice: Choice, plans: Planner) -> str:
+    """One line: why this type, and how much of what it takes."""
+    source = "by an estimate" if plans.estimated else "by llama-server's dry run"
+    tried = f"; {', '.join(map(str, choice.too_large))} would not fit" if choice.too_large else ""
+    used = f"takes {size_text(choice.charged)} of {size_text(choice.budget.bytes)} ({choice.budget.about}), {source}"
+    return f"{choice.context.ctx:,} tokens{' of each slot' if choice.context.parallel > 1 else ''}; {used}{tried}"

@@ -77,7 +77,7 @@ def _report(options: argparse.Namespace) -> int:
     with lock(f"tree-{pristine.upstream}"):
         tree = patchset.apply(pristine)
     folder = tree.path / CUDA_SOURCES
-    own_files = [path.name for pattern in (f"{OURS}*.cu", f"{OURS}/*.cuh") for path in folder.glob(pattern)]
+    own_files = [str(path.relative_to(folder)) for pattern in (f"{OURS}*.cu", f"{OURS}/*.cuh") for path in folder.glob(pattern)]
     sources = sorted(name for name in own_files if name.endswith(".cu") and fnmatch.fnmatch(name, options.files))
     tools = _toolchains(options)
     with tempfile.TemporaryDirectory(prefix="kernels-") as scratch:

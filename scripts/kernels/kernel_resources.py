@@ -114,10 +114,13 @@ _PTXAS_WARNING = re.compile(r"^ptxas (warning|error)\b.*|^nvlink (warning|error)
 
 
 def own_warnings(text: str, own_files: Sequence[str]) -> list[str]:
-    """Warnings of clang, nvcc and ptxas about files of ours (by name), each once; ptxas names no file, so all of its are ours."""
-    own = set(own_files)
+    """Warnings of clang, nvcc and ptxas about files of ours, each once; ptxas names no file, so all of its are ours.
+
+    ``own_files`` are relative to the folder of the .cu files: upstream has an mma.cuh, too.
+    """
+    own = tuple(f"/{name}" for name in own_files)
     matches = (match for pattern in (_CLANG_WARNING, _NVCC_WARNING) for match in pattern.finditer(text))
-    found = [match[0] for match in matches if match["file"].rpartition("/")[2] in own]
+    found = [match[0] for match in matches if f"/{match['file']}".endswith(own)]
     return list(dict.fromkeys([*found, *(match[0] for match in _PTXAS_WARNING.finditer(text))]))
 
 

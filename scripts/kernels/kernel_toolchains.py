@@ -130,7 +130,7 @@ class Job(msgspec.Struct, frozen=True):
     source: str
     target: str
     tools: Toolchain
-    own_files: Sequence[str]  # names, for warnings
+    own_files: Sequence[str]  # in the folder of the .cu files, for warnings
     scratch: Path
 
     @property

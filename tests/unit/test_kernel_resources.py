@@ -74,8 +74,9 @@ def test_a_warning_in_a_header_of_upstream_is_not_ours() -> None:
         "In file included from ggml/src/ggml-cuda/turbo.cu:1:\n"
         "ggml/src/ggml-cuda/common.cuh:1452:84: warning: suggest braces around initialization of subobject [-Wmissing-braces]\n"
         "ggml/src/ggml-cuda/turbo/scalar.cuh:7:1: warning: unused function 'f' [-Wunused-function]\n"
+        "ggml/src/ggml-cuda/mma.cuh:193:63: warning: unused parameter 'l' [-Wunused-parameter]\n"
     )
-    assert resources.own_warnings(text, ["turbo.cu", "scalar.cuh"]) == [text.splitlines()[2]]
+    assert resources.own_warnings(text, ["turbo.cu", "turbo/scalar.cuh", "turbo/mma.cuh"]) == [text.splitlines()[2]]
 
 
 @pytest.mark.parametrize(

@@ -276,3 +276,24 @@ def tiny_model(name: str, folder: Path) -> Path:
     (folder / "text.txt").write_text(" ".join(Path(spec.origin or "").read_text("ascii").split())[:6000], "ascii")
     model: Path = module.write(name, folder)
     return model
+
+
+_KERNELS_SCRIPT = """
+"$(hipconfig -l)/clang++" -x hip --cuda-device-only --no-gpu-bundle-output --offload-arch=gfx1100 -O3 -DNDEBUG -std=gnu++17 -w \\
+    -DGGML_USE_HIP -DGGML_HIP_NO_VMM -DGGML_HIP_GRAPHS -Iggml/include -Iggml/src -c ggml/src/ggml-cuda/"$1" -o "$2"
+"""
+
+
+@functools.cache
+def code_object(source: str) -> bytes:
+    """The kernels of one of our .cu files, compiled for gfx1100. Skips the test where there is no compiler."""
+    try:
+        root()
+    except Unavailable as error:
+        skip(str(error))
+    tree = patchset.apply(fetch(resolve(None)))
+    target = home() / "builds" / "hip-emulated-kernels" / f"{source}.elf"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    script = ["bash", "-euc", _KERNELS_SCRIPT, "bash", source, target]
+    _checked(in_root(script, cwd=tree.path, log=target.with_suffix(".log")), f"compiling {source}")
+    return target.read_bytes()

@@ -5,7 +5,6 @@ The emulated device has few multiprocessors, so only the smallest cases of test-
 
 from __future__ import annotations
 
-import functools
 import struct
 
 import emulated_tools
@@ -15,35 +14,13 @@ from emulator.codeobject import CodeObject
 from emulator.machine import Call, Machine, Statistics
 from emulator.memory import Memory
 
-from turbo_gguf import patchset
 from turbo_gguf.codec import oracle
 from turbo_gguf.codec.tables import SCALAR, TRELLIS, Scale, TrellisType, TurboType
-from turbo_gguf.make.upstream import fetch, resolve
 
 pytestmark = pytest.mark.emulated
 
 THREADS, SCALAR_GROUP = 320, 40
 N_ROWS = 5
-
-_COMPILE = """
-"$(hipconfig -l)/clang++" -x hip --cuda-device-only --no-gpu-bundle-output --offload-arch=gfx1100 -O3 -DNDEBUG -std=gnu++17 -w \
-    -DGGML_USE_HIP -DGGML_HIP_NO_VMM -DGGML_HIP_GRAPHS -Iggml/include -Iggml/src -c ggml/src/ggml-cuda/turbo-write.cu -o "$1"
-"""
-
-
-@functools.cache
-def code() -> bytes:
-    """The code object of turbo-write.cu."""
-    try:
-        emulated_tools.root()
-    except emulated_tools.Unavailable as error:
-        emulated_tools.skip(str(error))
-    tree = patchset.apply(fetch(resolve(None)))
-    target = emulated_tools.home() / "builds" / "hip-emulated-kernels" / "turbo-write.elf"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    done = emulated_tools.in_root(["bash", "-euc", _COMPILE, "bash", target], cwd=tree.path, log=target.with_suffix(".log"))
-    assert done.rc == 0, done.err[-3000:]
-    return target.read_bytes()
 
 
 def quantized(t: TurboType, values: np.ndarray) -> np.ndarray:
@@ -88,7 +65,7 @@ class Write:
 
 
 def run(memory: Memory, first: Write, second: Write | None = None) -> Statistics:
-    machine, object_code = Machine(memory), CodeObject(code(), memory)
+    machine, object_code = Machine(memory), CodeObject(emulated_tools.code_object("turbo-write.cu"), memory)
     (kernel,) = object_code.kernels
     groups = (first.groups, second.groups if second else 0)
     jobs = first.job() + (second or first).job() + struct.pack("<2Ii4x", *groups, Scale.MATCHED_NORM)

@@ -86,15 +86,18 @@ LAUNCHES: dict[str, dict[str, str]] = {
     "neither": {"GGML_CUDA_PDL": "0", "GGML_CUDA_DISABLE_GRAPHS": "1"},
 }
 """What of launching is switched off, and how."""
-NO_MATRICES = "no matrix instructions"
-VARIANTS = {**LAUNCHES, NO_MATRICES: {"GGML_TURBO_CUDA_DECODE": "dp4a"}}
-"""Those, and decode by the kernels that use no matrix instructions."""
+DECODES: dict[str, dict[str, str]] = {
+    "no matrix instructions": {"GGML_TURBO_CUDA_DECODE": "dp4a"},
+    "matrix instructions everywhere": {"GGML_TURBO_CUDA_DECODE": "mma"},
+}
+"""Families of decode kernels where it is not the GPU that decides, and how; RDNA3 has both."""
+VARIANTS = {**LAUNCHES, **DECODES}
 
 
 def variant_cases(shapes: Shapes, variant: str) -> Iterator[Case]:
     """Decode in one of the variants; where it is about launches, short ops, in which they count."""
     main, gqa = shapes.heads[0], shapes.gqas[1]
-    if variant == NO_MATRICES:
+    if variant in DECODES:
         for other in shapes.gqas:
             yield from (Case("fattn", types, main, other, 1, shapes.deep, variant=variant) for types in ("turbo3", "turbo3t"))
         return

@@ -1,4 +1,4 @@
-"""What ``runtime/hip_runtime.cpp`` calls: memory, code objects and launches of a program that runs on the emulator.
+"""What ``runtime/hip_launch.cpp`` calls: memory, code objects and launches of a program that runs on the emulator.
 
 Environment:
     TURBO_EMULATOR_LOG: a file to which each launch is added: kernel, grid, block, instructions per wave group and per wave, seconds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from .decode import LONGEST
 from .errors import Unsupported
 from .memory import Memory
 
-PT_LOAD, PT_NOTE, SHT_RELA, SHT_DYNSYM = 1, 4, 4, 11
+PT_LOAD, PT_NOTE, SHT_SYMTAB, SHT_RELA, SHT_DYNSYM = 1, 4, 2, 4, 11
+STT_FUNC = 2
 NT_AMDGPU_METADATA = 32
 R_AMDGPU_RELATIVE64 = 13
 
@@ -114,16 +116,24 @@ class CodeObject:
         raise Unsupported("the code object has no metadata")
 
     def _symbols(self) -> dict[str, int]:
-        found = {}
-        sections = list(_sections(self.elf))
-        for kind, start, size, link in sections:
-            if kind != SHT_DYNSYM:
-                continue
-            names = sections[link][1]
-            for name, _, _, _, value, _ in struct.iter_unpack("<IBBHQQ", self.elf[start : start + size]):
-                end = self.elf.index(b"\0", names + name)
-                found[self.elf[names + name : end].decode()] = value
-        return found
+        return {name: value for name, _, value, _ in _symbols(self.elf, SHT_DYNSYM)}
+
+
+def functions(elf: bytes) -> list[tuple[str, int, int]]:
+    """Name, virtual address and size of all functions of a code object: kernels, and what they call."""
+    return sorted({(name, value, size) for name, kind, value, size in _symbols(elf, SHT_SYMTAB) if kind == STT_FUNC})
+
+
+def _symbols(elf: bytes, table: int) -> Iterator[tuple[str, int, int, int]]:
+    """Name, kind, value and size of the symbols of a table."""
+    sections = list(_sections(elf))
+    for kind, start, size, link in sections:
+        if kind != table:
+            continue
+        names = sections[link][1]
+        for name, info, _, _, value, length in struct.iter_unpack("<IBBHQQ", elf[start : start + size]):
+            end = elf.index(b"\0", names + name)
+            yield elf[names + name : end].decode(), info & 15, value, length
 
 
 def image_bytes(elf: bytes) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,11 @@ class Instruction:
 
     ``name`` is that of the operation (VOPD has ``opx`` and ``opy`` instead), ``format`` that of the encoding, ``size`` in bytes. The
     fields of the encoding are attributes with tinygrad's names; a register or constant is its number in the space of source operands.
+    ``step`` is for the function that executes it, once there is one.
     """
 
     name: str = ""
+    step: Callable[[Any], None] | None = None
 
     def __init__(self, format_name: str, size: int, fields: dict[str, Any]) -> None:
         self.format, self.size = format_name, size
@@ -45,7 +47,9 @@ class Instruction:
         return name in self.__dict__
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{key}={value}" for key, value in self.__dict__.items() if key not in ("format", "size", "name") and value)
+        fields = ", ".join(
+            f"{key}={value}" for key, value in self.__dict__.items() if key not in ("format", "size", "name", "step") and value
+        )
         return f"{self.name or self.format} ({fields})"
 
 
@@ -132,10 +136,24 @@ def _formats() -> dict[int, list[_Format]]:
     return by_top
 
 
-@functools.lru_cache(maxsize=1 << 16)
+_known: dict[bytes, Instruction] = {}
+_KEPT = 1 << 17
+
+
 def decode(code: bytes) -> Instruction:
-    """The instruction at the start of these bytes; there are at least :data:`LONGEST`."""
-    bits = int.from_bytes(code[:LONGEST], "little")
+    """The instruction at the start of these bytes; there are at least :data:`LONGEST`. Equal ones are the same object."""
+    for size in range(4, LONGEST + 1, 4):  # no instruction is the beginning of another
+        found = _known.get(code[:size])
+        if found is not None:
+            return found
+    if len(_known) == _KEPT:
+        _known.clear()
+    inst = _decode(int.from_bytes(code[:LONGEST], "little"))
+    _known[code[: inst.size]] = inst
+    return inst
+
+
+def _decode(bits: int) -> Instruction:
     word = bits & 0xFFFFFFFF
     if word >> 16 in _CACHE_CONTROL:
         return Instruction("MUBUF", 8, {"name": "BUFFER_GL_INV"})

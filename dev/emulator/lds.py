@@ -1,4 +1,4 @@
-"""Memory of a block (LDS), the DS instructions, and the check for races between its waves."""
+"""Memory of a block (LDS), and the DS instructions."""
 
 from __future__ import annotations
 
@@ -11,109 +11,60 @@ import numpy.typing as npt
 
 from .arithmetic import I32, I64, U32, sign_extend
 from .decode import VGPR, Instruction
-from .errors import OutOfBounds, Race, Unsupported
-from .memory import POISON, gather, scatter
+from .errors import OutOfBounds, Unsupported
+from .memory import POISON, gather, scatter, units_of
+from .races import Offsets, Watch
 from .state import LANES, Group, Mask
 
 Run = Callable[[Group], None]
-Offsets = npt.NDArray[np.int64]
 Values = list[npt.NDArray[np.uint32]]
-
-CELL = 2  # bytes whose accesses are watched together; neighbouring bytes are never written by different waves in practice
-SEVERAL = 63  # in the place of a wave: several waves have read the cell
-WAVE_BITS = 6
 
 
 class Lds:
-    """The LDS of some blocks.
-
-    For each cell the last wave that wrote it and the last that read it are kept together with the number of barriers passed (the
-    epoch). Two waves that meet in a cell in one epoch race, unless both read. A wave never races with itself: its accesses are in order.
-    """
+    """The LDS of some blocks, one after the other."""
 
     def __init__(self, blocks: int, size: int, waves_per_block: int, check_races: bool = True) -> None:
         self.size = size
         self.stride = (size + 15) // 16 * 16
-        self.data = np.full(blocks * self.stride + 16, POISON, np.uint8)
-        self.units = {1: self.data, 2: self.data.view(np.uint16), 4: self.data.view(np.uint32)}
-        self.watched = check_races and 1 < waves_per_block < SEVERAL
-        cells = len(self.data) // CELL if self.watched else 0
-        self.written, self.read = np.zeros(cells, np.int32), np.zeros(cells, np.int32)
-        self.epoch = 1
+        self.units = units_of(np.full(blocks * self.stride + 16, POISON, np.uint8))
+        self.watch = Watch(blocks, self.stride, waves_per_block) if check_races and waves_per_block > 1 else None
 
     def barrier(self) -> None:
         """All waves of all blocks have met."""
-        self.epoch += 1
+        if self.watch is not None:
+            self.watch.barrier()
 
     def load(self, g: Group, offsets: Offsets, size: int) -> Values:
         """Gather; lanes that are off give anything."""
         mask = g.mask()
-        self._check(offsets, size, mask)
+        self.check(offsets, size, mask)
         flat = offsets + (g.block * self.stride)[:, None]
-        if mask is not None:
-            flat = np.where(mask, flat, 0)
-        if self.watched:
-            self._note_read(g, flat, size, mask)
-        return gather(self.units, flat, size)
+        if self.watch is not None:
+            self.watch.note_read(g, flat, size, mask)
+        return gather(self.units, flat if mask is None else np.where(mask, flat, 0), size)
 
     def store(self, g: Group, offsets: Offsets, values: Values, size: int) -> None:
         """Scatter; of lanes with the same address the last one wins."""
         mask = g.mask()
-        self._check(offsets, size, mask)
+        self.check(offsets, size, mask)
         flat = offsets + (g.block * self.stride)[:, None]
-        if self.watched:
-            self._note_write(g, flat, size, mask)
+        if self.watch is not None:
+            self.watch.note_write(g, flat, size, mask)
         if mask is not None:
             flat, values = flat[mask], [value[mask] for value in values]
             if not flat.size:
                 return
         scatter(self.units, flat, values, size)
 
-    def _check(self, offsets: Offsets, size: int, mask: Mask | None) -> None:
+    def check(self, offsets: Offsets, size: int, mask: Mask | None) -> None:
+        """Raise unless the accesses of all lanes that are on lie within the block's LDS."""
+        if offsets.min() >= 0 and offsets.max() + size <= self.size:
+            return
         bad = (offsets < 0) | (offsets + size > self.size)
         if mask is not None:
             bad &= mask
         if bad.any():
             raise OutOfBounds(f"LDS access of {size} bytes at {int(offsets[bad][0])} of {self.size} ({int(bad.sum())} lanes)")
-
-    def _cells(self, g: Group, flat: Offsets, size: int, mask: Mask | None) -> tuple[Offsets, npt.NDArray[np.int32]]:
-        """The cells that each lane touches, and what this access is noted as."""
-        who = np.broadcast_to((self.epoch << WAVE_BITS | g.wave).astype(np.int32)[:, None], flat.shape)
-        on, who = (flat.reshape(-1), who.reshape(-1)) if mask is None else (flat[mask], who[mask])
-        count = max(1, size // CELL)
-        cells = (on >> (CELL.bit_length() - 1))[:, None] + np.arange(count)
-        return cells.reshape(-1), np.repeat(who, count)
-
-    def _note_read(self, g: Group, flat: Offsets, size: int, mask: Mask | None) -> None:
-        cells, who = self._cells(g, flat, size, mask)
-        self._compare(self.written, cells, who, "read by", "written by")
-        before = self.read.take(cells)
-        several = who | SEVERAL
-        self.read[cells] = np.where(_other_wave(before, who), several, who)
-        # waves of one group that read the same cell overwrite each other's note
-        lost = self.read.take(cells) != who
-        self.read[cells[lost]] = several[lost]
-
-    def _note_write(self, g: Group, flat: Offsets, size: int, mask: Mask | None) -> None:
-        cells, who = self._cells(g, flat, size, mask)
-        self._compare(self.read, cells, who, "written by", "read by")
-        self._compare(self.written, cells, who, "written by", "written by")
-        self.written[cells] = who
-        self._compare(self.written, cells, who, "written by", "written by")
-
-    def _compare(self, noted: npt.NDArray[np.int32], cells: Offsets, who: npt.NDArray[np.int32], now: str, before: str) -> None:
-        then = noted.take(cells)
-        bad = _other_wave(then, who)
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            offset, mine, other = int(cells[first]) * CELL % self.stride, int(who[first]) & SEVERAL, int(then[first]) & SEVERAL
-            others = "several waves" if other == SEVERAL else f"wave {other}"
-            raise Race(f"LDS byte {offset} is {now} wave {mine} and was {before} {others} since the last barrier")
-
-
-def _other_wave(then: npt.NDArray[np.int32], who: npt.NDArray[np.int32]) -> Mask:
-    """Whether another wave did something in the same epoch: only the bits of the wave differ."""
-    return ((then ^ who) - 1).view(np.uint32) < np.uint32((1 << WAVE_BITS) - 1)
 
 
 _ACCESS = re.compile(r"DS_(LOAD|STORE)_(2ADDR_)?(STRIDE64_)?(?:([UI])(8|16)|B(\d+))(_D16)?(_HI)?")
@@ -288,7 +239,7 @@ def _atomic(inst: Instruction, name: str) -> Run:
 
     def run(g: Group) -> None:
         lds, where, on = g.spaces.lds, _address(g, addr, offset), g.lanes()
-        lds._check(where, 4, on)
+        lds.check(where, 4, on)
         flat = (where + (g.block * lds.stride)[:, None])[on]
         found = apply_atomic(lds.units[4], flat >> 2, g.u[data][on], operation)
         if returns:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import lds as lds_module
-from . import packed, salu, valu, vmem
+from . import matrix, packed, salu, valu, vmem
 from .codeobject import CodeObject, Kernel
 from .decode import VGPR, Instruction, decode
 from .errors import BadBarrier, EmulatorError, Unsupported
@@ -102,6 +102,11 @@ class Program:
             self._pieces[start] = self._decode(start)
         return self._pieces[start]
 
+    def check(self, inst: Instruction, at: int) -> None:
+        """Raise an EmulatorError where the instruction at a place is not known."""
+        if self._leave(inst, at + inst.size) is None:
+            self._bind(inst, at + inst.size)
+
     def _decode(self, start: int) -> Piece:
         piece, at = Piece(), start
         while True:
@@ -126,16 +131,15 @@ class Program:
             at = after
 
     def _bind(self, inst: Instruction, after: int) -> Run | None:
-        kind, name = inst.format, inst.name
-        if NO_EFFECT.fullmatch(name):
+        if inst.step is not None:
+            return inst.step
+        if NO_EFFECT.fullmatch(inst.name):
             return None
-        if name == "S_GETPC_B64":
+        if inst.name == "S_GETPC_B64":
             target, value = inst.sdst, np.array([self.code.address + after], np.uint64)
             return lambda g: g.put_scalar64(target, value)
-        for prefixes, bind in BINDERS:
-            if kind.startswith(prefixes):
-                return bind(inst)
-        raise Unsupported(f"{kind} {name}")
+        inst.step = _bind_anywhere(inst)
+        return inst.step
 
     def _leave(self, inst: Instruction, after: int) -> Callable[[Group], Next] | None:
         """What ends a piece, if this instruction does."""
@@ -172,6 +176,16 @@ class Program:
             return int(target[0]) if (target == target[0]).all() else target
 
         return leave
+
+
+def _bind_anywhere(inst: Instruction) -> Run:
+    """The function that executes an instruction, wherever it stands."""
+    if inst.name.startswith("V_WMMA"):
+        return matrix.bind(inst)
+    for prefixes, bind in BINDERS:
+        if inst.format.startswith(prefixes):
+            return bind(inst)
+    raise Unsupported(f"{inst.format} {inst.name}")
 
 
 def _fail(error: EmulatorError) -> Callable[[Group], Next]:

@@ -18,7 +18,7 @@ POISON = 0xFF
 class Memory:
     """A span of memory at ``base``; ``starts`` and ``ends`` (offsets, ascending) are the allocations in it.
 
-    Accesses are made of 1-, 2- or 4-byte units, whichever the alignment of the addresses allows.
+    Accesses are made of units of 1 to 8 bytes, whichever the alignment of the addresses allows.
     """
 
     def __init__(self, data: npt.NDArray[np.uint8]) -> None:
@@ -26,7 +26,7 @@ class Memory:
         if self.base % 4:
             raise ValueError("memory must begin at a multiple of 4")
         self.data = data
-        self.units = {1: data, 2: data[: len(data) & ~1].view(np.uint16), 4: data[: len(data) & ~3].view(np.uint32)}
+        self.units = units_of(data)
         self.starts: list[int] = []
         self.ends: list[int] = []
         self._spans: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
@@ -123,17 +123,25 @@ class Memory:
         scatter(self.units, offsets, values, size)
 
 
+def units_of(data: npt.NDArray[np.uint8]) -> dict[int, Array]:
+    """Bytes seen as units of 1, 2, 4 and 8 bytes."""
+    return {size: data[: len(data) // size * size].view(f"u{size}") for size in (1, 2, 4, 8)}
+
+
 def unit_of(offsets: npt.NDArray[np.int64], size: int) -> int:
     """The widest unit that all of these accesses are aligned to."""
     low = int(np.bitwise_or.reduce(offsets, axis=None)) | size
-    return 4 if not low & 3 else 2 if not low & 1 else 1
+    return 8 if not low & 7 else low & -low
 
 
 def gather(units: dict[int, Array], offsets: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.uint32]]:
-    """Dwords at byte offsets of an array that is seen as units of 1, 2 and 4 bytes."""
+    """Dwords at byte offsets of an array that is seen as units."""
     unit = unit_of(offsets, size)
-    index = offsets if unit == 1 else offsets >> (unit >> 1)
+    index = offsets >> (unit.bit_length() - 1)
     parts = [units[unit].take(index + k if k else index) for k in range(size // unit)]
+    if unit == 8:
+        pairs = [part.view(np.uint32).reshape(*part.shape, 2) for part in parts]
+        return [pair[..., k] for pair in pairs for k in range(2)]
     if unit == 4:
         return parts
     result = []
@@ -148,8 +156,8 @@ def gather(units: dict[int, Array], offsets: npt.NDArray[np.int64], size: int) -
 
 def scatter(units: dict[int, Array], offsets: npt.NDArray[np.int64], values: list[npt.NDArray[np.uint32]], size: int) -> None:
     """The inverse of :func:`gather`."""
-    unit = unit_of(offsets, size)
-    index = offsets if unit == 1 else offsets >> (unit >> 1)
+    unit = min(unit_of(offsets, size), 4)
+    index = offsets >> (unit.bit_length() - 1)
     step = 4 // unit
     for k in range(size // unit):
         value = values[k // step]

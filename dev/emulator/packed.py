@@ -1,4 +1,4 @@
-"""VOP3P: packed 16-bit arithmetic, mixed-precision FMA, dot products and WMMA."""
+"""VOP3P without WMMA: packed 16-bit arithmetic, mixed-precision FMA and dot products."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from .arithmetic import F16, F32, I32, I64, U32, Array, Function, fma16, fma32
 from .decode import DPP16, VGPR, Instruction
-from .errors import BadOperand, Unsupported
+from .errors import Unsupported
 from .operands import DTYPE, Read, constant, vector, writer
-from .state import LANES, Group
+from .state import Group
 
 Run = Callable[[Group], None]
 
@@ -64,6 +64,15 @@ class Fields:
             return lambda g: -read(g)
         return read
 
+    def both(self, index: int, kind: str) -> Read | None:
+        """Both halves of an operand in a last axis, if it is a register whose halves each take part in the result of their place."""
+        register = self.sources[index] - VGPR
+        if register < 0 or any(plane >> index & 1 for plane in (self.select[0], ~self.select[1], *self.negative)):
+            return None
+        if kind == "h":
+            return lambda g: g.hf[register]
+        return (lambda g: g.h[register]) if kind == "w" else (lambda g: g.h[register].view(np.int16))
+
     def _constant_half(self, source: int, kind: str, which: int) -> Read:
         """Inline constants are 32-bit values: sign-extended integers; a float16 below zeros, or a float32 for integer operations."""
         is_float = 240 <= source <= 248
@@ -88,8 +97,6 @@ def bind(inst: Instruction) -> Run:
         return _mixed(fields)
     if fields.name.startswith("V_DOT"):
         return _dot(fields)
-    if fields.name.startswith("V_WMMA"):
-        return _matrix(fields)
     raise Unsupported(fields.name)
 
 
@@ -101,6 +108,9 @@ def _packed(fields: Fields) -> Run:
         raise Unsupported(f"{fields.name} with clamp")
     clamp = fields.clamp
     put_low, put_high = writer(fields.vdst, kinds[0], 0), writer(fields.vdst, kinds[0], 1)
+    whole = [fields.both(k, kind) for k, kind in enumerate(kinds)]
+    if not clamp and all(whole):
+        return lambda g: g.put(g.u[fields.vdst], function(*[read(g) for read in whole]).view(U32)[..., 0])
 
     def run(g: Group) -> None:
         first, second = function(*[read(g) for read in low]), function(*[read(g) for read in high])
@@ -161,14 +171,14 @@ def _dot(fields: Fields) -> Run:
     limits, clamp = np.iinfo(I32 if match[2] == "I32" else U32), fields.clamp
 
     def run(g: Group) -> None:
-        left, right = (_elements(read(g), bits, bool(signed >> k & 1)) for k, read in enumerate((a, b)))
+        left, right = (elements(read(g), bits, bool(signed >> k & 1)) for k, read in enumerate((a, b)))
         total = (left * right).sum(-1, dtype=I64) + (c(g).view(I32) if limits.min else c(g))
         g.put(g.u[fields.vdst], (np.clip(total, limits.min, limits.max) if clamp else total).astype(U32))
 
     return run
 
 
-def _elements(x: Array, bits: int, signed: bool) -> npt.NDArray[np.int32]:
+def elements(x: Array, bits: int, signed: bool) -> npt.NDArray[np.int32]:
     """The integers of ``bits`` bits in dwords, along a new last axis."""
     if bits == 8:
         return np.ascontiguousarray(x)[..., None].view(np.int8 if signed else np.uint8).astype(I32)
@@ -178,10 +188,20 @@ def _elements(x: Array, bits: int, signed: bool) -> npt.NDArray[np.int32]:
 
 
 def _dot_f16(fields: Fields) -> Run:
+    whole = [fields.both(k, "h") for k in range(2)]
     halves = [[fields.half(k, "h", high) for k in range(2)] for high in (False, True)]
     c = vector(fields.sources[2], fields.literal, "f")
     negate = fields.negative[0] >> 2 & 1
     (a0, b0), (a1, b1) = halves
+    a, b = whole
+
+    def run_whole(g: Group) -> None:
+        product = np.multiply(a(g), b(g), dtype=F32)
+        total = product[..., 0] + product[..., 1]
+        g.put(g.f[fields.vdst], total - c(g) if negate else total + c(g))
+
+    if a is not None and b is not None:
+        return run_whole
 
     def run(g: Group) -> None:
         low = np.multiply(a0(g), b0(g), dtype=F32)
@@ -190,71 +210,3 @@ def _dot_f16(fields: Fields) -> Run:
         g.put(g.f[fields.vdst], low + high + addend)
 
     return run
-
-
-def _matrix(fields: Fields) -> Run:
-    match = re.fullmatch(r"V_WMMA_(F32|F16|I32)_16X16X16_(F16|BF16|IU8|IU4)", fields.name)
-    if match is None:
-        raise Unsupported(fields.name)
-    result, element = match.groups()
-    fields.reject_clamp()
-    if element in ("F16", "BF16") and any(fields.negative):
-        raise Unsupported(f"{fields.name} with negated operands")
-    rows = {
-        "F16": lambda g, r: _rows(g.u[r : r + 8]).view(F16).astype(F32),
-        "BF16": lambda g, r: _rows(g.u[r : r + 8]).view(np.uint16).astype(U32).__lshift__(U32(16)).view(F32),
-        "IU8": lambda g, r: _rows(g.u[r : r + 4]),
-        "IU4": lambda g, r: _rows(g.u[r : r + 2]),
-    }[element]
-    if element.startswith("IU"):
-        bits, floats = int(element[2]), rows
-        signs = fields.negative[0]
-        read = [
-            lambda g, r, s=bool(signs >> k & 1): _elements(floats(g, r), bits, s).reshape(g.n, LANES, 16)
-            for k in range(2)  # type: ignore[misc]
-        ]
-    else:
-        read = [rows, rows]
-    a, b = (source - VGPR for source in fields.sources[:2])
-    accumulate = _accumulator(fields, result)
-
-    def run(g: Group) -> None:
-        if g.mask() is not None:
-            raise BadOperand("WMMA with lanes that are off")
-        left, right = (_same_halves(fetch(g, r), name) for fetch, r, name in zip(read, (a, b), "AB", strict=True))
-        accumulate(g, np.matmul(left, right.transpose(0, 2, 1)))
-
-    return run
-
-
-def _rows(registers: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """``(register, n, lane)`` as ``(n, lane, register)``: what a lane holds is a row of A or a column of B."""
-    return np.ascontiguousarray(registers.transpose(1, 2, 0))
-
-
-def _same_halves(rows: Array, name: str) -> Array:
-    """The sixteen rows, which lanes 0 to 15 and lanes 16 to 31 must both hold."""
-    low, high = rows[:, :16], rows[:, 16:]
-    if not np.array_equal(low, high, equal_nan=rows.dtype.kind == "f"):
-        raise BadOperand(f"operand {name} of WMMA differs between the halves of the wave")
-    return low
-
-
-def _accumulator(fields: Fields, result: str) -> Callable[[Group, Array], None]:
-    """Adds C and writes D. Register i of lane l is row 2*i + l/16, column l%16, in the half that op_sel names for float16."""
-    source, target = fields.sources[2], fields.vdst
-    kind = {"F32": "f", "F16": "h", "I32": "i"}[result]
-    half = fields.select[0] >> 2 & 1
-    value = constant(source, fields.literal, kind)
-
-    def view(g: Group, register: int) -> Array:
-        if kind == "h":
-            return g.hf[register : register + 8, :, :, half]
-        return (g.f if kind == "f" else g.i)[register : register + 8]
-
-    def add(g: Group, product: Array) -> None:
-        tile = product.reshape(g.n, 8, LANES).transpose(1, 0, 2)
-        c = value if value is not None else view(g, source - VGPR)
-        view(g, target)[...] = tile + c.astype(product.dtype)
-
-    return add

@@ -12,7 +12,7 @@ from .arithmetic import I64, U32
 from .decode import VGPR, Instruction
 from .errors import OutOfBounds, Unsupported
 from .lds import Lds, Offsets, Values, apply_atomic, narrow_writer
-from .memory import POISON, Memory, gather, scatter
+from .memory import POISON, Memory, gather, scatter, units_of
 from .operands import APERTURE, PRIVATE_BASE, SHARED_BASE, scalar, scalar64
 from .state import LANE, LANES, NULL, Group, Mask
 
@@ -27,8 +27,7 @@ class Scratch:
     def __init__(self, waves: int, size: int) -> None:
         self.size = size
         self.stride = (size + 3) // 4 * 4
-        data = np.full(waves * LANES * self.stride, POISON, np.uint8)
-        self.units = {1: data, 2: data.view(np.uint16), 4: data.view(np.uint32)}
+        self.units = units_of(np.full(waves * LANES * self.stride, POISON, np.uint8))
 
     def load(self, g: Group, offsets: Offsets, size: int) -> Values:
         """Gather."""

@@ -1,4 +1,4 @@
-"""The stages of a proof that measure: single ops, PDL and graphs off, llama-bench at depth with peak memory, hardware counters."""
+"""The stages of a proof that measure: single ops, what is switched off, llama-bench at depth with peak memory, hardware counters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import prove_model
 from prove_machine import Done, MemoryPeak, find_tool
-from prove_ops import FULL, RIVALS, SMALL, TURBO, VARIANTS, Case, Shapes, case_of, cases, launch_cases, row
+from prove_ops import FULL, RIVALS, SMALL, TURBO, VARIANTS, Case, Shapes, case_of, cases, row, variant_cases
 from prove_stages import Proof, Words, unfit
 
 PROGRAM = "test-turbo-perf"
@@ -64,9 +64,9 @@ def perf(proof: Proof) -> Words:
     return _measure(proof, list(cases(shapes(proof))))
 
 
-def launches(proof: Proof) -> Words:
-    """Short ops with PDL and graphs off."""
-    found = [(variant, _measure(proof, list(launch_cases(shapes(proof), variant)), env)) for variant, env in VARIANTS.items()]
+def variants(proof: Proof) -> Words:
+    """Ops with PDL, graphs, or matrix instructions off."""
+    found = [(variant, _measure(proof, list(variant_cases(shapes(proof), variant)), env)) for variant, env in VARIANTS.items()]
     worst = next((words for _, words in found if words[0] != "pass"), None)
     return worst or ("pass", f"{len(found)} variants")
 
@@ -92,7 +92,8 @@ def bench(proof: Proof) -> Words:
                 continue
             if proof.left() < 2:
                 return "partial", f"no time for {types} at depth {depth}"
-            problem = _bench(proof, types, depth, ["-m", str(model), *tests])
+            values = 2 * layers * kv_heads * prove_model.HEAD * depth
+            problem = _bench(proof, types, depth, ["-m", str(model), *tests], values)
             if problem:
                 problems.append(problem)
     finally:
@@ -100,7 +101,7 @@ def bench(proof: Proof) -> Words:
     return ("error", "; ".join(problems)) if problems else ("pass", f"{len(wanted)} runs")
 
 
-def _bench(proof: Proof, types: str, depth: int, options: Sequence[str]) -> str:
+def _bench(proof: Proof, types: str, depth: int, options: Sequence[str], values: int) -> str:
     place = ["-ngl", "999"] if proof.on_gpu else []
     argv = [proof.tool("llama-bench"), *options, "-d", str(depth), "-ctk", types, "-ctv", types, "-fa", "on", "-o", "jsonl", *place]
     with MemoryPeak(proof.device) as peak:
@@ -111,7 +112,8 @@ def _bench(proof: Proof, types: str, depth: int, options: Sequence[str]) -> str:
     for said in found:
         test = "prefill" if said["n_prompt"] else "decode"
         speed = {"tokens_per_s": said["avg_ts"], "spread": said["stddev_ts"]}
-        proof.record({"kind": "bench", "types": types, "depth": depth, "test": test, **speed, "peak_mib": peak.megabytes})
+        memory = {"peak_mib": peak.megabytes, "cache_mib": round(values * proof.bits[types] / 8 / (1 << 20), 3)}
+        proof.record({"kind": "bench", "types": types, "depth": depth, "test": test, **speed, **memory})
     return ""
 
 
@@ -129,12 +131,12 @@ class Counted(NamedTuple):
 _DECODE = "turbo_attn_decode"
 COUNTED = (
     Counted("decode turbo3, GQA 8", _DECODE, Case("fattn", "turbo3", 128, 8, 1, 65536)),
-    Counted("decode turbo3, GQA 4", _DECODE, Case("fattn", "turbo3", 128, 4, 1, 65536)),
+    Counted("decode turbo3, GQA 16", _DECODE, Case("fattn", "turbo3", 128, 16, 1, 65536)),
     Counted("decode turbo3t, GQA 8", _DECODE, Case("fattn", "turbo3t", 128, 8, 1, 65536)),
     Counted("decode turbo4t, GQA 8", _DECODE, Case("fattn", "turbo4t", 128, 8, 1, 65536)),
     Counted("decode f16 of upstream, GQA 8", "flash_attn", Case("fattn", "f16", 128, 8, 1, 65536)),
-    Counted("writing a row of turbo3t", "turbo_quantize_trellis", Case("set_rows", "turbo3t", 128, 1, 1, 8192)),
-    Counted("unpacking turbo3 for a prompt", "turbo_dequantize", Case("fattn", "turbo3", 128, 4, 512, 32768)),
+    Counted("writing a row of turbo3t", "turbo_quantize_few", Case("set_rows", "turbo3t", 128, 1, 1, 8192)),
+    Counted("unpacking turbo3 for a prompt", "turbo_unpack_keys", Case("fattn", "turbo3", 128, 4, 512, 32768)),
     Counted("merging slices of a prompt", "turbo_attn_merge_slice", Case("fattn", "turbo3", 128, 4, 512, 32768)),
 )
 SECTIONS = ("SpeedOfLight", "SchedulerStats", "WarpStateStats", "InstructionStats", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats")

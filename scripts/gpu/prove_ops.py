@@ -25,12 +25,14 @@ class Case(NamedTuple):
     gqa: int
     queries: int  # or rows to write
     keys: int
-    variant: str = ""  # of the environment: how launches are made
+    exact: int = 0  # of the keys, the last ones, in f16
+    variant: str = ""  # of the environment: how launches are made, which kernels are taken
 
     @property
     def line(self) -> str:
         """The case as the program reads it."""
-        return f"{self.op} {self.types} {self.types} {self.head} {KV_HEADS} {self.gqa} {self.queries} {self.keys}"
+        exact = f" 1 {self.exact}" if self.exact else ""
+        return f"{self.op} {self.types} {self.types} {self.head} {KV_HEADS} {self.gqa} {self.queries} {self.keys}{exact}"
 
 
 class Shapes(NamedTuple):
@@ -38,6 +40,8 @@ class Shapes(NamedTuple):
 
     heads: tuple[int, ...]
     gqas: tuple[int, ...]
+    other_gqas: tuple[int, ...]  # which no target is about
+    other_head: int
     deep: int  # keys of the main target
     short: int
     deepest: int
@@ -48,8 +52,10 @@ class Shapes(NamedTuple):
     write_keys: int
 
 
-FULL = Shapes((128, 256), (4, 8, 16), 65536, 4096, 262144, (2, 4, 8, 16), 16384, 512, (32768, 131072), 8192)
-SMALL = Shapes((64,), (1, 2), 512, 256, 1024, (2, 4), 256, 16, (512, 768), 256)
+FULL = Shapes((128, 256), (4, 8, 16), (1, 2), 64, 65536, 4096, 262144, (2, 4, 8, 16), 16384, 512, (32768, 131072), 8192)
+SMALL = Shapes((64,), (1, 2), (4,), 128, 512, 256, 1024, (2, 4), 256, 16, (512, 768), 256)
+EXACT = 96
+"""Exact tokens as turbo types have them by default: sink 4, tail 64, and 16 for a batch, in multiples of 32."""
 
 
 def cases(shapes: Shapes) -> Iterator[Case]:
@@ -63,26 +69,39 @@ def cases(shapes: Shapes) -> Iterator[Case]:
         yield from (Case("fattn", types, main, shapes.gqas[0], shapes.prompt, keys) for types in TYPES)
     for rows in (1, shapes.prompt):
         yield from (Case("set_rows", types, main, 1, rows, shapes.write_keys) for types in TYPES)
+    for keys in (shapes.deep, shapes.short):
+        yield from (Case("fattn", types, main, shapes.gqas[1], 1, keys, EXACT) for types in TURBO)
     for gqa in shapes.gqas[:2]:
         for queries in shapes.batches:
             yield from (Case("fattn", types, main, gqa, queries, shapes.batch_keys) for types in ("f16", *TURBO))
+    for gqa in shapes.other_gqas:
+        yield from (Case("fattn", types, main, gqa, 1, shapes.deep) for types in ("f16", *TURBO))
+    yield from (Case("fattn", types, shapes.other_head, shapes.gqas[1], 1, shapes.deep) for types in ("f16", "turbo3", "turbo3t"))
     yield from (Case("fattn", types, main, shapes.gqas[1], 1, shapes.deepest) for types in TYPES)
 
 
-VARIANTS: dict[str, dict[str, str]] = {
+LAUNCHES: dict[str, dict[str, str]] = {
     "no PDL": {"GGML_CUDA_PDL": "0"},
     "no graphs": {"GGML_CUDA_DISABLE_GRAPHS": "1"},
     "neither": {"GGML_CUDA_PDL": "0", "GGML_CUDA_DISABLE_GRAPHS": "1"},
 }
-"""What is switched off, and how."""
+"""What of launching is switched off, and how."""
+NO_MATRICES = "no matrix instructions"
+VARIANTS = {**LAUNCHES, NO_MATRICES: {"GGML_TURBO_CUDA_DECODE": "dp4a"}}
+"""Those, and decode by the kernels that use no matrix instructions."""
 
 
-def launch_cases(shapes: Shapes, variant: str) -> Iterator[Case]:
-    """Short ops, in which launching counts, in one of the variants."""
+def variant_cases(shapes: Shapes, variant: str) -> Iterator[Case]:
+    """Decode in one of the variants; where it is about launches, short ops, in which they count."""
     main, gqa = shapes.heads[0], shapes.gqas[1]
+    if variant == NO_MATRICES:
+        for other in shapes.gqas:
+            yield from (Case("fattn", types, main, other, 1, shapes.deep, variant=variant) for types in ("turbo3", "turbo3t"))
+        return
     for keys in (shapes.short, shapes.deep):
-        yield from (Case("fattn", types, main, gqa, 1, keys, variant) for types in ("f16", "turbo3", "turbo3t"))
-    yield from (Case("set_rows", types, main, 1, 1, shapes.write_keys, variant) for types in ("f16", "turbo3", "turbo3t"))
+        yield from (Case("fattn", types, main, gqa, 1, keys, variant=variant) for types in ("f16", "turbo3", "turbo3t"))
+    yield Case("fattn", "turbo3", main, gqa, 1, shapes.short, EXACT, variant)
+    yield from (Case("set_rows", types, main, 1, 1, shapes.write_keys, variant=variant) for types in ("f16", "turbo3", "turbo3t"))
 
 
 def row(case: Case, line: str) -> dict[str, Any]:
@@ -120,9 +139,10 @@ class Times:
             "|---" * (len(present) + 4) + "|",
         ]
         for shape in dict.fromkeys(case._replace(types="") for case in chosen):
-            base = self.of(shape._replace(types="f16"))
+            base = self.of(shape._replace(types="f16", exact=0)) or self.of(shape._replace(types="f16", exact=0, variant=""))
             cells = [self._cell(shape._replace(types=types), base) for types in present]
-            lines.append(f"| {shape.head} | {shape.gqa} | {shape.queries} | {shape.keys} | {' | '.join(cells)} |")
+            keys = f"{shape.keys}, {shape.exact} exact" if shape.exact else f"{shape.keys}"
+            lines.append(f"| {shape.head} | {shape.gqa} | {shape.queries} | {keys} | {' | '.join(cells)} |")
         return lines
 
     def _cell(self, case: Case, base: float | None) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from turbo_gguf.assets import embedded_model, home
+from turbo_gguf.cache.types import CACHE_TYPES
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
 from turbo_gguf.failures import exit_code
 from turbo_gguf.inputs import models
@@ -52,7 +53,8 @@ def pack(build: Build, folder: Path) -> None:
         shutil.copy(here / f"prove_{name}.py", folder)
     toolkit = toolkits.of_preset(build.preset)
     about = f"patches {build.tree.digest[:12]} on llama.cpp {build.tree.upstream}, {build.compiler}"
-    plan = {"device": toolkit.device, "build": build.id, "preset": build.preset, "about": about}
+    bits = {name: cache_type.bits for name, cache_type in CACHE_TYPES.items()}
+    plan = {"device": toolkit.device, "build": build.id, "preset": build.preset, "about": about, "bits": bits}
     (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 

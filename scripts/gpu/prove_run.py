@@ -25,20 +25,23 @@ import prove_measures
 import prove_stages
 import prove_targets
 from prove_machine import gpu_name, library_folders, missing_libraries
-from prove_ops import VARIANTS, Times
+from prove_ops import LAUNCHES, VARIANTS, Times
 from prove_stages import Proof
 
 STAGES = {
     "ops": (prove_stages.ops, 75),
     "slices": (prove_stages.slices, 25),
     "perf": (prove_measures.perf, 130),
-    "launches": (prove_measures.launches, 30),
+    "variants": (prove_measures.variants, 30),
     "bench": (prove_measures.bench, 100),
     "order": (prove_stages.order, 40),
     "sanitizers": (prove_stages.sanitizers, 80),
     "counters": (prove_measures.counters, 80),
 }
 """Name -> function and share of the time, in the order in which they run. What a stage leaves over goes to the later ones."""
+
+LEAST = 1.0
+"""Seconds below which a stage is not begun."""
 
 ENDED = ("pass", "fail", "skip")
 """Statuses of stages that are not repeated."""
@@ -105,7 +108,7 @@ def run(proof: Proof, names: Sequence[str], end: float, machine: Mapping[str, An
     for name in wanted:
         planned += (end - begun) * STAGES[name][1] / shares
         seconds = planned - time.monotonic()
-        if seconds < 1:
+        if seconds < LEAST:
             print(f"{name}: left for another call, the time is over", file=sys.stderr)
             continue
         run_stage(proof, name, seconds)
@@ -128,7 +131,7 @@ def summary(proof: Proof, machine: Mapping[str, Any]) -> str:
         "Writing one row": times.table("set_rows", decode=True),
         "Writing the rows of a prompt": times.table("set_rows", decode=False),
         **{f"Decode with {name}": times.table("fattn", decode=True, variant=name) for name in VARIANTS},
-        **{f"Writing one row with {name}": times.table("set_rows", decode=True, variant=name) for name in VARIANTS},
+        **{f"Writing one row with {name}": times.table("set_rows", decode=True, variant=name) for name in LAUNCHES},
         "llama-bench: tokens per second, in brackets over f16, and the peak of memory": prove_measures.bench_table(proof.rows),
         "Hardware counters": prove_measures.counters_table(proof.rows),
     }
@@ -171,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     small = options.small or device == "CPU"
     key = f"{plan['build']} {device} {gpu.partition(',')[0]}{' small' if small else ''}"
     machine = {"kind": "machine", "key": key, "device": device, "gpu": gpu, "about": plan["about"]}
-    proof = Proof(folder, out, device=device, small=small, rows=load(out / "results.jsonl", key))
+    proof = Proof(folder, out, device=device, small=small, bits=plan["bits"], rows=load(out / "results.jsonl", key))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupted)
     code = None

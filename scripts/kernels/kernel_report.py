@@ -2,6 +2,10 @@
 
     python scripts/kernels/kernel_report.py                                  # everything, to eval/results/kernels.md
     python scripts/kernels/kernel_report.py --targets gfx1100,sm_90 --out -  # a part, to standard output
+    python scripts/kernels/kernel_report.py --changes                        # what changed against that file, which stays as it is
+
+All targets take two hours of one core. Each file is remembered when it is done (kernel_toolchains.py), so what was interrupted goes on
+where it was. --remembered compiles nothing: targets that are not complete are left out, and the report names them.
 
 Exit codes: 0 all well; 1 a warning in a file of ours, or a decode kernel that breaks the rule of kernel_resources.py; 3 a compiler is
 missing (it is named, with what brings it); 4 a file does not compile.
@@ -19,10 +23,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import kernel_changes
 import kernel_toolchains as toolchains
 from kernel_instructions import per_value
-from kernel_resources import MAX_HEAD, Kernel, breaks_rule, short_name, type_names
-from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Toolchain
+from kernel_resources import DECODE_KERNEL, MAX_HEAD, Kernel, breaks_rule, short_name, type_names
+from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Job, Toolchain
 
 from turbo_gguf import patchset
 from turbo_gguf.errors import EnvironmentMissing
@@ -36,7 +41,13 @@ RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "kernels.md"
 OURS = "turbo"
 """Our kernels and files have this in their names; others in our object files are instances of upstream's templates."""
 
+COLUMNS_AT = "128"
+"""Head size of the table of instructions per value."""
+
 _SHOWN = ("vgpr", "lds", "spill", "sgpr_spill", "scratch", "instructions")
+
+FIRST = ("gfx1100", "gfx1201", "sm_90", "sm_80", "gfx942", "gfx90a")
+"""Targets that are compiled before the others: those that most depends on, if there is no time for all."""
 
 Results = dict[tuple[str, str], Compiled]  # (source, target)
 
@@ -54,6 +65,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--upstream", help="llama.cpp snapshot  [default: the newest supported one]")
     parser.add_argument("--all-pairs", action="store_true", help="compile kernels for all K/V pairs, not only those of the default build")
     parser.add_argument("--skip-missing", action="store_true", help="leave out targets whose compiler is missing")
+    parser.add_argument("--remembered", action="store_true", help="compile nothing: report the targets of which all files are remembered")
+    parser.add_argument("--changes", action="store_true", help=f"print what changed against {RESULT.name}, and write nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", default=str(RESULT), help="Markdown file, - for standard output")
     return parser.parse_args(argv)
@@ -67,20 +80,36 @@ def _report(options: argparse.Namespace) -> int:
     own_files = [path.name for pattern in (f"{OURS}*.cu", f"{OURS}/*.cuh") for path in folder.glob(pattern)]
     sources = sorted(name for name in own_files if name.endswith(".cu") and fnmatch.fnmatch(name, options.files))
     tools = _toolchains(options)
-    results = _compile(tree.path, sources, tools, own_files, options.jobs)
+    with tempfile.TemporaryDirectory(prefix="kernels-") as scratch:
+        by_first = sorted(tools, key=lambda target: FIRST.index(target) if target in FIRST else len(FIRST))
+        jobs = [
+            toolchains.Job(tree.path, source, target, tools[target], own_files, Path(scratch)) for target in by_first for source in sources
+        ]
+        results = _remembered(jobs) if options.remembered else _compile(jobs, options.jobs)
+    left_out = [target for target in tools if not any(name == target for _, name in results)]
+    tools = {target: tool for target, tool in tools.items() if target not in left_out}
+    if not tools:
+        raise EnvironmentMissing("no target is remembered in all of its files", "leave out --remembered")
     types = type_names(
         (tree.path / "ggml/include/ggml.h").read_text("utf-8"), (tree.path / "ggml/include/ggml-turbo-enum.inc").read_text("utf-8")
     )
     names = _names(results, types)
     problems = _problems(results, names)
-    text = _markdown(results, names, tools, problems, all_pairs=options.all_pairs, commit=tree.commit)
-    if options.out == "-":
-        print(text, end="")
-    else:
-        write_result(Path(options.out), text)
+    text = _markdown(results, names, tools, problems, all_pairs=options.all_pairs, commit=tree.commit, left_out=left_out)
+    _show(text, options.out, changed_only=options.changes)
     print("\n".join([f"problem: {problem}" for problem in problems]), file=sys.stderr)
     print(f"{len(sources)} files, {len(tools)} targets, {len(problems)} problems", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _show(text: str, out: str, *, changed_only: bool) -> None:
+    if changed_only:
+        committed = RESULT.read_text("utf-8")
+        print("\n".join(kernel_changes.lines(kernel_changes.cells(committed), kernel_changes.cells(text))))
+    elif out == "-":
+        print(text, end="")
+    else:
+        write_result(Path(out), text)
 
 
 def _toolchains(options: argparse.Namespace) -> dict[str, Toolchain]:
@@ -98,16 +127,17 @@ def _toolchains(options: argparse.Namespace) -> dict[str, Toolchain]:
     return found
 
 
-def _compile(tree: Path, sources: Sequence[str], tools: Mapping[str, Toolchain], own_files: Sequence[str], jobs: int) -> Results:
-    """Compile everything, ``jobs`` at a time; the first failure ends it."""
-    wanted = [(source, target) for source in sources for target in tools]
-    with tempfile.TemporaryDirectory(prefix="kernels-") as scratch, ThreadPoolExecutor(max(jobs, 1)) as pool:
-        futures = {
-            (source, target): pool.submit(
-                toolchains.compile_source, tree, source, target, tools[target], own_files=own_files, scratch=Path(scratch)
-            )
-            for source, target in wanted
-        }
+def _remembered(jobs: Sequence[Job]) -> Results:
+    """What is remembered, of the targets of which that is everything."""
+    found = {(job.source, job.target): toolchains.remembered(job) for job in jobs}
+    incomplete = {target for (_, target), compiled in found.items() if compiled is None}
+    return {pair: compiled for pair, compiled in found.items() if compiled is not None and pair[1] not in incomplete}
+
+
+def _compile(jobs: Sequence[Job], at_once: int) -> Results:
+    """Compile everything, so many at a time; the first failure ends it."""
+    with ThreadPoolExecutor(max(at_once, 1)) as pool:
+        futures = {(job.source, job.target): pool.submit(toolchains.compile_source, job) for job in jobs}
         try:
             return {pair: future.result() for pair, future in futures.items()}
         except BaseException:
@@ -136,7 +166,14 @@ def _problems(results: Results, names: Mapping[str, str]) -> list[str]:
 
 
 def _markdown(
-    results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain], problems: Sequence[str], *, all_pairs: bool, commit: str
+    results: Results,
+    names: Mapping[str, str],
+    tools: Mapping[str, Toolchain],
+    problems: Sequence[str],
+    *,
+    all_pairs: bool,
+    commit: str,
+    left_out: Sequence[str] = (),
 ) -> str:
     versions = sorted({tool.version for tool in tools.values()})
     lines = [
@@ -148,6 +185,7 @@ def _markdown(
         f"Warnings in our files, and decode kernels of head sizes up to {MAX_HEAD} that spill or use scratch: "
         f"**{len(problems) or 'none'}**.",
         *(f"- {problem}" for problem in problems),
+        *(["", f"**Not in this report**, because not all of their files were compiled: {', '.join(left_out)}."] if left_out else []),
         "",
         "## Files",
         "",
@@ -159,7 +197,14 @@ def _markdown(
         "",
         *_family_table(results, names, tools),
         "",
-        "## All kernels",
+        "## Decode: instructions per value",
+        "",
+        f"At head size {COLUMNS_AT}, by columns (query heads of a KV head times queries): instructions of the longest loop for each value "
+        "of K and V that a lane unpacks. Both sides of a branch count.",
+        "",
+        *_decode_table(results, names, tools),
+        "",
+        kernel_changes.TITLE,
         "",
         "AMD: vector registers (accumulation registers among them) / scalar registers / bytes of LDS. NVIDIA: registers / bytes of shared "
         "memory. Spills (registers on AMD, bytes on NVIDIA) and scratch or stack (bytes per thread) are written where there are any. "
@@ -203,6 +248,21 @@ def _family_table(results: Results, names: Mapping[str, str], tools: Mapping[str
             worst = Kernel("", **{key: max((getattr(k, key) for k in there), default=0) for key in _SHOWN})
             cells.append(f"{worst.vgpr} / {worst.lds}{_excess(worst)}; {worst.instructions}")
         rows.append(f"| {family} | {len(instances)} | {' | '.join(cells)} |")
+    return rows
+
+
+def _decode_table(results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain]) -> list[str]:
+    """A line for each decode kernel of pairs of equal types at one head size, whose last argument are its columns."""
+    rows = [f"| kernel | types | columns | {' | '.join(tools)} |", "|---" * (len(tools) + 3) + "|"]
+    found = _by_name(results, names)
+    for name in sorted(found, key=_natural):
+        family, _, arguments = name.partition("<")
+        parts = [part.strip() for part in arguments.rstrip(">").split(",")]
+        is_shown = DECODE_KERNEL.match(name) and len(parts) == 5 and parts[:2] == [COLUMNS_AT] * 2 and parts[2] == parts[3]
+        each = {target: per_value(name, kernel.loop) for target, kernel in found[name].items()}
+        if is_shown and any(each.values()):
+            cells = ("" if each.get(target) is None else f"{each[target]:.1f}" for target in tools)
+            rows.append(f"| {family} | {parts[2]} | {parts[4]} | {' | '.join(cells)} |")
     return rows
 
 

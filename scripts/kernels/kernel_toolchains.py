@@ -1,4 +1,8 @@
-"""Device-only compiles of single .cu files, for AMD and NVIDIA targets, remembered by what went into them."""
+"""Device-only compiles of single .cu files, for AMD and NVIDIA targets, remembered by what went into them.
+
+A compile is not repeated where the compiler, its command line and all files of the tree that it read are the same. Nor is it where files
+have changed, but not what the preprocessor makes of them: comments, formatting, and what other targets see.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,10 @@ _HIP_FLAGS = ("-O3", "-DNDEBUG", "-std=gnu++17", "-fPIC", "-DGGML_USE_HIP", "-DG
 _CUDA_FLAGS = ("-O3", "-DNDEBUG", "-std=c++17", "-use_fast_math", "-extended-lambda", "-DGGML_CUDA_USE_GRAPHS", "-Xptxas", "-v")
 
 
+_ASSERTED = re.compile(rb'("[^"]*\.(?:cu|cuh|h)"), \d+')
+"""File and line in what GGML_ASSERT and its kind become."""
+
+
 class Toolchain(msgspec.Struct, frozen=True):
     """A compiler and the start of its command line."""
 
@@ -42,6 +50,11 @@ class Toolchain(msgspec.Struct, frozen=True):
     version: str
     amd: bool
     disassembler: tuple[str, ...] = ()  # of AMD's code
+
+    def preprocess(self, target: str, source: str) -> list[str]:
+        """Command line that prints what the compiler sees of a source for one target."""
+        command = [part for part in self.command if part not in ("-c", "-cubin")]
+        return [*command, f"--offload-arch={target}" if self.amd else f"-arch={target}", *_INCLUDES, "-E", source]
 
     def argv(self, target: str, source: str, output: Path) -> list[str]:
         """Command line that compiles a source of the tree in the current folder for one target, and writes what it included."""
@@ -62,6 +75,7 @@ class Compiled(msgspec.Struct, frozen=True):
     size: int  # bytes of the code object
     warnings: list[str]
     kernels: list[resources.Kernel]
+    text: str = ""  # sha256 of the preprocessed source
 
 
 def hip_toolchain(extra: Sequence[str] = ()) -> Toolchain:
@@ -109,21 +123,70 @@ def cache_folder() -> Path:
     return Path(base) / "turbo-gguf" / "kernels"
 
 
-def compile_source(tree: Path, source: str, target: str, tools: Toolchain, *, own_files: Sequence[str], scratch: Path) -> Compiled:
-    """Compile one file (its name in CUDA_SOURCES) for one target, or return what an earlier compile of the same inputs gave.
+class Job(msgspec.Struct, frozen=True):
+    """One file (its name in CUDA_SOURCES) of a tree, for one target."""
+
+    tree: Path
+    source: str
+    target: str
+    tools: Toolchain
+    own_files: Sequence[str]  # names, for warnings
+    scratch: Path
+
+    @property
+    def output(self) -> Path:
+        """Where the object goes."""
+        return self.scratch / f"{self.source}.{self.target}.o"
+
+    @property
+    def argv(self) -> list[str]:
+        """The compiler's command line."""
+        return self.tools.argv(self.target, f"{CUDA_SOURCES}/{self.source}", self.output)
+
+    @property
+    def key(self) -> str:
+        """Hash of the compiler and its command line, without what differs between checkouts and runs."""
+        fixed = [part for part in self.argv if not part.startswith((str(self.scratch), f"-I{_SCRIPTS}", str(_HIP_ROOT)))]
+        return hashlib.sha256("\n".join([FORMAT, self.tools.version, *fixed]).encode()).hexdigest()
+
+    @property
+    def record(self) -> Path:
+        """Where the result is remembered."""
+        return cache_folder() / f"{self.source}.{self.target}.{self.key[:16]}.json"
+
+    def text(self) -> str:
+        """Hash of the preprocessed source without the places that its lines come from; "" where it can't be preprocessed."""
+        argv = self.tools.preprocess(self.target, f"{CUDA_SOURCES}/{self.source}")
+        done = subprocess.run(argv, cwd=self.tree, capture_output=True, check=False)
+        lines = (line for line in done.stdout.splitlines() if not re.match(rb'#(line)? \d+ "', line))
+        words = b" ".join(word for line in lines for word in line.split())
+        return hashlib.sha256(_ASSERTED.sub(rb"\1", words)).hexdigest() if done.returncode == 0 else ""
+
+
+def remembered(job: Job) -> Compiled | None:
+    """What an earlier compile of the same source gave."""
+    try:
+        found = msgspec.json.decode(job.record.read_bytes(), type=Compiled)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    if found.key != job.key:
+        return None
+    if all(_sha256(job.tree / name) == digest for name, digest in found.inputs.items()):
+        return found
+    return found if found.text and found.text == job.text() else None
+
+
+def compile_source(job: Job) -> Compiled:
+    """Compile it, or return what an earlier compile gave.
 
     Raises:
         ToolFailed: it does not compile; the message holds the compiler's errors.
     """
-    output = scratch / f"{source}.{target}.o"
-    argv = tools.argv(target, f"{CUDA_SOURCES}/{source}", output)
-    # The command line without what differs between checkouts and runs.
-    fixed = [part for part in argv if not part.startswith((str(scratch), f"-I{_SCRIPTS}", str(_HIP_ROOT)))]
-    key = hashlib.sha256("\n".join([FORMAT, tools.version, *fixed]).encode()).hexdigest()
-    record = cache_folder() / f"{source}.{target}.{key[:16]}.json"
-    old = _cached(record, key, tree)
+    old = remembered(job)
     if old is not None:
         return old
+    tree, source, target, tools = job.tree, job.source, job.target, job.tools
+    argv, output = job.argv, job.output
     started = time.monotonic()
     done = subprocess.run(argv, cwd=tree, capture_output=True, text=True, errors="replace", check=False)
     seconds = time.monotonic() - started
@@ -137,27 +200,20 @@ def compile_source(tree: Path, source: str, target: str, tools: Toolchain, *, ow
         kernels = resources.from_ptxas(done.stderr + done.stdout)
         counts = instructions.from_cubin(output.read_bytes(), int(re.sub(r"\D", "", target)))
     found = Compiled(
-        key=key,
+        key=job.key,
         inputs=_inputs(output.with_suffix(".d").read_text("utf-8"), tree),
         seconds=round(seconds, 1),
         size=output.stat().st_size,
-        warnings=resources.own_warnings(done.stderr + done.stdout, own_files),
+        warnings=resources.own_warnings(done.stderr + done.stdout, job.own_files),
         kernels=instructions.with_counts(kernels, counts),
+        text=job.text(),
     )
+    record = job.record
     record.parent.mkdir(parents=True, exist_ok=True)
     new = record.with_suffix(f".{os.getpid()}")
     new.write_bytes(msgspec.json.encode(found))
     new.replace(record)
     return found
-
-
-def _cached(record: Path, key: str, tree: Path) -> Compiled | None:
-    try:
-        found = msgspec.json.decode(record.read_bytes(), type=Compiled)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return None
-    same = found.key == key and all(_sha256(tree / name) == digest for name, digest in found.inputs.items())
-    return found if same else None
 
 
 def _inputs(dependencies: str, tree: Path) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,19 @@ def test_cases_of_all_types_are_measured(program: Path) -> None:
     by_types = {row.case.types: row for row in rows if row.case.op == "fattn"}
     ratio = by_types["f16"].bytes / by_types["turbo3"].bytes
     assert ratio == pytest.approx(16 / 3.5), "bytes are those of the cache type"
+
+
+def test_the_last_keys_can_be_exact_tokens(program: Path) -> None:
+    cases = "fattn turbo3t turbo3t 64 2 4 1 512 1 96\nfattn f16 f16 128 2 1 3 256 1 32\nfattn turbo3 turbo3 64 2 4 1 512\n"
+    rows = [json.loads(line) for line in run(program, cases).stdout.splitlines() if line.startswith("{")]
+    assert [(row["status"], row["exact"], row["us"] > 0) for row in rows] == [("ok", 96, True), ("ok", 32, True), ("ok", 0, True)]
+    for exact in ("512", "-1"):
+        done = run(program, f"fattn turbo3 turbo3 64 2 4 1 512 1 {exact}\n")
+        assert done.returncode == 2 and "not a case" in done.stderr, "all keys, or less than none"
+
+
+def run(program: Path, cases: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([program, "CPU", "0.001"], input=cases, capture_output=True, text=True, check=False)
 
 
 def test_what_is_no_case_is_said(program: Path) -> None:

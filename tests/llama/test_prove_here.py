@@ -31,7 +31,7 @@ def test_the_packed_proof_runs_somewhere_else(build: Build, tmp_path: Path) -> N
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/summary.md").read_text()
-    for stage in ("ops", "slices", "perf", "launches", "bench", "order"):
+    for stage in ("ops", "slices", "perf", "variants", "bench", "order"):
         assert f"| {stage} | pass |" in text
     for stage in ("sanitizers", "counters"):
         assert f"| {stage} | skip |" in text

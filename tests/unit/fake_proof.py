@@ -9,6 +9,7 @@ from pathlib import Path
 import prove_run
 
 HERE = Path(prove_run.__file__).parent
+BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "turbo3": 3.5, "turbo4t": 4.25, "turbo3t": 3.25, "turbo4": 4.5}
 
 OPS = r"""
 case "$*" in
@@ -86,7 +87,7 @@ def make(folder: Path, device: str) -> Path:
     program(proof / "bin", "llama-perplexity", 'echo "Final estimate: PPL = 53.1"\n')
     for path in HERE.glob("prove_*.py"):
         shutil.copy(path, proof)
-    plan = {"device": device, "build": "abc", "preset": "fake", "about": "patches of a test"}
+    plan = {"device": device, "build": "abc", "preset": "fake", "about": "patches of a test", "bits": BITS}
     (proof / "plan.json").write_text(json.dumps(plan))
     (folder / "used").write_text("1000")
     (folder / "samples").touch()

@@ -7,6 +7,7 @@ from pathlib import Path
 import kernel_report
 import kernel_resources as resources
 import kernel_toolchains as toolchains
+import msgspec
 import pytest
 from kernel_resources import Kernel, breaks_rule, short_name
 
@@ -135,7 +136,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fake(tmp_path: Path, name: str, code: str) -> Path:
     path = tmp_path / name
-    path.write_text(f"#!/bin/sh\necho run >>{tmp_path}/runs\nfor last; do :; done\n{code}\n")
+    folder = f"{tmp_path}/tree/{toolchains.CUDA_SOURCES}"
+    seen = f"case \"$*\" in *' -E '*) echo '# 1 \"'$RANDOM'\"'; sed 's@//.*@@' {folder}/*; exit ;; esac"
+    path.write_text(f"#!/bin/sh\n{seen}\necho run >>{tmp_path}/runs\nfor last; do :; done\n{code}\n")
     path.chmod(0o755)
     return path
 
@@ -157,8 +160,11 @@ def hip(tmp_path: Path) -> toolchains.Toolchain:
 
 
 def compiled(tree: Path, hip: toolchains.Toolchain, tmp_path: Path, target: str = "gfx1100") -> toolchains.Compiled:
-    own = ["turbo-sample.cu"]
-    return toolchains.compile_source(tree, "turbo-sample.cu", target, hip, own_files=own, scratch=tmp_path)
+    return toolchains.compile_source(job(tree, hip, tmp_path, target))
+
+
+def job(tree: Path, hip: toolchains.Toolchain, tmp_path: Path, target: str = "gfx1100") -> toolchains.Job:
+    return toolchains.Job(tree, "turbo-sample.cu", target, hip, ["turbo-sample.cu"], tmp_path)
 
 
 def test_a_compile_is_remembered_by_what_went_into_it(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
@@ -174,6 +180,41 @@ def test_a_compile_is_remembered_by_what_went_into_it(tree: Path, hip: toolchain
     assert runs(tmp_path) == 3
     compiled(tree, hip, tmp_path, "gfx942")
     assert runs(tmp_path) == 4
+
+
+def test_what_only_looks_different_is_not_compiled_again(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
+    header = tree / toolchains.CUDA_SOURCES / "turbo.cuh"
+    header.write_text('first // a comment\nabort("a.cuh", 2)')
+    first = compiled(tree, hip, tmp_path)
+    header.write_text('  first  // another\n\n\nabort("a.cuh", 4)')
+    assert toolchains.remembered(job(tree, hip, tmp_path)) == first
+    assert compiled(tree, hip, tmp_path) == first
+    assert runs(tmp_path) == 1
+    header.write_text("fir st")
+    assert toolchains.remembered(job(tree, hip, tmp_path)) is None
+    compiled(tree, hip, tmp_path)
+    assert runs(tmp_path) == 2
+
+
+def test_what_cannot_be_preprocessed_is_compiled_again(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
+    compiled(tree, hip, tmp_path)
+    script = Path(hip.command[0])
+    script.write_text(script.read_text().replace("exit ;;", "exit 1 ;;"))
+    (tree / toolchains.CUDA_SOURCES / "turbo.cuh").write_text("first // a comment")
+    compiled(tree, hip, tmp_path)
+    assert runs(tmp_path) == 2
+
+
+def test_a_report_of_what_is_remembered_has_whole_targets_only(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
+    compiled(tree, hip, tmp_path, "gfx1100")
+    found = kernel_report._remembered([job(tree, hip, tmp_path, target) for target in ("gfx1030", "gfx1100")])
+    assert set(found) == {("turbo-sample.cu", "gfx1100")}
+    more = msgspec.structs.replace(job(tree, hip, tmp_path), source="turbo.cuh")
+    assert kernel_report._remembered([job(tree, hip, tmp_path), more]) == {}, "a file of the target is missing"
+    assert runs(tmp_path) == 1
+    names = kernel_report._names(found, TYPES)
+    text = kernel_report._markdown(found, names, {"gfx1100": hip}, [], all_pairs=False, commit="abc", left_out=["gfx1030"])
+    assert "**Not in this report**, because not all of their files were compiled: gfx1030." in text
 
 
 def test_a_compile_error_is_shown(tree: Path, tmp_path: Path) -> None:
@@ -193,6 +234,22 @@ def test_the_table_names_each_kernel_once_and_each_problem(tree: Path, hip: tool
     text = kernel_report._markdown(results, names, tools, problems, all_pairs=False, commit="abc")
     assert f"| `{DECODE}` | 67 / 107 / 256, **scratch 272**; 408 | 67 / 107 / 256, **scratch 272**; 408 |" in text
     assert "| turbo_set_rows | 1 | 2 / 0; 8 | 2 / 0; 8 |" in text
+
+
+def test_decode_is_shown_by_columns_at_one_head_size(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
+    base = compiled(tree, hip, tmp_path)
+    loops = {
+        "turbo_attn_decode_kernel<128, 128, turbo3, turbo3, 8>": 2560,
+        "turbo_attn_decode_mma_kernel<128, 128, turbo3, turbo3, 16>": 1024,
+        "turbo_attn_decode_mma_kernel<128, 128, turbo3t, turbo3t, 8>": 0,  # empty on this target
+        "turbo_attn_decode_mma_kernel<64, 64, turbo3, turbo3, 8>": 512,
+        "turbo_attn_decode_mma_kernel<128, 128, q8_0, turbo3, 8>": 512,
+        "turbo_attn_merge_parts<128>": 10,
+    }
+    kernels = [Kernel(name, vgpr=1, loop=loop) for name, loop in loops.items()]
+    results = {("turbo-sample.cu", "sm_90"): msgspec.structs.replace(base, kernels=kernels)}
+    table = kernel_report._decode_table(results, {name: name for name in loops}, {"sm_90": hip})
+    assert table[2:] == ["| turbo_attn_decode_kernel | turbo3 | 8 | 10.0 |", "| turbo_attn_decode_mma_kernel | turbo3 | 16 | 4.0 |"]
 
 
 def test_sizes_sort_as_numbers() -> None:

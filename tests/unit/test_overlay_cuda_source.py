@@ -28,6 +28,18 @@ THEIRS = re.compile(r"\basm\b|__builtin_(?:amdgcn|nvvm)_\w+")
 """Instructions of one vendor."""
 
 
+KERNEL = re.compile(
+    r"__global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(?P<name>\w+)\([^{;]*\) \{\n(?P<body>.*?)^\}", re.DOTALL | re.MULTILINE
+)
+"""A kernel that is defined, not declared."""
+
+DECLARATIONS = re.compile(r"^\s*(?:#[^\n]*$|(?:using|constexpr|static constexpr|(?:__align__\(\d+\) )?__shared__)\b[^;]*;)", re.MULTILINE)
+"""What runs nothing: directives, too. Without its instructions a kernel is empty."""
+
+WAIT = "ggml_cuda_pdl_sync();"
+"""From here on, what earlier kernels have written is there, and nobody reads what they read any more."""
+
+
 def preprocessed(path: Path, defines: tuple[str, ...], scratch: Path) -> str:
     """A source of ours with what it includes of ours; upstream's headers are empty."""
     for name in {name for source in (*SOURCES, *HEADERS) for name in INCLUDE.findall(source.read_text("utf-8"))}:
@@ -62,3 +74,31 @@ def test_types_are_named_only_where_their_formats_are_written_out() -> None:
     """All else expands the lists, so that a type that is added is not left out somewhere."""
     named = {path.name for path in SOURCES if re.search(r"\b(?:GGML_TYPE_|block_)?(?:TURBO|turbo)\d_(?:0|T|t)", path.read_text("utf-8"))}
     assert {name for name in named if not name.startswith("turbo-attn-decode-")} == {"scalar.cuh", "turbo-ops.cu"}
+
+
+def kernels() -> list[tuple[str, str]]:
+    """Names and bodies of all kernels of ours, without comments."""
+    found = []
+    for path in SOURCES:
+        text = re.sub(r"//[^\n]*", "", path.read_text("utf-8"))
+        found += [(match["name"], match["body"]) for match in KERNEL.finditer(text)]
+        assert len(list(KERNEL.finditer(text))) == text.count("__global__"), path.name
+    return found
+
+
+@pytest.mark.parametrize(("name", "body"), [pytest.param(*kernel, id=kernel[0]) for kernel in kernels()])
+def test_kernels_wait_for_the_one_before(name: str, body: str) -> None:
+    """turbo_launch() starts them early on Hopper and later: until they wait, they may read constants only."""
+    before, wait, _ = DECLARATIONS.sub("", body).partition(WAIT)
+    assert wait
+    if name == "turbo_quantize_few":  # asks for constants first
+        assert re.findall(r"(\w+)\(", before) == ["turbo_trellis_numbers_of", "load"]
+        assert not re.search(r"\.(?:src|dst|indices)\b|->", before)
+    else:
+        assert not before.strip()
+
+
+def test_pointers_of_kernels_may_change_before_they_wait() -> None:
+    """A compiler may read what is `__restrict__` or `__ldg` earlier than where it is written."""
+    for path in SOURCES:
+        assert not re.search(r"__restrict__|\b__ldg\b", path.read_text("utf-8")), path.name

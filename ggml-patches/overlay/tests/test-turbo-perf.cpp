@@ -2,10 +2,11 @@
 //
 //   test-turbo-perf DEVICE [SECONDS [THREADS]] < cases
 //
-// A case is a line "OP TYPE_K TYPE_V HEAD_SIZE N_HEAD_KV GQA N_QUERIES N_KEYS [DEVIATION]", OP being fattn, set_rows (which ignores
-// TYPE_V and GQA, and writes N_QUERIES rows) or vec_dot (N_KEYS rows of all heads with one vector, by the CPU's function for TYPE_K,
-// on one thread; ignores the others). DEVIATION: standard deviation of the scores of fattn, 1 if left out: the larger it is, the
-// fewer keys have weight. For each case a line of JSON is printed. What the device does not support says so.
+// A case is a line "OP TYPE_K TYPE_V HEAD_SIZE N_HEAD_KV GQA N_QUERIES N_KEYS [DEVIATION [EXACT]]", OP being fattn, set_rows (which
+// ignores TYPE_V and GQA, and writes N_QUERIES rows) or vec_dot (N_KEYS rows of all heads with one vector, by the CPU's function for
+// TYPE_K, on one thread; ignores the others). DEVIATION: standard deviation of the scores of fattn, 1 if left out: the larger it is,
+// the fewer keys have weight. EXACT: the last so many keys are attended in f16, 0 if left out. For each case a line of JSON is printed.
+// What the device does not support says so.
 //
 // As in a model, the cache has several layers, in memory as llama.cpp lays it out: [head size, head, key]. The layers together are
 // larger than a GPU's L2 and a CPU's L3 cache in every type, so that no layer finds its keys there. On the CPU, where that would take
@@ -22,8 +23,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 static constexpr double MIN_F16_BYTES = 768e6;  // of all layers, if they were f16; a 2.5-bit cache then has 120 MB
@@ -37,6 +40,7 @@ struct perf_case {
     ggml_type   type_k, type_v;
     int64_t     head_size, n_head_kv, gqa, n_queries, n_keys;
     float       deviation;
+    int64_t     n_exact;  // keys of the second segment
 
     int64_t row() const { return head_size * n_head_kv; }
 
@@ -71,9 +75,10 @@ static bool type_from_name(const char * name, ggml_type & type) {
 static bool parse(const char * line, perf_case & c) {
     char      op[16], k[32], v[32];
     long long n[5];
-    c.deviation = 1.0f;
-    if (sscanf(line, "%15s %31s %31s %lld %lld %lld %lld %lld %f", op, k, v, &n[0], &n[1], &n[2], &n[3], &n[4],
-               &c.deviation) < 8) {
+    long long exact = 0;
+    c.deviation     = 1.0f;
+    if (sscanf(line, "%15s %31s %31s %lld %lld %lld %lld %lld %f %lld", op, k, v, &n[0], &n[1], &n[2], &n[3], &n[4],
+               &c.deviation, &exact) < 8) {
         return false;
     }
     c.op        = op;
@@ -82,8 +87,10 @@ static bool parse(const char * line, perf_case & c) {
     c.gqa       = n[2];
     c.n_queries = n[3];
     c.n_keys    = n[4];
+    c.n_exact   = exact;
     return (c.is_fattn() || c.op == "set_rows" || c.is_vec_dot()) && type_from_name(k, c.type_k) &&
-           type_from_name(v, c.type_v) && *std::min_element(n, n + 5) > 0 && c.n_queries <= c.n_keys;
+           type_from_name(v, c.type_v) && *std::min_element(n, n + 5) > 0 && c.n_queries <= c.n_keys && exact >= 0 &&
+           exact < c.n_keys;
 }
 
 //
@@ -98,29 +105,43 @@ static std::vector<float> random_values(size_t n) {
     return x;
 }
 
-// Rows of a cache, the same few over and over: their values decide nothing but that no block is degenerate.
-static void fill_cache(ggml_tensor * t) {
-    const int64_t              n_rows = std::min<int64_t>(256, t->ne[1]);
-    const size_t               size   = ggml_row_size(t->type, t->ne[0]);
-    const std::vector<float>   x      = random_values(t->ne[0] * n_rows);
-    std::vector<unsigned char> rows(size * n_rows);
-    if (t->type == GGML_TYPE_F32) {
+static std::vector<unsigned char> random_rows(ggml_type type, int64_t ne0, int64_t n_rows) {
+    const std::vector<float>   x = random_values(ne0 * n_rows);
+    std::vector<unsigned char> rows(ggml_row_size(type, ne0) * n_rows);
+    if (type == GGML_TYPE_F32) {
         memcpy(rows.data(), x.data(), rows.size());
     } else {
-        ggml_quantize_chunk(t->type, x.data(), rows.data(), 0, n_rows, t->ne[0], nullptr);
+        ggml_quantize_chunk(type, x.data(), rows.data(), 0, n_rows, ne0, nullptr);
+    }
+    return rows;
+}
+
+// Rows of a cache, the same few over and over: their values decide nothing but that no block is degenerate. They are kept from layer to
+// layer and case to case, because a trellis type takes a tenth of a second.
+static void fill_cache(ggml_tensor * t) {
+    static std::map<std::pair<ggml_type, int64_t>, std::vector<unsigned char>> known;
+
+    const int64_t n_rows = std::min<int64_t>(256, t->ne[1]);
+    const size_t  size   = ggml_row_size(t->type, t->ne[0]);
+
+    std::vector<unsigned char> & rows = known[{ t->type, t->ne[0] }];
+    if (rows.size() < size * n_rows) {
+        rows = random_rows(t->type, t->ne[0], n_rows);
     }
     for (int64_t i = 0; i < t->ne[1]; i += n_rows) {
         ggml_backend_tensor_set(t, rows.data(), i * size, std::min(n_rows, t->ne[1] - i) * size);
     }
 }
 
-// The queries are the last tokens of the sequence.
-static void fill_mask(ggml_tensor * mask, const perf_case & c) {
-    std::vector<ggml_fp16_t> row(c.n_keys);
+// The queries are the last tokens of the sequence. The first key of the mask is "from"; keys from "to" on are in another segment.
+static void fill_mask(ggml_tensor * mask, const perf_case & c, int64_t from, int64_t to) {
+    const ggml_fp16_t        seen   = ggml_fp32_to_fp16(0.0f);
+    const ggml_fp16_t        hidden = ggml_fp32_to_fp16(-INFINITY);
+    std::vector<ggml_fp16_t> row(mask->ne[0]);
     for (int64_t i = 0; i < mask->ne[1]; ++i) {
-        for (int64_t key = 0; key < c.n_keys; ++key) {
-            const bool visible = key <= c.n_keys - c.n_queries + std::min(i, c.n_queries - 1);
-            row[key]           = ggml_fp32_to_fp16(visible ? 0.0f : -INFINITY);
+        const int64_t last = c.n_keys - c.n_queries + std::min(i, c.n_queries - 1);
+        for (int64_t j = 0; j < mask->ne[0]; ++j) {
+            row[j] = from + j < to && from + j <= last ? seen : hidden;
         }
         ggml_backend_tensor_set(mask, row.data(), i * mask->nb[1], row.size() * sizeof(row[0]));
     }
@@ -143,21 +164,26 @@ struct perf_graph {
     ggml_cgraph *              graph;
     ggml_tensor *              input;      // queries, or rows to write
     ggml_tensor *              selection;  // mask, or indices
+    ggml_tensor *              mask_exact = nullptr;
     std::vector<ggml_tensor *> caches;
     std::vector<ggml_tensor *> ops;
 
     perf_graph(const perf_case & c, int layers) {
-        ctx   = ggml_init({ ggml_tensor_overhead() * (8 * layers + 8) + ggml_graph_overhead(), nullptr, true });
+        ctx   = ggml_init({ ggml_tensor_overhead() * (16 * layers + 8) + ggml_graph_overhead(), nullptr, true });
         graph = ggml_new_graph(ctx);
         if (c.is_fattn()) {
             input     = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, c.head_size, c.n_head_kv * c.gqa, c.n_queries);
             selection = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, c.n_keys, c.n_queries);
+            if (c.n_exact > 0) {
+                mask_exact = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, c.n_exact, c.n_queries);
+            }
         } else {
             input     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, c.row(), c.n_queries);
             selection = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, c.n_queries);
         }
         for (int i = 0; i < layers; ++i) {
-            ops.push_back(c.is_fattn() ? attention(c) : ggml_set_rows(ctx, cache(c.type_k, c), input, selection));
+            ops.push_back(c.is_fattn() ? attention(c) :
+                                         ggml_set_rows(ctx, cache(c.type_k, c, c.n_keys), input, selection));
             ggml_build_forward_expand(graph, ops.back());
         }
     }
@@ -167,21 +193,28 @@ struct perf_graph {
 
     ~perf_graph() { ggml_free(ctx); }
 
-    ggml_tensor * cache(ggml_type type, const perf_case & c) {
-        caches.push_back(ggml_new_tensor_2d(ctx, type, c.row(), c.n_keys));
+    ggml_tensor * cache(ggml_type type, const perf_case & c, int64_t n_keys) {
+        caches.push_back(ggml_new_tensor_2d(ctx, type, c.row(), n_keys));
         return caches.back();
     }
 
-    ggml_tensor * heads(ggml_tensor * t, const perf_case & c) {
-        t = ggml_view_3d(ctx, t, c.head_size, c.n_head_kv, c.n_keys, ggml_row_size(t->type, c.head_size), t->nb[1], 0);
+    ggml_tensor * heads(ggml_type type, const perf_case & c, int64_t n_keys) {
+        ggml_tensor * t = cache(type, c, n_keys);
+        t = ggml_view_3d(ctx, t, c.head_size, c.n_head_kv, n_keys, ggml_row_size(t->type, c.head_size), t->nb[1], 0);
         return ggml_permute(ctx, t, 0, 2, 1, 3);
     }
 
     ggml_tensor * attention(const perf_case & c) {
-        ggml_tensor * k = heads(cache(c.type_k, c), c);
-        ggml_tensor * v = heads(cache(c.type_v, c), c);
-        ggml_tensor * q = ggml_permute(ctx, input, 0, 2, 1, 3);
-        return ggml_flash_attn_ext(ctx, q, k, v, selection, 1.0f / std::sqrt((float) c.head_size), 0.0f, 0.0f);
+        ggml_tensor * k   = heads(c.type_k, c, c.n_keys);
+        ggml_tensor * v   = heads(c.type_v, c, c.n_keys);
+        ggml_tensor * q   = ggml_permute(ctx, input, 0, 2, 1, 3);
+        ggml_tensor * out = ggml_flash_attn_ext(ctx, q, k, v, selection, 1.0f / std::sqrt((float) c.head_size), 0, 0);
+        if (mask_exact) {
+            k = heads(GGML_TYPE_F16, c, c.n_exact);
+            v = heads(GGML_TYPE_F16, c, c.n_exact);
+            ggml_turbo_flash_attn_add_segment(out, k, v, mask_exact);
+        }
+        return out;
     }
 };
 
@@ -227,12 +260,13 @@ struct perf_run {
         printf(
             "{\"op\": \"%s\", \"type_k\": \"%s\", \"type_v\": \"%s\", \"head_size\": %lld, "
             "\"n_head_kv\": %lld, \"gqa\": %lld, \"n_queries\": %lld, \"n_keys\": %lld, \"threads\": %d, "
-            "\"bytes\": %.0f, \"layers\": %d, \"rounds\": %zu, "
+            "\"bytes\": %.0f, \"layers\": %d, \"exact\": %lld, \"rounds\": %zu, "
             "\"us\": %.3f, \"us_min\": %.3f, \"us_max\": %.3f, \"status\": \"%s\"}\n",
             c.op.c_str(), ggml_type_name(c.type_k), ggml_type_name(c.type_v), (long long) c.head_size,
             (long long) c.n_head_kv, (long long) c.gqa, (long long) c.n_queries, (long long) c.n_keys, n_threads,
-            c.bytes(), layers, rounds.size(), rounds.empty() ? 0.0 : 1e6 * rounds[rounds.size() / 2],
-            rounds.empty() ? 0.0 : 1e6 * rounds.front(), rounds.empty() ? 0.0 : 1e6 * rounds.back(), status);
+            c.bytes(), layers, (long long) c.n_exact, rounds.size(),
+            rounds.empty() ? 0.0 : 1e6 * rounds[rounds.size() / 2], rounds.empty() ? 0.0 : 1e6 * rounds.front(),
+            rounds.empty() ? 0.0 : 1e6 * rounds.back(), status);
         fflush(stdout);
     }
 
@@ -256,7 +290,10 @@ struct perf_run {
         std::transform(x.begin(), x.end(), x.begin(), [&](float y) { return c.deviation * y; });
         ggml_backend_tensor_set(g.input, x.data(), 0, ggml_nbytes(g.input));
         if (c.is_fattn()) {
-            fill_mask(g.selection, c);
+            fill_mask(g.selection, c, 0, c.n_keys - c.n_exact);
+            if (g.mask_exact) {
+                fill_mask(g.mask_exact, c, c.n_keys - c.n_exact, c.n_keys);
+            }
         } else {
             fill_indices(g.selection, c);
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import emulated_tools
-from emulated_runs import JOBS, MORE_JOBS, UPSTREAM, Outcome, perplexity, run_jobs
+from emulated_runs import JOBS, MORE_JOBS, UPSTREAM, Outcome, kept, perplexity, run_jobs
 
 from turbo_gguf.assets import embedded_model, home
 from turbo_gguf.codec import tables
@@ -26,7 +27,7 @@ EMBEDDED_UBATCH = 8  # more queries at once would need upstream's matrix kernels
 
 HEAD = """# The HIP build on the emulator
 
-`make test-hip-emulated`, {date}, llama.cpp {upstream}, {versions}; {minutes:.0f} minutes on two shared cores.
+`make test-hip-emulated`, {date}, llama.cpp {upstream}, {versions}; its runs took {minutes:.0f} minutes of a shared core.
 
 The real `libggml-hip.so` for gfx1100, its code objects executed by `dev/emulator`: every memory access is checked against the
 allocations, LDS against races between the waves of a block, and fresh memory, LDS and registers hold NaN. Not covered: other
@@ -73,14 +74,15 @@ def models(folder: Path) -> dict[str, tuple[Path, int, int]]:
     return found
 
 
-def operations(folder: Path) -> tuple[list[str], bool]:
-    """Rows of the table of operations, and whether all cases passed."""
-    outcomes = run_jobs({**JOBS, **MORE_JOBS, "upstream's own kernels": UPSTREAM}, folder)
+def operations(folder: Path, workers: int, resume: bool) -> tuple[list[str], float, bool]:
+    """Rows of the table of operations, seconds, and whether all cases passed."""
+    outcomes = run_jobs({**JOBS, **MORE_JOBS, "upstream's own kernels": UPSTREAM}, folder, workers=workers, resume=resume)
     for name, outcome in outcomes.items():
         for line in (outcome.error, *(case.text for case in outcome.cases if not case.ok)):
             if line:
                 print(f"{name}: {line}", file=sys.stderr)
-    return [_row(name, outcome) for name, outcome in outcomes.items()], all(_passed(outcome) for outcome in outcomes.values())
+    seconds = sum(outcome.seconds for outcome in outcomes.values())
+    return [_row(name, outcome) for name, outcome in outcomes.items()], seconds, all(_passed(outcome) for outcome in outcomes.values())
 
 
 def _passed(outcome: Outcome) -> bool:
@@ -92,21 +94,30 @@ def _row(name: str, outcome: Outcome) -> str:
     return f"| {name} | {result} | {outcome.seconds:.0f} |"
 
 
-def perplexities(folder: Path) -> list[str]:
-    """Rows of the table of perplexities."""
+def perplexities(folder: Path, workers: int, resume: bool) -> tuple[list[str], float]:
+    """Rows of the table of perplexities, and seconds."""
 
-    def row(case: tuple[str, str]) -> str:
-        name, kind = case
-        model, ubatch, chunks = found[name]
-        values = [
-            perplexity(model, kind, folder / name / f"{kind}-{where}", on_cpu=where == "cpu", ubatch=ubatch, chunks=chunks)
+    def measure(case: tuple[str, str]) -> tuple[float, float, float]:
+        (model, ubatch, chunks), kind = found[case[0]], case[1]
+        began = time.monotonic()
+        cpu, gpu = (
+            perplexity(model, kind, folder / "-".join((*case, where)), on_cpu=where == "cpu", ubatch=ubatch, chunks=chunks)
             for where in ("cpu", "gpu")
-        ]
-        return f"| {name} | {kind} | {values[0]:.4f} | {values[1]:.4f} | {100 * (values[1] / values[0] - 1):+.3f} % |"
+        )
+        return cpu, gpu, time.monotonic() - began
+
+    def kept_or_new(case: tuple[str, str]) -> tuple[float, float, float]:
+        return kept(folder / "-".join(case), repr((case, found[case[0]])), lambda: measure(case), tuple[float, float, float], resume=resume)
 
     found = models(folder)
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(row, [(name, kind) for name in found for kind in TYPES]))
+    cases = [(name, kind) for name in found for kind in TYPES]
+    with ThreadPoolExecutor(workers) as pool:
+        values = list(pool.map(kept_or_new, cases))
+    rows = [
+        f"| {name} | {kind} | {cpu:.4f} | {gpu:.4f} | {100 * (gpu / cpu - 1):+.3f} % |"
+        for (name, kind), (cpu, gpu, _) in zip(cases, values, strict=True)
+    ]
+    return rows, sum(seconds for *_, seconds in values)
 
 
 def versions() -> str:
@@ -119,19 +130,22 @@ def main() -> None:
     """Write the report; ends with 1 when a case failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--result", type=Path, default=RESULT)
-    result = parser.parse_args().result
-    began, folder = time.monotonic(), home() / "logs" / "hip-emulated"
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs at once (default: one per core)")
+    parser.add_argument("--resume", action="store_true", help="take up what an earlier run of the same code has finished")
+    arguments = parser.parse_args()
+    folder = home() / "logs" / "hip-emulated"
     emulated_tools.build()
-    rows, passed = operations(folder)
-    text = OPERATIONS + "\n".join(rows) + "\n" + PERPLEXITY.format(context=128) + "\n".join(perplexities(folder / "perplexity")) + "\n"
+    rows, seconds, passed = operations(folder, arguments.jobs, arguments.resume)
+    perplexity_rows, more_seconds = perplexities(folder / "perplexity", arguments.jobs, arguments.resume)
+    text = OPERATIONS + "\n".join(rows) + "\n" + PERPLEXITY.format(context=128) + "\n".join(perplexity_rows) + "\n"
     head = HEAD.format(
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         upstream=default_name(),
         versions=versions(),
-        minutes=(time.monotonic() - began) / 60,
+        minutes=(seconds + more_seconds) / 60,
     )
-    write_result(result, head + text)
-    print(result)
+    write_result(arguments.result, head + text)
+    print(arguments.result)
     sys.exit(0 if passed else 1)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import collections
+import functools
+import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import emulated_tools
+import msgspec
 from emulated_tools import Case
 
 from turbo_gguf.codec import tables
@@ -37,6 +40,9 @@ TRELLIS_PAIRS = {
 CONTEXT, UBATCH = 128, 32  # one chunk of the tiny models; several queries at once, so that prefill runs, too
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Job:
     """Cases of one operation whose parameters match a regular expression."""
@@ -54,7 +60,7 @@ class Outcome:
     cases: list[Case] = field(default_factory=list)
     error: str = ""
     seconds: float = 0
-    kernels: collections.Counter[str] = field(default_factory=collections.Counter)
+    kernels: dict[str, float] = field(default_factory=dict)
 
 
 def attention(head_size: str, more: str, *environment: tuple[str, str]) -> Job:
@@ -70,6 +76,7 @@ def two_segments(head_size: str, *environment: tuple[str, str]) -> Job:
     return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},rows=", environment)
 
 
+MATRIX = ("GGML_TURBO_CUDA_DECODE", "mma")  # for 4 columns, too, which gfx1100 decodes without
 SLICE = ("GGML_TURBO_CUDA_SLICE", "512")  # keys; otherwise the caches of these tests fit into one slice
 
 JOBS = {
@@ -79,6 +86,10 @@ JOBS = {
     "CONT, DUP": Job("CONT,DUP", "turbo"),
     "decay": Job("MAP_CUSTOM1", "turbo"),
     **{f"attention, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,") for size in HEAD_SIZES},
+    **{
+        f"attention by matrix instructions, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,nb=1,", MATRIX)
+        for size in ("64", "128")
+    },
     "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,"),
     "attention, slices, head size 64": attention("64", "nh=2,.*kv=(1536|1700),", SLICE),
     "attention, slices, head size 128": attention("128", "nh=.,.*kv=1536,", SLICE),
@@ -120,29 +131,70 @@ def run_job(job: Job, folder: Path) -> Outcome:
     except Exception as error:  # a job must not end the others
         outcome.error = str(error)
     outcome.seconds = time.monotonic() - began
-    if launches.exists():
-        for line in launches.read_text().splitlines():
-            name, seconds = re.split(r"\s.*\s", line, maxsplit=1)
-            outcome.kernels[name] += float(seconds)  # type: ignore[assignment]  # a counter of seconds
+    for name, seconds in launches_of(launches):
+        outcome.kernels[name] = outcome.kernels.get(name, 0) + seconds
     return outcome
 
 
-def run_jobs(jobs: Mapping[str, Job], folder: Path) -> dict[str, Outcome]:
-    """Run jobs, one per core."""
+def launches_of(log: Path) -> list[tuple[str, float]]:
+    """Kernel and seconds of each launch in a file that ``TURBO_EMULATOR_LOG`` named."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [(line.split(" ", 1)[0], float(line.rsplit(" ", 1)[1])) for line in lines]
+
+
+def run_jobs(jobs: Mapping[str, Job], folder: Path, *, workers: int | None = None, resume: bool = False) -> dict[str, Outcome]:
+    """Run jobs, one per core or so many at once; :func:`kept` tells what ``resume`` does."""
     emulated_tools.build(), emulated_tools.runtime(), emulated_tools.modules()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {name: pool.submit(run_job, job, folder / re.sub(r"\W+", "-", name)) for name, job in jobs.items()}
-        return {name: future.result() for name, future in futures.items()}
+
+    def run(name: str) -> Outcome:
+        logs = folder / re.sub(r"\W+", "-", name)
+        return kept(logs, repr(jobs[name]), lambda: run_job(jobs[name], logs), Outcome, resume=resume)
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        return dict(zip(jobs, pool.map(run, jobs), strict=True))
 
 
-def perplexity(model: Path, cache_type: str, folder: Path, *, on_cpu: bool, ubatch: int = UBATCH, chunks: int = 2) -> float:
-    """Perplexity of a model over a text that lies beside it as ``text.txt``, on the emulated device or on the CPU."""
+def kept(folder: Path, what: str, make: Callable[[], T], kind: type[T], *, resume: bool) -> T:
+    """What ``make`` gives, which is also written to a folder.
+
+    With ``resume`` it is taken from there, if it is of the same code: what was asked for, the programs, and the emulator. An outcome with
+    an error or a wrong case is not.
+    """
+    file = folder / "kept.json"
+    mark = hashlib.sha256(f"{what} {_code()}".encode()).hexdigest()[:16]
+    if resume and file.exists():
+        found = msgspec.json.decode(file.read_bytes())
+        if found["mark"] == mark:
+            return msgspec.convert(found["result"], kind)
+    result = make()
+    if not isinstance(result, Outcome) or not (result.error or any(not case.ok for case in result.cases)):
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(msgspec.json.encode({"mark": mark, "result": result}))
+    return result
+
+
+@functools.cache
+def _code() -> str:
+    files = [*sorted(emulated_tools.build().glob("lib*.so")), *(emulated_tools.build() / name for name in emulated_tools.TARGETS)]
+    files += sorted((emulated_tools.REPOSITORY / "dev" / "emulator").glob("*.py")) + sorted(emulated_tools.runtime().glob("lib*"))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def perplexity(
+    model: Path, cache_type: str, folder: Path, *, on_cpu: bool, ubatch: int = UBATCH, chunks: int = 2, **environment: str
+) -> float:
+    """Perplexity of a model over a text that lies beside it as ``text.txt``, on the emulated device or on the CPU.
+
+    The folder gets the logs, ``launches.txt`` of the kernels among them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    launches = folder / "launches.txt"
+    launches.unlink(missing_ok=True)
     where = ["-dev", "none"] if on_cpu else ["-ngl", "99"]
     size = ["-c", str(CONTEXT), "-b", str(CONTEXT), "-ub", str(ubatch), "--chunks", str(chunks)]
     cache = ["-fa", "on", "-ctk", cache_type, "-ctv", cache_type]
     command = ["llama-perplexity", "-m", str(model), "-f", str(model.parent / "text.txt"), *size, *cache]
-    done = emulated_tools.emulated(*command, *where, cwd=folder)
+    done = emulated_tools.emulated(*command, *where, cwd=folder, TURBO_EMULATOR_LOG=str(launches), **environment)
     found = re.findall(r"Final estimate: PPL = ([\d.]+)", done.out + done.err)
     if done.rc or not found:
         raise RuntimeError(f"llama-perplexity ended with {done.rc}\n{done.err[-3000:]}")

@@ -138,7 +138,7 @@ def runtime() -> Path:
 _RUNTIME_SCRIPT = """
 python() { python3 -c "import sysconfig; print(sysconfig.$1)"; }
 compile() { "$(hipconfig -l)/clang++" -std=c++17 -shared -fPIC -Wall -Wextra -Werror "$@"; }
-compile -O2 "$1/hip_runtime.cpp" -I"$(python "get_path('include')")" -lpython"$(python "get_config_var('LDVERSION')")" \
+compile -O2 "$1"/hip_{memory,launch,runtime}.cpp -I"$(python "get_path('include')")" -lpython"$(python "get_config_var('LDVERSION')")" \
     -Wl,--version-script="$1/hip_versions.map" -Wl,-soname,libamdhip64.so.6 -o "$2/libamdhip64.so.6"
 compile -O3 -mavx2 -mfma -mf16c -ffast-math "$1/hipblas.cpp" -Wl,-soname,libhipblas.so.2 -o "$2/libhipblas.so.2"
 compile -x c++ /dev/null -Wl,-soname,librocblas.so.4 -o "$2/librocblas.so.4"

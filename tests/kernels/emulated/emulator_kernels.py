@@ -1,4 +1,4 @@
-"""Small kernels in assembler for the tests of the emulator, assembled by the clang of the HIP root."""
+"""Small kernels in assembler and in HIP for the tests of the emulator, compiled by the clang of the HIP root."""
 
 from __future__ import annotations
 
@@ -105,11 +105,35 @@ def assemble(bodies: Mapping[str, str], folder: Path, waves: int = 1) -> bytes:
     """The code object of kernels with these bodies."""
     source, target = folder / f"kernels-{waves}.s", folder / f"kernels-{waves}.elf"
     source.write_text(assembler(bodies, waves))
-    command = '"$(hipconfig -l)/clang" -target amdgcn-amd-amdhsa -mcpu=gfx1100 "$1" -o "$2"'
-    done = emulated_tools.in_root(["bash", "-euc", command, "bash", source, target], cwd=folder, log=folder / f"assemble-{waves}.log")
+    return _clang("-target amdgcn-amd-amdhsa -mcpu=gfx1100", source, target)
+
+
+def compile_hip(text: str, folder: Path) -> bytes:
+    """The code object of HIP source that needs no headers."""
+    source, target = folder / "kernels.hip", folder / "kernels.elf"
+    source.write_text(text)
+    return _clang(
+        "-x hip --offload-arch=gfx1100 --cuda-device-only --no-gpu-bundle-output -nogpuinc -nogpulib -O3 -Wall -Werror", source, target
+    )
+
+
+def _clang(options: str, source: Path, target: Path) -> bytes:
+    command = f'"$(hipconfig -l)/clang" {options} "$1" -o "$2"'
+    done = emulated_tools.in_root(["bash", "-euc", command, "bash", source, target], cwd=source.parent, log=target.with_suffix(".log"))
     if done.rc:
         raise RuntimeError(done.err[-3000:])
     return target.read_bytes()
+
+
+def _folder(name: str) -> Path:
+    """Where the kernels of this name are compiled; skips the test where there is no HIP root."""
+    try:
+        emulated_tools.root()
+    except emulated_tools.Unavailable as error:
+        emulated_tools.skip(str(error))
+    folder = emulated_tools.home() / "builds" / "hip-emulated-kernels" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 class Bench:
@@ -144,13 +168,7 @@ class Kernels:
     @functools.cached_property
     def elf(self) -> bytes:
         """The code object; skips the test where there is no HIP root."""
-        try:
-            emulated_tools.root()
-        except emulated_tools.Unavailable as error:
-            emulated_tools.skip(str(error))
-        folder = emulated_tools.home() / "builds" / "hip-emulated-kernels" / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        return assemble({name: body for body, name in self.names.items()}, folder, self.waves)
+        return assemble({name: body for body, name in self.names.items()}, _folder(self.name), self.waves)
 
     def bench(self, check_races: bool = True) -> Bench:
         """A new machine with them."""
@@ -159,3 +177,23 @@ class Kernels:
     def run(self, body: str, *inputs: npt.NDArray[np.generic]) -> Rows:
         """Run one on a new machine; returns the output rows."""
         return self.bench().run(self.names[body], inputs)
+
+
+class HipKernels:
+    """Kernels of HIP source, compiled when the first of them is wanted. Their arguments are pointers, the last one to the result."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
+
+    @functools.cached_property
+    def elf(self) -> bytes:
+        """The code object; skips the test where there is no HIP root."""
+        return compile_hip(self.source, _folder(self.name))
+
+    def run(self, kernel: str, inputs: Sequence[npt.NDArray[np.generic]], result: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Run one wave on a new machine; ``result`` is what its memory holds before. Returns what it holds then."""
+        memory = Memory.of_size(1 << 20)
+        machine, code = Machine(memory), CodeObject(self.elf, memory)
+        places = [memory.place(np.ascontiguousarray(values)) for values in (*inputs, result)]
+        machine.launch(code, Call(kernel, (1, 1, 1), (LANES, 1, 1), [struct.pack("<Q", place) for place in places]))
+        return memory.read(places[-1], result.shape, result.dtype)

@@ -68,6 +68,19 @@ def test_our_kernels_ran_and_not_the_cpu() -> None:
     assert any("turbo_attn_merge" in name for name in outcomes()["attention, slices, head size 128"].kernels)
 
 
+@pytest.mark.parametrize("size", ["64", "128"])
+def test_decode_by_matrix_instructions_ran(size: str) -> None:
+    """More than 8 columns of its own accord, fewer because the environment says so."""
+    wide = [name for name in outcomes()[f"attention, head size {size}"].kernels if "turbo_attn_decode_wmma" in name]
+    narrow = [name for name in outcomes()[f"attention by matrix instructions, head size {size}"].kernels if "turbo_attn_decode_" in name]
+    assert len(wide) >= len(SCALAR) + len(TRELLIS)
+    assert all("Li16EE" in name for name in wide)
+    wmma = [name for name in narrow if "turbo_attn_decode_wmma" in name]
+    assert len(wmma) >= len(SCALAR) + len(TRELLIS)
+    assert all("Li8EE" in name for name in wmma)
+    assert all("type8E" in name or "LS0_8E" in name for name in narrow if name not in wmma), "pairs of q8_0 have none"
+
+
 def test_two_segments_ran() -> None:
     outcome = outcomes()["attention, two segments, head size 128"]
     types = {case.parameters["type_K"] for case in outcome.cases}

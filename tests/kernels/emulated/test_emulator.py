@@ -12,7 +12,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from emulator.errors import BadOperand
 from emulator_kernels import LANES, Kernels, signed
 
 pytestmark = pytest.mark.emulated
@@ -364,48 +363,3 @@ LANES_KERNELS = Kernels("lanes", LANE_MOVES)
 @pytest.mark.parametrize("body", LANE_MOVES)
 def test_lane_moves(body: str) -> None:
     assert LANES_KERNELS.run(body, *BITS)[0].tolist() == [LANE_MOVES[body](k) for k in LANE]
-
-
-WMMA_LOAD = """
-    v_and_b32 v30, 15, v0
-    v_lshlrev_b32 v31, 5, v30
-    global_load_b128 v[32:35], v31, s[4:5]
-    global_load_b128 v[36:39], v31, s[4:5] offset:16
-    s_add_u32 s12, s4, 512
-    s_addc_u32 s13, s5, 0
-    global_load_b128 v[40:43], v31, s[12:13]
-    global_load_b128 v[44:47], v31, s[12:13] offset:16
-"""
-"""16 rows of A, then 16 columns of B, of 16 float16 each. Two runs are needed to see all of the 8 result registers."""
-
-
-def wmma(instruction: str, part: int) -> str:
-    """Half of the result of a WMMA with a C of 1.0 in every place (in the low half for float16)."""
-    fill = "".join(f"v_mov_b32 v{48 + i}, {'0x3c00' if 'f16_16' in instruction else 1.0}\n" for i in range(8))
-    show = "".join(f"v_mov_b32 v{20 + i}, v{48 + 4 * part + i}\n" for i in range(4))
-    return f"{WMMA_LOAD}{fill}{instruction} v[48:55], v[32:39], v[40:47], v[48:55]\n{show}"
-
-
-WMMA = {name: [wmma(name, part) for part in (0, 1)] for name in ("v_wmma_f32_16x16x16_f16", "v_wmma_f16_16x16x16_f16")}
-WMMA_UNEQUAL = WMMA_LOAD + "v_add_nc_u32 v32, v32, v0\nv_wmma_f32_16x16x16_f16 v[48:55], v[32:39], v[40:47], v[48:55]"
-
-
-WMMA_KERNELS = Kernels("wmma", [*(body for bodies in WMMA.values() for body in bodies), WMMA_UNEQUAL])
-
-
-@pytest.mark.parametrize("name", WMMA)
-def test_wmma(name: str) -> None:
-    a, b = (RNG.standard_normal((16, 16)).astype(np.float16) for _ in "ab")
-    rows = np.concatenate([a, b]).view(np.uint32).reshape(-1, LANES)
-    registers = np.concatenate([WMMA_KERNELS.run(body, *rows) for body in WMMA[name]])
-    want = a.astype(np.float64) @ b.astype(np.float64).T + 1
-    for i in range(8):
-        for lane in LANE:
-            word = int(registers[i, lane])
-            value = halves(word)[0] if name.startswith("v_wmma_f16") else struct.unpack("<f", struct.pack("<I", word))[0]
-            assert value == pytest.approx(want[2 * i + lane // 16, lane % 16], rel=2e-3 if "f16_16" in name else 1e-5, abs=2e-3)
-
-
-def test_wmma_wants_equal_halves() -> None:
-    with pytest.raises(BadOperand, match="operand A"):
-        WMMA_KERNELS.run(WMMA_UNEQUAL, *BITS)

@@ -113,6 +113,7 @@ def test_uninitialised_memory_is_not_a_number() -> None:
 
 # two waves: s9 is the number of the wave, v30 the address of the other wave's lane
 TWO = "v_readfirstlane_b32 s9, v0\ns_lshr_b32 s9, s9, 5\nv_xor_b32 v30, 128, v1\n"
+WIDE = "v_lshlrev_b32 v32, 4, v0\nv_xor_b32 v33, 512, v32\n"  # 16 bytes for each lane: this one's, and that of the other wave's lane
 RACES = {
     "read before the barrier": (TWO + "ds_store_b32 v1, v10\nds_load_b32 v20, v30", True),
     "read after the barrier": (TWO + "ds_store_b32 v1, v10\ns_barrier\nds_load_b32 v20, v30", False),
@@ -125,6 +126,30 @@ RACES = {
     "both write": (TWO + "v_and_b32 v31, 127, v1\nds_store_b32 v31, v10", True),
     "both read": (TWO + "v_and_b32 v31, 127, v1\nds_load_b32 v20, v31\nds_load_b32 v20, v31", False),
     "halves of one dword": (TWO + "s_lshl_b32 s9, s9, 1\nv_and_b32 v31, 127, v1\nv_add_nc_u32 v31, s9, v31\nds_store_b16 v31, v10", False),
+    "wide read before the barrier": (TWO + WIDE + "ds_store_b128 v32, v[10:13]\nds_load_b64 v[20:21], v33 offset:8", True),
+    "wide write after another's read": (
+        TWO + WIDE + "ds_store_b128 v32, v[10:13]\ns_barrier\nds_load_b128 v[20:23], v33\nds_store_b16 v32, v10 offset:14",
+        True,
+    ),
+    "wide write beside another's read": (
+        TWO + WIDE + "ds_store_b64 v32, v[10:11]\nds_store_b64 v33, v[10:11] offset:8\ns_barrier\n"
+        "ds_load_b64 v[20:21], v33\nds_store_b64 v32, v[10:11] offset:8",
+        False,
+    ),
+    "lanes that are off": (
+        TWO + "ds_store_b32 v1, v10\nv_cmpx_gt_u32 32, v0\nds_load_b32 v20, v1\ns_mov_b32 exec_lo, -1",
+        False,
+    ),
+    "after thousands of barriers": (
+        TWO + "s_movk_i32 s10, 2100\nds_store_b32 v1, v10\n9:\ns_barrier\nds_load_b32 v20, v1\ns_addk_i32 s10, -1\ns_cmp_lg_u32 s10, 0\n"
+        "s_cbranch_scc1 9b\nds_store_b32 v30, v10",
+        True,
+    ),
+    "thousands of barriers": (
+        TWO + "s_movk_i32 s10, 2100\n9:\ns_barrier\nds_store_b32 v1, v10\ns_barrier\nds_load_b32 v20, v30\ns_addk_i32 s10, -1\n"
+        "s_cmp_lg_u32 s10, 0\ns_cbranch_scc1 9b",
+        False,
+    ),
     "one wave leaves": (
         TWO + "s_cmp_eq_u32 s9, 0\ns_cbranch_scc1 9f\nds_store_b32 v1, v10\n9:\ns_barrier\nds_load_b32 v20, v1 offset:128",
         False,

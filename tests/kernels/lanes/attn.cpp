@@ -5,6 +5,7 @@
 #include "lanes_library.h"
 #include "turbo/decode-mma.cuh"
 #include "turbo/decode-wmma.cuh"
+#include "turbo/merge-exact.cuh"
 
 #if defined(LANES_MMA) && defined(LANES_GFX)
 #    define LANES_KERNEL turbo_attn_decode_wmma_kernel
@@ -52,6 +53,33 @@ static void decode(turbo_attn_args a, const turbo_attn_args * second, int64_t n_
                       a.n_parts);
     }
 }
+
+#ifdef LANES_SECOND
+// The same, but the segment in f16 is attended by the kernel that merges.
+static void decode_merging(turbo_attn_args a, turbo_attn_args second, int64_t n_seq, int64_t n_split) {
+    const int n_rows = a.n_head * a.n_q * n_seq;
+    a.part0          = 0;
+    a.n_parts        = std::max<int>(n_split, 2);
+
+    const float         nan = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float>  parts(size_t(n_rows) * a.n_parts * LANES_DV, nan);
+    std::vector<float2> meta(size_t(n_rows) * a.n_parts, float2{ nan, nan });
+    float *             dst = a.dst;
+    second.dst = a.dst = parts.data();
+    second.meta = a.meta = meta.data();
+    second.part0         = n_split;
+    second.n_parts       = a.n_parts;
+    launch<LANES_K, LANES_V>(a, n_seq, n_split);
+    lanes::launch(turbo_attn_merge_exact<LANES_DK, LANES_DV>, dim3(n_rows), dim3(LANES_DV), second, dst);
+}
+
+LANES_EXPORT const char * lanes_decode_merging(const turbo_attn_args * a,
+                                               const turbo_attn_args * second,
+                                               int64_t                 n_seq,
+                                               int64_t                 n_split) {
+    return lanes::guarded([&] { decode_merging(*a, *second, n_seq, n_split); });
+}
+#endif  // LANES_SECOND
 
 LANES_EXPORT const char * lanes_decode(const turbo_attn_args * a,
                                        const turbo_attn_args * second,

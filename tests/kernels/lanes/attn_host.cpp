@@ -14,6 +14,7 @@ struct Calls {
     int64_t decode_grid;   // blocks of the first of them
     int64_t decode_split;  // splits of the keys of the first of them
     int64_t merge;
+    int64_t merge_exact;   // with a segment of exact keys
     int64_t unpack;        // tensors that became f16
     int64_t upstream;      // slices through each way
     int64_t mma;
@@ -29,7 +30,7 @@ static void fake_decode_mma(turbo_attn_args) {}
 
 static void fake_merge(const float *, const float2 *, float *, int) {}
 
-template <typename kernel_t> static bool is_same(kernel_t kernel, void (*fake)(turbo_attn_args)) {
+template <typename kernel_t, typename fake_t> static bool is_same(kernel_t kernel, fake_t fake) {
     return reinterpret_cast<void *>(kernel) == reinterpret_cast<void *>(fake);
 }
 
@@ -41,11 +42,14 @@ static void turbo_launch(void (*kernel)(Params...), dim3 grid, dim3, size_t, cud
             calls.decode_grid  = int64_t(grid.x) * grid.y * grid.z;
             calls.decode_split = grid.y;
         }
-    } else {
+    } else if (is_same(kernel, fake_merge)) {
         ++calls.merge;
+    } else {
+        ++calls.merge_exact;
     }
 }
 
+#include "turbo-attn-merge-exact.cu"
 #include "turbo-attn.cu"
 
 template <ggml_type type_K, ggml_type type_V>
@@ -125,7 +129,8 @@ LANES_EXPORT const char * lanes_attend(int64_t cc,
                                        int64_t n_active,
                                        int64_t n_registers,
                                        int64_t n_shared,
-                                       int64_t mma,
+                                       int64_t n_cache,
+                                       bool    mma,
                                        int64_t type_k,
                                        int64_t type_v,
                                        int64_t DK,
@@ -143,6 +148,7 @@ LANES_EXPORT const char * lanes_attend(int64_t cc,
         lanes::device.n_active            = n_active;
         lanes::device.n_registers         = n_registers;
         lanes::device.n_shared            = n_shared;
+        lanes::device.n_cache             = n_cache;
         has_mma                           = mma;
         calls                             = {};
 
@@ -163,7 +169,7 @@ LANES_EXPORT const char * lanes_attend(int64_t cc,
         dst.src[3]       = &mask;
         V.data           = &V;  // else it would be a view of K
         if (n_exact > 0) {
-            V2.data    = &V2;
+            V2.data    = (void *) 1024;
             dst.src[5] = &K2;
             dst.src[6] = &V2;
             dst.src[7] = &seen;

@@ -68,10 +68,6 @@ class Case:
     n_exact: int = 0
     hidden: tuple[int, int] = (99, 99)
 
-    def sides(self) -> list[tuple[str, int]]:
-        """Type and head size of K and of V."""
-        return list(zip((self.type_k, self.type_v), self.head_size, strict=True))
-
     def library(self, device: Device) -> Library:
         dk, dv = self.head_size
         types = (f"LANES_K=GGML_TYPE_{tables.enum_of(self.type_k)}", f"LANES_V=GGML_TYPE_{tables.enum_of(self.type_v)}")
@@ -165,8 +161,9 @@ class Keys:
         )
 
 
-def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
-    """Run the kernel; mean squared error relative to the mean square. ``broken`` negates K, as a negative control.
+def nmse(case: Case, device: Device, *, broken: bool = False, merging: bool = False) -> float:
+    """Run the kernel; mean squared error relative to the mean square. ``broken`` negates K, as a negative control. ``merging``: the second
+    segment is attended by the kernel that merges.
 
     It runs with both orders of threads: a missing barrier would make a difference.
     """
@@ -181,15 +178,15 @@ def nmse(case: Case, device: Device, *, broken: bool = False) -> float:
     sinks = 3 * rng.standard_normal(n_head, np.float32)
     out = np.full((case.n_seq, case.n_q, n_head, dv), np.nan, np.float32)
 
-    aligned = case.aligned and all(size % (128 if kind in TRELLIS else 64) == 0 for kind, size in case.sides())
-    args = [segments[0].arguments(case, q, sinks if case.sinks else None, out, aligned)]
+    args = [segments[0].arguments(case, q, sinks if case.sinks else None, out, case.aligned)]
     args += [segment.arguments(case, q, None, out, True) for segment in segments[1:]]
     second = ctypes.byref(args[1]) if len(args) > 1 else None
     library = case.library(device)
     results = []
     for descending in (False, True):
         library.set_descending(descending)
-        library.call("lanes_decode", ctypes.byref(args[0]), second, case.n_seq, case.n_split)
+        function = "lanes_decode_merging" if merging else "lanes_decode"
+        library.call(function, ctypes.byref(args[0]), second, case.n_seq, case.n_split)
         results.append(out.copy())
     assert np.array_equal(*results)
 

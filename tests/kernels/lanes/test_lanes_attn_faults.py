@@ -32,7 +32,7 @@ def run(case: Case, device: Device, q: Floats, keys: Keys) -> tuple[Floats, int]
     library = case.library(device)
     before, after = np.zeros(1, np.int64), np.zeros(1, np.int64)
     library.call("lanes_dot_products", before)
-    arguments = keys.arguments(case, q, None, out, aligned=case.type_k not in ("turbo3t",) or case.head_size[0] % 128 == 0)
+    arguments = keys.arguments(case, q, None, out, aligned=True)
     library.call("lanes_decode", ctypes.byref(arguments), None, case.n_seq, case.n_split)
     library.call("lanes_dot_products", after)
     return out, int(after[0] - before[0])

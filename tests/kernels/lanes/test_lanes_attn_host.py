@@ -19,7 +19,10 @@ TYPE_IDS = {**FLOAT_TYPES, **{t.name: t.type_id for t in tables.ALL}}
 class Calls(ctypes.Structure):
     """``Calls`` of attn_host.cpp."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("decode", "decode_mma", "grid", "split", "merge", "unpack", "upstream", "mma", "tile")]
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("decode", "decode_mma", "grid", "split", "merge", "merge_exact", "unpack", "upstream", "mma", "tile")
+    ]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Op:
     n_active: int = 2
     n_registers: int = 168
     n_shared: int = 26368
+    n_cache: int = 0
     mma: bool = True
     type_k: str = "turbo3"
     type_v: str = "turbo3"
@@ -47,7 +51,8 @@ def attend(op: Op, device: Device = CUDA) -> Calls:
     calls = Calls()
     load("attn_host.cpp", device).call(
         "lanes_attend",
-        *(op.cc, op.nsm, op.n_active, op.n_registers, op.n_shared, op.mma, TYPE_IDS[op.type_k], TYPE_IDS[op.type_v], *op.head_size),
+        *(op.cc, op.nsm, op.n_active, op.n_registers, op.n_shared, op.n_cache, op.mma),
+        *(TYPE_IDS[op.type_k], TYPE_IDS[op.type_v], *op.head_size),
         *(op.n_q, op.n_head_kv, op.gqa_ratio, op.n_kv, op.n_exact, op.row_gap, ctypes.byref(calls)),
     )
     return calls
@@ -107,8 +112,18 @@ def test_f16_off_its_grid_is_not_for_matrix_instructions() -> None:
 
 def test_both_segments_have_the_same_kind_of_kernel() -> None:
     for size, n_mma in ((128, 2), (96, 0)):
-        calls = attend(Op(head_size=(size, size), n_exact=64))
+        calls = attend(Op(head_size=(size, size), n_exact=256))
         assert (calls.decode, calls.decode_mma) == (2, n_mma)
+
+
+@pytest.mark.parametrize("cc", [TURING, AMPERE])
+@pytest.mark.parametrize("n_kv", [100, 65536])
+def test_a_short_window_of_exact_tokens_takes_no_launch(cc: int, n_kv: int) -> None:
+    """The rule does not look at queries, so a draft is attended as single tokens are."""
+    for n_q in (1, 2, 8):
+        for n_exact, launches, exact in ((96, 1, 1), (128, 1, 1), (160, 2, 0)):
+            calls = attend(Op(cc=cc, n_q=n_q, n_kv=n_kv, n_exact=n_exact))
+            assert (calls.decode, calls.merge_exact, calls.merge) == (launches, exact, 1 - exact)
 
 
 # Splits
@@ -142,7 +157,7 @@ def test_a_short_cache_has_no_split_without_a_tile_for_each_warp() -> None:
 def test_more_splits_than_one_are_merged() -> None:
     assert attend(Op(n_kv=100)).merge == 0
     assert attend(Op(n_kv=1024)).merge == 1
-    assert attend(Op(n_kv=100, n_exact=64)).merge == 1
+    assert attend(Op(n_kv=100, n_exact=256)).merge == 1
 
 
 # The choice of kernel
@@ -186,6 +201,24 @@ def test_a_pair_without_a_decode_kernel_takes_slices() -> None:
 def test_keys_of_a_prefill_are_unpacked_once(n_kv: int, n_slices: int) -> None:
     calls = attend(Op(n_q=512, n_kv=n_kv))
     assert (calls.unpack, calls.upstream, calls.mma, calls.tile) == (2 * n_slices, n_slices == 1, n_slices if n_slices > 1 else 0, 0)
+
+
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("n_q", "cache_mib", "slice_mib"),
+    [
+        *((n_q, mib, 32) for n_q in (32, 512, 1023) for mib in (0, 6, 20)),  # not known, or too small for a slice
+        *((512, mib, slice_mib) for mib, slice_mib in ((40, 28), (50, 35), (72, 48), (126, 48))),
+        *((n_q, mib, slice_mib) for n_q, slice_mib in ((1024, 64), (2048, 128)) for mib in (0, 50)),
+    ],
+)
+def test_slices_fit_the_cache_unless_merges_weigh_more(n_q: int, cache_mib: int, slice_mib: int) -> None:
+    n_kv = 262144
+    calls = attend(Op(n_q=n_q, n_kv=n_kv, n_cache=cache_mib * MIB))
+    bytes_of_a_key = 2 * 128 * 8 * 2
+    assert calls.mma == -(-n_kv * bytes_of_a_key // (slice_mib * MIB))
 
 
 def test_a_second_segment_is_the_last_slice() -> None:

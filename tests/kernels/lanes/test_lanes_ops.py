@@ -39,6 +39,7 @@ CTensor._fields_ = [
     ("src", ctypes.POINTER(CTensor) * 10),
     ("data", ctypes.c_void_p),
     ("view_src", ctypes.c_void_p),
+    ("flags", ctypes.c_int32),
 ]
 
 

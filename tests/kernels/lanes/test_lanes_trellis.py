@@ -1,4 +1,4 @@
-"""turbo/trellis.cuh and turbo/trellis-encode.cuh, run lane by lane on the CPU, store and unpack the same bits as the C reference."""
+"""Our trellis sources for GPUs, run lane by lane on the CPU, store and unpack the same bits as the C reference."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, TRELLIS, TrellisTyp
 
 FLT_MAX = np.finfo(np.float32).max
 
+ENCODERS = {"many blocks": "lanes_encode", "few blocks": "lanes_encode_wide"}
+
+each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 each_type = pytest.mark.parametrize("t", TRELLIS, ids=lambda t: t.name)
 
 
@@ -39,34 +42,37 @@ def all_blocks(t: TrellisType, count: int) -> np.ndarray:
         return np.concatenate([kind.astype(np.float32) for kind in [*kinds, alternating, small, broken]])
 
 
-def encode(device: Device, t: TrellisType, x: np.ndarray) -> np.ndarray:
+def encode(device: Device, t: TrellisType, x: np.ndarray, encoder: str) -> np.ndarray:
     packed = np.full((len(x), t.block_bytes), 0xA5, dtype=np.uint8)
-    load("trellis.cpp", device).call("lanes_encode", t.type_id, x, packed, len(x))
+    load("trellis.cpp", device).call(ENCODERS[encoder], t.type_id, x, packed, len(x))
     return packed
 
 
-def check(device: Device, t: TrellisType, x: np.ndarray) -> None:
-    wrong = np.flatnonzero((encode(device, t, x) != oracle.load().quantize_trellis(t, x)).any(axis=1))
+def check(device: Device, t: TrellisType, x: np.ndarray, encoder: str) -> None:
+    wrong = np.flatnonzero((encode(device, t, x, encoder) != oracle.load().quantize_trellis(t, x)).any(axis=1))
     assert wrong.size == 0, f"{wrong.size} of {len(x)} blocks differ, the first is number {wrong[0]}, {x[wrong[0]]}"
 
 
 @each_device
 @each_type
-def test_encoder_stores_the_bits_of_the_reference(device: Device, t: TrellisType) -> None:
-    check(device, t, all_blocks(t, 100))
+@each_encoder
+def test_encoder_stores_the_bits_of_the_reference(device: Device, t: TrellisType, encoder: str) -> None:
+    check(device, t, all_blocks(t, 100), encoder)
 
 
 @each_type
-def test_encoder_stores_the_bits_of_the_reference_for_many_blocks(t: TrellisType) -> None:
-    check(CUDA, t, all_blocks(t, 1000))
+@each_encoder
+def test_encoder_stores_the_bits_of_the_reference_for_many_blocks(t: TrellisType, encoder: str) -> None:
+    check(CUDA, t, all_blocks(t, 1000), encoder)
 
 
 @each_type
-def test_encoder_does_not_depend_on_which_thread_goes_first(t: TrellisType) -> None:
+@each_encoder
+def test_encoder_does_not_depend_on_which_thread_goes_first(t: TrellisType, encoder: str) -> None:
     library = load("trellis.cpp", CUDA)
     library.set_descending(True)
     try:
-        check(CUDA, t, all_blocks(t, 30))
+        check(CUDA, t, all_blocks(t, 30), encoder)
     finally:
         library.set_descending(False)
 
@@ -74,7 +80,7 @@ def test_encoder_does_not_depend_on_which_thread_goes_first(t: TrellisType) -> N
 @pytest.mark.parametrize("count", [1, 7, 9])
 def test_lanes_without_a_block_store_nothing(count: int) -> None:
     t = TRELLIS[1]
-    check(CUDA, t, gaussian(count))
+    check(CUDA, t, gaussian(count), "many blocks")
 
 
 @each_device

@@ -1,8 +1,9 @@
-// turbo/trellis.cuh and turbo/trellis-encode.cuh for Python: see test_lanes_trellis.py.
+// turbo/trellis.cuh, turbo/trellis-encode.cuh and turbo/trellis-wide.cuh for Python: see test_lanes_trellis.py.
 
 #include "ggml-cuda/common.cuh"
 #include "lanes_library.h"
 #include "turbo/trellis-encode.cuh"
+#include "turbo/trellis-wide.cuh"
 
 static constexpr int THREADS = 128;
 
@@ -30,6 +31,18 @@ template <ggml_type type> static void encode(const float * x, void * y, int64_t 
     using block = typename turbo_traits<type>::block;
     lanes::launch(encode_kernel<type>, dim3((TRELLIS_LANES * n_blocks + THREADS - 1) / THREADS), dim3(THREADS), x,
                   static_cast<block *>(y), n_blocks);
+}
+
+static void encode_wide_kernel(ggml_type type, const float * x, uint8_t * y) {
+    __shared__ turbo_wide_scratch scratch;
+
+    const turbo_trellis_numbers t = turbo_trellis_numbers_of(type);
+    turbo_wide_table            table;
+    table.load(t.costs, threadIdx.x);
+
+    const float * block = x + blockIdx.x * QK_TRELLIS + threadIdx.x % 32;
+    const float   v[2]  = { block[0], block[32] };
+    turbo_encode_wide(v, threadIdx.x, t, table, scratch, [y](int block_bytes) { return y + blockIdx.x * block_bytes; });
 }
 
 // one half by itself, or quarter by quarter
@@ -65,6 +78,13 @@ template <ggml_type type> static void unpack(const void * x, float * y, int64_t 
 
 LANES_EXPORT const char * lanes_encode(int64_t type, const float * x, void * y, int64_t n_blocks) {
     return lanes::guarded([&] { lanes::for_trellis_type(type, [&](auto t) { encode<t>(x, y, n_blocks); }); });
+}
+
+LANES_EXPORT const char * lanes_encode_wide(int64_t type, const float * x, void * y, int64_t n_blocks) {
+    return lanes::guarded([&] {
+        lanes::launch(encode_wide_kernel, dim3(n_blocks), dim3(TRELLIS_WIDE_THREADS), static_cast<ggml_type>(type), x,
+                      static_cast<uint8_t *>(y));
+    });
 }
 
 LANES_EXPORT const char * lanes_unpack(int64_t type, const void * x, float * y, int64_t n_blocks, bool by_quarters) {

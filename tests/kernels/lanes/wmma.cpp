@@ -84,7 +84,8 @@ static void query_operand(const int8_t * q, int b, uint32_t (&x)[keys::n][keys::
             const int at = keys::query_word<1>(0, 0, s, l);
             for (int j = 0; j < 4; ++j) {
                 const int value = b * keys::group + s * 32 + turbo_group_order<LANES_TYPE>(l, j);
-                words[at / n_words][at % n_words] |= (uint32_t) (uint8_t) q[turbo_wmma_line() * LANES_D + value] << 8 * j;
+                words[at / n_words][at % n_words] |= (uint32_t) (uint8_t) q[turbo_wmma_line() * LANES_D + value]
+                                                     << 8 * j;
             }
         }
     }
@@ -148,7 +149,8 @@ static void sum_values(const char * x, int stride, int n_valid, float * y) {
                     const int pair = k / 2;
                     uint32_t  p[TURBO_WMMA_F16];
                     for (int r = 0; r < TURBO_WMMA_F16; ++r) {
-                        const bool hit = turbo_wmma_line() == 0 && (TURBO_WMMA_COPIES == 2 || pair / 4 == turbo_wmma_half()) &&
+                        const bool hit = turbo_wmma_line() == 0 &&
+                                         (TURBO_WMMA_COPIES == 2 || pair / 4 == turbo_wmma_half()) &&
                                          pair % TURBO_WMMA_F16 == r;
                         p[r] = hit ? 0x3c00u << 16 * (k % 2) : 0;
                     }

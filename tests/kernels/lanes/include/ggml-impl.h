@@ -5,3 +5,8 @@
 #include "ggml.h"
 
 #define GGML_LOG_WARN(...) fprintf(stderr, __VA_ARGS__)
+
+struct ggml_cgraph {
+    int            n_nodes;
+    ggml_tensor ** nodes;
+};

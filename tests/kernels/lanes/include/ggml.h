@@ -72,7 +72,10 @@ struct ggml_tensor {
     ggml_tensor * src[GGML_MAX_SRC];
     void *        data;
     ggml_tensor * view_src;
+    int32_t       flags;
 };
+
+#define GGML_TENSOR_FLAG_COMPUTE 16
 
 inline int64_t ggml_nrows(const ggml_tensor * t) {
     return t->ne[1] * t->ne[2] * t->ne[3];
@@ -85,6 +88,12 @@ inline void ggml_set_op_params_i32(ggml_tensor * t, int i, int32_t value) {
 inline int64_t ggml_nelements(const ggml_tensor * t) {
     return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3];
 }
+
+inline bool ggml_is_empty(const ggml_tensor * t) {
+    return ggml_nelements(t) == 0;
+}
+
+size_t ggml_nbytes(const ggml_tensor * t);
 
 // of a block, or of one value
 size_t       ggml_type_size(ggml_type type);

@@ -22,3 +22,13 @@ size_t ggml_type_size(ggml_type type) {
             return 4;
     }
 }
+
+// Of tensors of floats, integers and turbo types.
+size_t ggml_nbytes(const ggml_tensor * t) {
+    const int64_t values = ggml_is_turbo(t->type) ? ggml_turbo_is_trellis(t->type) ? QK_TRELLIS : QK_SCALAR : 1;
+    size_t        n      = ggml_is_empty(t) ? 0 : t->ne[0] / values * t->nb[0];
+    for (int i = 1; i < GGML_MAX_DIMS && n > 0; ++i) {
+        n += (t->ne[i] - 1) * t->nb[i];
+    }
+    return n;
+}

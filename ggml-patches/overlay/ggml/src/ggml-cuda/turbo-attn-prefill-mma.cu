@@ -1,193 +1,59 @@
-// Slices through upstream's kernel for matrix cores. Its host code, which knows the configuration of the kernel for each device, is used as
-// it is, except that it calls our launcher; under other names, so that upstream's own instances stay what they are.
+// Slices on matrix cores: which tile serves one, and the instances for heads up to 128.
 
-#include "turbo/prefill.cuh"
+#include "turbo/prefill-mma.cuh"
 
-template <int DV, int ncols1, int ncols2, typename... Rest>
-static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
-                              ggml_tensor *               dst,
-                              fattn_kernel_t              kernel,
-                              int                         nwarps,
-                              size_t                      nbytes_shared,
-                              int                         nbatch_fa,
-                              Rest... rest);
+TURBO_MMA_SMALL_TILES_X(TURBO_MMA_INSTANCE)
 
-#define launch_fattn                          turbo_launch_attn
-#define ggml_cuda_flash_attn_ext_mma_f16_case ggml_cuda_turbo_mma_f16_case
-#include "fattn-mma-f16.cuh"
+// The instances of turbo-attn-prefill-mma-large.cu.
+void ggml_cuda_turbo_prefill_mma_large(ggml_backend_cuda_context & ctx,
+                                       turbo_slice &               slice,
+                                       const turbo_mma_tile &      tile);
 
-// The header only declares them. Few, since each takes some seconds to compile: the other head sizes and groups go to the tile kernel.
-#define TURBO_MMA_HEAD_SIZES_X(X) X(64) X(128) X(256)
+// Upstream's conditions for heads that share a tile.
+static bool turbo_mma_shares_heads(const turbo_slice & slice) {
+    const ggml_tensor * mask = slice.src[3];
+    return mask && turbo_attn_params_of(&slice).max_bias == 0.0f && slice.src[1]->ne[1] % FATTN_KQ_STRIDE == 0 &&
+           mask->nb[1] % 16 == 0;
+}
 
-#define TURBO_MMA_CASES(D)                \
-    DECL_FATTN_MMA_F16_CASE(D, D, 16, 4); \
-    DECL_FATTN_MMA_F16_CASE(D, D, TURBO_MMA_NCOLS1, TURBO_MMA_NCOLS2);
+static turbo_mma_tile turbo_mma_tile_of(const int device, const turbo_slice & slice) {
+    const int cc = ggml_cuda_info().devices[device].cc;
 
-// 64 columns of a tile of the result are 64 / ncols2 queries of ncols2 heads of a group. AMD's kernels need a group.
+    turbo_mma_need need;
+    need.DK          = slice.src[0]->ne[0];
+    need.DV          = slice.ne[0];
+    need.n_q         = slice.src[0]->ne[1];
+    need.gqa_ratio   = turbo_mma_shares_heads(slice) ? slice.src[0]->ne[2] / slice.src[1]->ne[2] : 1;
+    need.softcap     = turbo_attn_params_of(&slice).softcap != 0.0f;
+    need.max_columns = 64;
+    need.max_head    = 512;
 #ifdef GGML_USE_HIP
-#    define TURBO_MMA_NCOLS1 32
-#    define TURBO_MMA_NCOLS2 2
+    if (amd_wmma_available(cc)) {
+        need.max_head = 256;
+    } else if (!amd_mfma_available(cc)) {
+        return {};
+    }
 #else
-#    define TURBO_MMA_NCOLS1 64
-#    define TURBO_MMA_NCOLS2 1
+    if (ggml_cuda_highest_compiled_arch(cc) == GGML_CUDA_CC_TURING) {
+        need.max_columns = 32;
+    }
+    if (!volta_mma_available(cc) && !turing_mma_available(cc)) {
+        return {};
+    }
 #endif  // GGML_USE_HIP
-
-TURBO_MMA_HEAD_SIZES_X(TURBO_MMA_CASES)
-
-#undef launch_fattn
-#undef ggml_cuda_flash_attn_ext_mma_f16_case
-
-// The kernel counts the steps over the keys of all tiles of the result, and gives each block an equal share. Here n_parts blocks share a
-// tile. The last one writes its part to the result and its maximum and sum to meta[block]; the others write both to a buffer behind:
-// meta[n_blocks + block], then the values.
-//
-//     DV        head size of V in values
-//     ncols1    queries of a tile
-//     ncols2    query heads of a tile, which share a KV head
-template <int DV, int ncols1, int ncols2> struct turbo_mma_parts {
-    const float *  result;
-    const float2 * meta;
-    int            n_parts, n_blocks;
-    int            n_q, n_head, gqa_ratio, n_tiles_q, n_tiles_gqa;
-
-    __device__ __forceinline__ int64_t block_of(const int64_t row, const int ip) const {
-        const int h = row % n_head;
-        const int q = row / n_head % n_q;
-        const int s = row / n_head / n_q;
-
-        const int64_t group =
-            (int64_t) (s * (n_head / gqa_ratio) + h / gqa_ratio) * n_tiles_gqa + h % gqa_ratio / ncols2;
-        return (group * n_tiles_q + q / ncols1) * n_parts + ip;
-    }
-
-    __device__ __forceinline__ int column_of(const int64_t row) const {
-        return row / n_head % n_q % ncols1 * ncols2 + row % n_head % gqa_ratio % ncols2;
-    }
-
-    __device__ __forceinline__ float2 meta_of(const int64_t row, const int ip) const {
-        const int64_t block = block_of(row, ip) + (ip + 1 < n_parts ? n_blocks : 0);
-        return meta[block * ncols1 * ncols2 + column_of(row)];
-    }
-
-    const __device__ __forceinline__ float * values_of(const int64_t row, const int ip) const {
-        if (ip + 1 == n_parts) {
-            return result + row * DV;
-        }
-        const float * values = (const float *) (meta + (int64_t) 2 * n_blocks * ncols1 * ncols2);
-        return values + (block_of(row, ip) * ncols1 * ncols2 + column_of(row)) * DV;
-    }
-};
-
-// The lanes of a warp are the only int among the flags at the end of launch_fattn's arguments. Newer upstreams have more flags, before
-// and behind it.
-template <typename First, typename... Rest> static int turbo_warp_size_of(First first, Rest... rest) {
-    if constexpr (std::is_same_v<First, int>) {
-        return first;
-    } else {
-        static_assert(std::is_same_v<First, bool>, "launch_fattn has a new kind of argument");
-        return turbo_warp_size_of(rest...);
-    }
-}
-
-template <int DV, int ncols1, int ncols2, typename... Rest>
-static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
-                              ggml_tensor *               dst,
-                              fattn_kernel_t              kernel,
-                              int                         nwarps,
-                              size_t                      nbytes_shared,
-                              int                         nbatch_fa,
-                              Rest... rest) {
-    const turbo_slice & slice     = *static_cast<turbo_slice *>(dst);
-    const int           warp_size = turbo_warp_size_of(rest...);
-
-    const ggml_tensor * Q = slice.src[0];
-    const ggml_tensor * K = slice.src[1];
-
-    turbo_mma_parts<DV, ncols1, ncols2> parts;
-    parts.n_q         = Q->ne[1];
-    parts.n_head      = Q->ne[2];
-    parts.gqa_ratio   = Q->ne[2] / K->ne[2];
-    parts.n_tiles_q   = (parts.n_q + ncols1 - 1) / ncols1;
-    parts.n_tiles_gqa = (parts.gqa_ratio + ncols2 - 1) / ncols2;
-
-    const int  n_tiles = parts.n_tiles_q * parts.n_tiles_gqa * K->ne[2] * Q->ne[3];
-    const dim3 block(warp_size, nwarps);
-    parts.n_parts  = turbo_attn_n_parts(kernel, slice, warp_size * nwarps, nbytes_shared, n_tiles, nbatch_fa);
-    parts.n_blocks = parts.n_parts * n_tiles;
-    GGML_ASSERT((parts.n_parts - 1) * nbatch_fa < K->ne[1]);  // a block without keys would leave nothing
-    if (parts.n_parts == 1) {
-        turbo_attn_launch_upstream(kernel, slice, dim3(parts.n_blocks), block, nbytes_shared, (float *) slice.data,
-                                   nullptr, ctx.stream());
-        return;
-    }
-
-    ggml_cuda_pool_alloc<float>  result(ctx.pool(), ggml_nelements(&slice));
-    ggml_cuda_pool_alloc<float2> meta(ctx.pool(), (size_t) parts.n_blocks * ncols1 * ncols2 * (2 + DV / 2));
-    parts.result = result.ptr;
-    parts.meta   = meta.ptr;
-
-    turbo_attn_launch_upstream(kernel, slice, dim3(parts.n_blocks), block, nbytes_shared, result.ptr, meta.ptr,
-                               ctx.stream());
-    turbo_attn_merge<DV>(ctx, slice, parts);
-}
-
-// Heads of a group in a tile, 0 if there is no kernel. Upstream's conditions for more than one.
-static int turbo_mma_ncols2(const ggml_tensor * dst) {
-    const ggml_tensor * mask = dst->src[3];
-
-    const float max_bias = turbo_attn_params_of(dst).max_bias;
-
-    const int gqa_ratio = dst->src[0]->ne[2] / dst->src[1]->ne[2];
-    if (mask && max_bias == 0.0f && dst->src[1]->ne[1] % FATTN_KQ_STRIDE == 0 && mask->nb[1] % 16 == 0) {
-        for (const int ncols2 : { 4, TURBO_MMA_NCOLS2 }) {
-            if (gqa_ratio % ncols2 == 0) {
-                return ncols2;
-            }
-        }
-    }
-    return TURBO_MMA_NCOLS2 == 1 ? 1 : 0;
+    return turbo_mma_choose(need);
 }
 
 bool ggml_cuda_turbo_prefill_mma_supported(const int device, const turbo_slice & slice) {
-    const int cc = ggml_cuda_info().devices[device].cc;
-    const int DK = slice.src[0]->ne[0];
-#define TURBO_IS_HEAD_SIZE(D) || DK == D
-    if (DK != slice.ne[0] || !(false TURBO_MMA_HEAD_SIZES_X(TURBO_IS_HEAD_SIZE))) {
-        return false;
-    }
-#undef TURBO_IS_HEAD_SIZE
     // parts need two steps over the keys, of at most so many each
     if (slice.src[1]->ne[1] <= FATTN_KQ_STRIDE && !(slice.first && slice.last)) {
         return false;
     }
-#ifdef GGML_USE_HIP
-    return (amd_wmma_available(cc) || amd_mfma_available(cc)) && turbo_mma_ncols2(&slice) != 0;
-#else
-    // on Turing upstream's kernel has 32 columns at most
-    return volta_mma_available(cc) ||
-           (turing_mma_available(cc) && ggml_cuda_highest_compiled_arch(cc) != GGML_CUDA_CC_TURING);
-#endif  // GGML_USE_HIP
-}
-
-template <int D> static void turbo_prefill_mma(ggml_backend_cuda_context & ctx, turbo_slice & slice) {
-    switch (turbo_mma_ncols2(&slice)) {
-        case 4:
-            return ggml_cuda_turbo_mma_f16_case<D, D, 16, 4>(ctx, &slice);
-        case TURBO_MMA_NCOLS2:
-            return ggml_cuda_turbo_mma_f16_case<D, D, TURBO_MMA_NCOLS1, TURBO_MMA_NCOLS2>(ctx, &slice);
-        default:
-            GGML_ABORT("no kernel for this slice");
-    }
+    return turbo_mma_tile_of(device, slice).DK != 0;
 }
 
 void ggml_cuda_turbo_prefill_mma(ggml_backend_cuda_context & ctx, turbo_slice & slice) {
-    switch (slice.src[0]->ne[0]) {
-#define TURBO_MMA_CASE(D) \
-    case D:               \
-        return turbo_prefill_mma<D>(ctx, slice);
-        TURBO_MMA_HEAD_SIZES_X(TURBO_MMA_CASE)
-#undef TURBO_MMA_CASE
-        default:
-            GGML_ABORT("head size %d", (int) slice.src[0]->ne[0]);
-    }
+    const turbo_mma_tile tile = turbo_mma_tile_of(ctx.device, slice);
+    TURBO_MMA_SMALL_TILES_X(TURBO_MMA_CALL)
+    ggml_cuda_turbo_prefill_mma_large(ctx, slice, tile);
 }

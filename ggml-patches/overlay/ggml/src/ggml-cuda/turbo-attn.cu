@@ -6,7 +6,7 @@
 #include "turbo/decode-choice.cuh"
 #include "turbo/decode-pairs.cuh"
 #include "turbo/decode.cuh"
-#include "turbo/env.h"
+#include "turbo/prefill-slices.cuh"
 #include "turbo/prefill.cuh"
 #include "turbo/turbo.cuh"
 
@@ -17,10 +17,6 @@ static constexpr int TURBO_DECODE_MAX_PASSES  = 4;
 
 // The same for decode by matrix instructions, which never makes way for slices below: drafts are attended as single tokens are.
 static constexpr int TURBO_MMA_MAX_QUERIES = 16;
-
-// f16 scratch of a slice: 8,192 keys of 8 KV heads of 128. Longer slices, fewer merges.
-static constexpr int64_t TURBO_SLICE_BYTES    = 32 * 1024 * 1024;
-static constexpr int64_t TURBO_SLICE_MIN_KEYS = 1024;
 
 // One of the segments of keys of an op. Without a mask all keys are seen.
 struct turbo_kv {
@@ -142,13 +138,11 @@ bool ggml_cuda_turbo_flash_attn_supported(const int device, const ggml_tensor * 
 // decode
 //
 
+// For the widest vector that divides the spans of a head, see turbo_tile_loader. Spans of an odd number of blocks have none.
 static bool turbo_is_aligned(const ggml_tensor * t) {
-    // the widest vector that divides the spans of a head, see turbo_tile_loader
-    const size_t  head  = t->ne[0] / ggml_blck_size(t->type) * ggml_type_size(t->type);
-    const size_t  width = t->type == GGML_TYPE_F16 || head % 16 == 0 ? 16 : head % 8 == 0 ? 8 : 4;
-    const int64_t span  = std::max<int64_t>(2 * ggml_blck_size(t->type), 64);
-    return (t->type == GGML_TYPE_F16 || t->ne[0] % span == 0) && (uintptr_t) t->data % width == 0 &&
-           t->nb[1] % width == 0 && t->nb[2] % width == 0 && t->nb[3] % width == 0;
+    const size_t head  = t->ne[0] / ggml_blck_size(t->type) * ggml_type_size(t->type);
+    const size_t width = t->type == GGML_TYPE_F16 || head % 16 == 0 ? 16 : head % 8 == 0 ? 8 : head % 4 == 0 ? 4 : 2;
+    return (uintptr_t) t->data % width == 0 && t->nb[1] % width == 0 && t->nb[2] % width == 0 && t->nb[3] % width == 0;
 }
 
 // Of one launch for all keys; sinks are left to the caller.
@@ -247,9 +241,16 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
     turbo_decode_launch launches[2];
     int                 n_launches = 0;
 
+    turbo_attn_args exact;  // of a segment that the kernel attends that merges
+    bool            merges_exact = false;
+
     launches[n_launches++] = turbo_decode_make_launch(dst, turbo_first_kv(dst), mma);
     if (ggml_turbo_flash_attn_has_segment(dst)) {
-        launches[n_launches++] = turbo_decode_make_launch(dst, turbo_second_kv(dst), mma);
+        exact        = turbo_decode_args(dst, turbo_second_kv(dst));
+        merges_exact = ggml_cuda_turbo_merges_exact(exact);
+        if (!merges_exact) {
+            launches[n_launches++] = turbo_decode_make_launch(dst, turbo_second_kv(dst), mma);
+        }
     }
     if (dst->src[4]) {
         launches[0].args.sinks = (const float *) dst->src[4]->data;  // they count once
@@ -260,6 +261,8 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
         launches[i].args.part0 = n_parts;
         n_parts += launches[i].grid.y;
     }
+    exact.part0 = n_parts;
+    n_parts     = std::max(n_parts, merges_exact ? 2 : 1);  // one part alone would be the result
 
     const int n_rows = ggml_nrows(dst);
 
@@ -279,7 +282,12 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
         turbo_launch(launch.kernels.decode, launch.grid, dim3(TURBO_WARP, TURBO_DECODE_WARPS), 0, ctx.stream(),
                      launch.args);
     }
-    if (n_parts > 1) {
+    if (merges_exact) {
+        exact.n_parts = n_parts;
+        exact.dst     = parts.ptr;
+        exact.meta    = meta.ptr;
+        ggml_cuda_turbo_merge_exact(exact, dst->src[0]->ne[0], dst->ne[0], n_rows, (float *) dst->data, ctx.stream());
+    } else if (n_parts > 1) {
         turbo_launch(launches[0].kernels.merge, dim3(n_rows), dim3(dst->ne[0]), 0, ctx.stream(),
                      (const float *) parts.ptr, (const float2 *) meta.ptr, (float *) dst->data, n_parts);
     }
@@ -288,27 +296,6 @@ static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
 //
 // prefill
 //
-
-// GGML_TURBO_CUDA_SLICE: keys of a slice, for tests; 0 where it is not set.
-static int64_t turbo_slice_keys_wanted() {
-    const char * env = ggml_turbo_getenv("GGML_TURBO_CUDA_SLICE", "GGML_CUDA_TURBO_SLICE", true);
-    return env ? std::max(atoi(env) / FATTN_KQ_STRIDE, 2) * FATTN_KQ_STRIDE : 0;
-}
-
-// Keys of a slice, all of the same length but for the last. What needs no scratch is one slice.
-static int64_t turbo_slice_keys(const ggml_tensor * K, const ggml_tensor * V) {
-    if (K->type == GGML_TYPE_F16 && V->type == GGML_TYPE_F16) {
-        return K->ne[1];
-    }
-    static const int64_t wanted = turbo_slice_keys_wanted();
-    if (wanted > 0) {
-        return wanted;
-    }
-    const int64_t bytes = (K->ne[0] + V->ne[0]) * K->ne[2] * K->ne[3] * sizeof(half);  // of a key
-    const int64_t keys  = std::max(TURBO_SLICE_BYTES / bytes, TURBO_SLICE_MIN_KEYS);
-    const int64_t n     = (K->ne[1] + keys - 1) / keys;
-    return GGML_PAD((K->ne[1] + n - 1) / n, FATTN_KQ_STRIDE);
-}
 
 static bool turbo_is_view_of(const ggml_tensor * V, const ggml_tensor * K) {
     return V->data == K->data && V->type == K->type && V->nb[1] == K->nb[1] && V->nb[2] == K->nb[2] &&
@@ -356,7 +343,7 @@ static void turbo_prefill_kv(ggml_backend_cuda_context & ctx,
     const ggml_tensor * V = kv.V;
 
     const bool    V_is_K_view = turbo_is_view_of(V, K);
-    const int64_t n_keys      = turbo_slice_keys(K, V);
+    const int64_t n_keys      = turbo_slice_keys(ctx.device, dst->src[0]->ne[1], K, V);
     const int64_t n_max       = std::min(K->ne[1], n_keys + 2 * FATTN_KQ_STRIDE);
 
     // allocated in this order too: the pool wants it back in reverse

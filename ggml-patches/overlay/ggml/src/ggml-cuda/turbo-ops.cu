@@ -1,4 +1,5 @@
 #include "turbo/launch.cuh"
+#include "turbo/ops-host.cuh"
 #include "turbo/ops.cuh"
 #include "turbo/scalar.cuh"
 #include "turbo/trellis-encode.cuh"
@@ -7,8 +8,7 @@
 
 // All kernels here count the blocks of one tensor and find the place of each in both tensors: either indices name the rows of the other
 // one (SET_ROWS, GET_ROWS), or it has as many blocks in the same order (CPY, conversions). Decay works on the blocks of one tensor.
-
-#define TURBO_OPS_THREADS 128
+// SET_ROWS of few rows: turbo-write.cu.
 
 //
 // kernels
@@ -25,6 +25,7 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize(const
                                                                            const other_t          other,
                                                                            const uint32_t         n_blocks,
                                                                            const ggml_turbo_scale scale) {
+    ggml_cuda_pdl_sync();
     const uint32_t i_block = blockIdx.x * (TURBO_OPS_THREADS / 8) + threadIdx.x / 8;
     const int      lane    = threadIdx.x % 8;
     const bool     store   = i_block < n_blocks;
@@ -54,6 +55,7 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize_trell
     __shared__ turbo_trellis_scratch            scratch[blocks];
     __align__(16) __shared__ turbo_shared_costs costs;
 
+    ggml_cuda_pdl_sync();
     turbo_load_costs<type>(costs, threadIdx.x, TURBO_OPS_THREADS);
     __syncthreads();
 
@@ -121,6 +123,7 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_dequantize(con
                                                                              const other_t    other,
                                                                              const uint32_t   n_blocks,
                                                                              const bool       as_one) {
+    ggml_cuda_pdl_sync();
     constexpr int  quarters = turbo_block_values(type) / 8;
     const uint32_t i_block  = blockIdx.x * (TURBO_OPS_THREADS / quarters) + threadIdx.x / quarters;
     const int      quarter  = threadIdx.x % quarters;
@@ -152,6 +155,7 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_copy_blocks(co
                                                                               const turbo_view src_view,
                                                                               const turbo_view dst_view,
                                                                               const uint32_t   n_blocks) {
+    ggml_cuda_pdl_sync();
     constexpr int  units   = block_bytes / 2;
     const int64_t  i       = (int64_t) blockIdx.x * TURBO_OPS_THREADS + threadIdx.x;
     const uint32_t i_block = (uint32_t) (i / units);
@@ -213,6 +217,7 @@ static __device__ __forceinline__ turbo_code turbo_decay(uint32_t indices, uint1
 template <ggml_type type>
 static __global__ void __launch_bounds__(TURBO_OPS_THREADS)
 turbo_decay_blocks(typename turbo_traits<type>::block * blocks, const uint32_t n_blocks, const ggml_turbo_scale scale) {
+    ggml_cuda_pdl_sync();
     const uint32_t i_block = blockIdx.x * (TURBO_OPS_THREADS / 8) + threadIdx.x / 8;
     const int      lane    = threadIdx.x % 8;
     const bool     is_ours = i_block < n_blocks;
@@ -232,80 +237,6 @@ turbo_decay_blocks(typename turbo_traits<type>::block * blocks, const uint32_t n
 //
 // launches
 //
-
-// What a kernel copies from where to where.
-struct turbo_transfer {
-    const char * src;
-    char *       dst;
-    turbo_view   src_view;
-    turbo_view   dst_view;
-    uint32_t     n_blocks;
-    cudaStream_t stream;
-};
-
-// values: of a block
-static turbo_view turbo_make_view(ggml_type type, const int64_t ne[4], const size_t nb[4], int64_t values) {
-    turbo_view view;
-    view.ne0   = init_fastdiv_values((uint64_t) (ne[0] / values));
-    view.ne1   = init_fastdiv_values((uint64_t) ne[1]);
-    view.ne2   = init_fastdiv_values((uint64_t) ne[2]);
-    view.nb0   = (int64_t) nb[0] * (ggml_is_turbo(type) ? 1 : values);
-    view.nb1   = (int64_t) nb[1];
-    view.nb2   = (int64_t) nb[2];
-    view.nb3   = (int64_t) nb[3];
-    view.value = (int64_t) nb[0];
-    return view;
-}
-
-static uint32_t turbo_count_blocks(const int64_t ne[4], int64_t values) {
-    return (uint32_t) (ne[0] / values * ne[1] * ne[2] * ne[3]);
-}
-
-static turbo_transfer turbo_make_transfer(const ggml_tensor * src,
-                                          ggml_tensor *       dst,
-                                          const int64_t       counted[4],
-                                          cudaStream_t        stream) {
-    const int64_t  values = turbo_block_values(ggml_is_turbo(src->type) ? src->type : dst->type);
-    turbo_transfer t;
-    t.n_blocks = turbo_count_blocks(counted, values);
-    t.stream   = stream;
-    if (t.n_blocks > 0) {
-        t.src      = (const char *) src->data;
-        t.dst      = (char *) dst->data;
-        t.src_view = turbo_make_view(src->type, src->ne, src->nb, values);
-        t.dst_view = turbo_make_view(dst->type, dst->ne, dst->nb, values);
-    }
-    return t;
-}
-
-static dim3 turbo_grid(uint64_t lanes) {
-    return dim3((unsigned) ((lanes + TURBO_OPS_THREADS - 1) / TURBO_OPS_THREADS));
-}
-
-static turbo_by_index turbo_make_index(const ggml_tensor * indices) {
-    turbo_by_index by_index;
-    by_index.indices = (const char *) indices->data;
-    by_index.is_i64  = indices->type == GGML_TYPE_I64;
-    by_index.ne1     = init_fastdiv_values((uint64_t) indices->ne[1]);
-    by_index.ne2     = init_fastdiv_values((uint64_t) indices->ne[2]);
-    by_index.nb0     = (int64_t) indices->nb[0];
-    by_index.nb1     = (int64_t) indices->nb[1];
-    by_index.nb2     = (int64_t) indices->nb[2];
-    return by_index;
-}
-
-// Calls function with the turbo type as a constant.
-template <typename F> static void turbo_with_type(ggml_type type, F function) {
-    switch (type) {
-#define TURBO_CALL(ENUM, NAME, C_NAME, FAMILY, BITS) \
-    case GGML_TYPE_##ENUM:                           \
-        return function(std::integral_constant<ggml_type, GGML_TYPE_##ENUM>());
-        GGML_TURBO_TYPES_X(TURBO_CALL)
-#undef TURBO_CALL
-        default:
-            GGML_ABORT("not a turbo type: %d", (int) type);
-    }
-}
 
 // Calls function with a null pointer to the type of floats.
 template <typename F> static void turbo_with_floats(ggml_type type, F function) {
@@ -400,7 +331,9 @@ void ggml_cuda_turbo_to_f16(ggml_type     type,
                             const int64_t ne[4],
                             const size_t  nb[4],
                             cudaStream_t  stream) {
-    turbo_to_contiguous(type, x, y, ne, nb, stream);
+    if (!ggml_cuda_turbo_unpack(type, x, y, ne, nb, stream)) {
+        turbo_to_contiguous(type, x, y, ne, nb, stream);
+    }
 }
 
 void ggml_cuda_turbo_to_f32(ggml_type     type,
@@ -413,6 +346,9 @@ void ggml_cuda_turbo_to_f32(ggml_type     type,
 }
 
 void ggml_cuda_turbo_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (ggml_cuda_turbo_set_few_rows(ctx, dst)) {
+        return;
+    }
     const ggml_tensor *  src = dst->src[0];
     const turbo_transfer t   = turbo_make_transfer(src, dst, src->ne, ctx.stream());
     if (t.n_blocks == 0) {

@@ -3,9 +3,12 @@
 #pragma once
 
 #include "ggml-common.h"
+#include "ggml-impl.h"
 #include "ggml.h"
 #include "mma.h"
 #include "wmma.h"
+
+#include <map>
 
 #define WARP_SIZE 32
 
@@ -35,12 +38,13 @@ struct ggml_cuda_device_info {
 
 namespace lanes {
 
-// n_active, n_registers and n_shared are of every kernel.
+// n_active, n_registers and n_shared are of every kernel. n_cache: bytes of the cache of all multiprocessors
 struct Device {
     ggml_cuda_device_info info;
     int                   n_active    = 2;  // blocks on a multiprocessor, as the driver says
     int                   n_registers = 168;
     int                   n_shared    = 26368;
+    int                   n_cache     = 0;
 };
 
 inline Device device;
@@ -61,6 +65,13 @@ inline void ggml_cuda_set_device(int) {}
 
 template <typename Kernel> int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int * n, Kernel, int, size_t) {
     *n = lanes::device.n_active;
+    return 0;
+}
+
+enum cudaDeviceAttr { cudaDevAttrL2CacheSize };
+
+inline int cudaDeviceGetAttribute(int * value, cudaDeviceAttr, int) {
+    *value = lanes::device.n_cache;
     return 0;
 }
 
@@ -90,13 +101,21 @@ static inline bool amd_wmma_available(const int cc) {
 
 struct ggml_cuda_pool {};
 
+// Upstream's knows which nodes of a graph run on which stream; here it is only whether some do.
+struct ggml_cuda_stream_context {
+    std::map<const ggml_tensor *, int> concurrent_events;
+};
+
 struct ggml_backend_cuda_context {
-    int            device = 0;
-    ggml_cuda_pool memory;
+    int                      device = 0;
+    ggml_cuda_pool           memory;
+    ggml_cuda_stream_context streams;
 
     cudaStream_t stream() { return nullptr; }
 
     ggml_cuda_pool & pool() { return memory; }
+
+    ggml_cuda_stream_context & stream_context() { return streams; }
 };
 
 template <typename T> struct ggml_cuda_pool_alloc {
@@ -113,6 +132,10 @@ template <typename T> struct ggml_cuda_pool_alloc {
     }
 };
 
+namespace lanes {
+inline int64_t launches = 0;  // so far
+}
+
 // Ours, in place of turbo/launch.cuh's.
 #ifndef LANES_OWN_LAUNCH
 template <typename... Params, typename... Args>
@@ -122,6 +145,7 @@ void turbo_launch(void (*kernel)(Params...),
                   size_t /*shared*/,
                   cudaStream_t /*stream*/,
                   Args... args) {
+    ++lanes::launches;
     lanes::launch(kernel, grid, block, args...);
 }
 #endif  // LANES_OWN_LAUNCH

@@ -2,7 +2,7 @@
 
 // What the host's part of decode and of prefill shares.
 
-#include "ggml-cuda/common.cuh"
+#include "attn-args.cuh"
 
 // Parameters of a GGML_OP_FLASH_ATTN_EXT as kernels take them.
 struct turbo_attn_params {
@@ -58,3 +58,15 @@ static int turbo_blocks_at_once(const kernel_t kernel, const int n_threads, cons
 #endif  // GGML_USE_HIP
     return n_active * device.nsm;
 }
+
+// Whether the kernel below takes a segment of exact keys: a short one.
+bool ggml_cuda_turbo_merges_exact(const turbo_attn_args & a);
+
+// Attends a segment of exact keys, and merges it with the parts of decode attention over the first segment: n_rows rows of the result.
+// a: of the segment; dst and meta are those of the first one, which left part0 of n_parts parts for each row
+void ggml_cuda_turbo_merge_exact(const turbo_attn_args & a,
+                                 int                     DK,
+                                 int                     DV,
+                                 int                     n_rows,
+                                 float *                 dst,
+                                 cudaStream_t            stream);

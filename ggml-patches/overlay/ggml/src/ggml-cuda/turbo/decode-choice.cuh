@@ -20,8 +20,8 @@ static inline turbo_decode_choice turbo_decode_wanted() {
                                       TURBO_DECODE_FASTEST;
 }
 
-// RDNA3 multiplies matrices at the rate of its dot products, and all 16 columns count: up to 8 are faster without (1,710 cycles for a tile of
-// turbo3 instead of 1,850; 3,410 instead of 1,980 for 16). Where there are more heads in a group, a token is decoded in one way.
+// RDNA3 multiplies matrices at the rate of its dot products, and all 16 columns count: up to 8 are faster without (1,720 cycles for a tile of
+// turbo3 instead of 1,890; 3,450 instead of 2,040 for 16). Where there are more heads in a group, a token is decoded in one way.
 static constexpr int TURBO_RDNA3_DP4A_COLUMNS = 8;
 
 // n_columns: query heads of a KV head, times queries

@@ -17,7 +17,7 @@ static __device__ __forceinline__ turbo_decode_column turbo_column_of(const turb
 }
 
 // Quantizes the queries of a block to int8 with a scale for each group of K, or to f16 for K in f16: the columns' operand, in the order that
-// keys (turbo_wmma_keys) tells. Scores will be in units of log2.
+// keys (turbo_mma_keys, turbo_wmma_keys) tells. Scores will be in units of log2.
 template <typename keys, ggml_type type_K, int n_cols>
 static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_attn_args & a,
                                                                   const int               col0,
@@ -59,26 +59,25 @@ static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_at
                 ((half2 *) dst)[0] = make_half2(x[0], x[1]);
                 ((half2 *) dst)[1] = make_half2(x[2], x[3]);
             }
-            continue;
-        }
-
+        } else {
 #pragma unroll
-        for (int mask = lanes / 2; mask > 0; mask >>= 1) {
-            bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
-        }
-        const float d  = __uint_as_float(bits) / 127.0f;
-        const float id = d > 0.0f ? 1.0f / d : 0.0f;
+            for (int mask = lanes / 2; mask > 0; mask >>= 1) {
+                bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
+            }
+            const float d  = __uint_as_float(bits) / 127.0f;
+            const float id = d > 0.0f ? 1.0f / d : 0.0f;
 
-        uint32_t word = 0;
+            uint32_t word = 0;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
-        }
-        if (used) {
-            *dst = word;
-        }
-        if (used && tid % lanes == 0) {
-            Q_d[keys::template scale_of<n_cols>(b, c)] = d;
+            for (int j = 0; j < 4; ++j) {
+                word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
+            }
+            if (used) {
+                *dst = word;
+            }
+            if (used && tid % lanes == 0) {
+                Q_d[keys::template scale_of<n_cols>(b, c)] = d * keys::scale_unit;
+            }
         }
     }
 }

@@ -163,7 +163,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
     }
 
-    // Sets the scores of a tile of K. Q, Q_d: as turbo_mma_load_queries leaves them.
+    // Sets the scores of a tile of K. Q, Q_d: as turbo_columns_load_queries leaves them.
     __device__ __forceinline__ void multiply_keys(const typename keys::tile & t,
                                                   const uint32_t *            Q,
                                                   const float *               Q_d,

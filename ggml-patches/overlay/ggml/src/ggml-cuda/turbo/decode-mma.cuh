@@ -9,6 +9,7 @@
 // Packed rows of the next K are on their way during softmax and values, and of the next V during scores. No step mixes columns, and which
 // warp has a key depends on the grid's y only: so a column's result is the same whatever other columns there are.
 
+#include "decode-columns.cuh"
 #include "decode-mma-warp.cuh"
 
 #ifdef TURBO_MMA
@@ -30,75 +31,6 @@ template <int DV, ggml_type type_K, ggml_type type_V, int n_cols> static constex
            n_cols > 8                                                      ? (large_K || large_V ? 2 : 3) :
            type_V == GGML_TYPE_F16 || (type_K == GGML_TYPE_F16 && large_V) ? 3 :
                                                                              4;
-}
-
-// Quantizes the queries of a block to int8 with a scale for each group of K, or to f16 for K in f16: operand B, [group][instruction][tile of
-// columns][lane][2 registers]. Scores will be in units of log2.
-template <int DK, ggml_type type_K, int n_cols>
-static __device__ __forceinline__ void turbo_mma_load_queries(const turbo_attn_args & a,
-                                                              const int               col0,
-                                                              const int               kv_head,
-                                                              const int               seq,
-                                                              uint32_t *              Q,
-                                                              float *                 Q_d) {
-    using keys = turbo_mma_keys<type_K, DK>;
-
-    // lanes of a group have 4 values each; all of them stay to the end, for the shuffles
-    constexpr int lanes = keys::group / 4;
-
-    const int tid = threadIdx.y * TURBO_WARP + threadIdx.x;
-    for (int i0 = 0; i0 < n_cols * keys::n_groups; i0 += TURBO_DECODE_WARPS * TURBO_WARP / lanes) {
-        const int  i    = i0 + tid / lanes;
-        const bool used = i < n_cols * keys::n_groups;
-
-        const int c    = i % n_cols;
-        const int b    = i / n_cols;
-        const int q    = (col0 + c) / a.gqa_ratio;
-        const int h    = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
-        const int l    = tid % 8;
-        const int part = tid % lanes / 8;  // of the group
-
-        const float * src = (const float *) (a.Q + seq * a.nbq3 + (int64_t) h * a.nbq2 + (int64_t) q * a.nbq1) +
-                            b * keys::group + part * 32;
-
-        // the order of the bits is that of the magnitudes, NaN comes last and is not lost
-        float    x[4];
-        uint32_t bits = 0;
-#    pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const int k = type_K == GGML_TYPE_F16 ? 4 * l + j : turbo_group_order<type_K>(l, j);
-            x[j]        = used && q < a.n_q ? a.scale * TURBO_LOG2E * src[k] : 0.0f;
-            bits        = max(bits, __float_as_uint(x[j]) & 0x7fffffff);
-        }
-
-        const turbo_mma_place at = keys::place(part, l);
-        uint32_t * dst = Q + (((b * keys::n + at.step) * (n_cols / 8) + c / 8) * TURBO_WARP + c % 8 * 4 + at.part) * 2;
-        if constexpr (type_K == GGML_TYPE_F16) {
-            if (used) {
-                ((half2 *) dst)[0] = make_half2(x[0], x[1]);
-                ((half2 *) dst)[1] = make_half2(x[2], x[3]);
-            }
-        } else {
-#    pragma unroll
-            for (int mask = lanes / 2; mask > 0; mask >>= 1) {
-                bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
-            }
-            const float d  = __uint_as_float(bits) / 127.0f;
-            const float id = d > 0.0f ? 1.0f / d : 0.0f;
-
-            uint32_t word = 0;
-#    pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
-            }
-            if (used) {
-                dst[at.reg] = word;
-            }
-            if (used && tid % lanes == 0) {
-                Q_d[b * n_cols + c] = d * keys::scale_unit;
-            }
-        }
-    }
 }
 
 // The tiles of a side, one after the other: rows on their way to shared memory, if they do not stay where they are.
@@ -130,7 +62,7 @@ template <typename tile> struct turbo_mma_stream {
                                           const int               n_whole) {
         src += hop;
         if constexpr (staged) {
-            if (key0 < n_whole) {
+            if (tile::width > 2 && key0 < n_whole) {
                 tile::load(dst + tile::lane_words(), src, stride);
             } else if (key0 < a.n_kv) {
                 // lane 0 begins where the rows do; no other pointer is carried along for a tile at the end
@@ -151,45 +83,12 @@ template <typename tile> struct turbo_mma_stream {
     }
 };
 
-// Merges the warps of a block and writes the result, or its part of it. total: of all columns; top: their maxima.
-template <int DV, int n_cols>
-static __device__ __forceinline__ void turbo_mma_write(const turbo_attn_args &     a,
-                                                       const turbo_decode_column * cols,
-                                                       const float *               total,
-                                                       const float *               top,
-                                                       const float2 (*meta)[n_cols]) {
-    const int tid = threadIdx.y * TURBO_WARP + threadIdx.x;
-    for (int i = tid; i < n_cols * DV; i += TURBO_DECODE_WARPS * TURBO_WARP) {
-        const int c   = i / DV;
-        const int row = cols[c].row;
-        if (row < 0) {
-            break;
-        }
-        float sum = 0.0f;
-        if (a.sinks && blockIdx.y == 0) {
-            sum = exp2f(a.sinks[row % a.n_head] * TURBO_LOG2E - TURBO_MAX_SLACK - top[c]);
-        }
-#    pragma unroll
-        for (int w = 0; w < TURBO_DECODE_WARPS; ++w) {
-            sum = fmaf(exp2f(meta[w][c].x - top[c]), meta[w][c].y, sum);
-        }
-        if (a.n_parts == 1) {
-            a.dst[(int64_t) row * DV + i % DV] = sum == 0.0f ? 0.0f : total[i] / sum;  // NaN stays NaN
-        } else {
-            const int64_t part        = (int64_t) row * a.n_parts + a.part0 + blockIdx.y;
-            a.dst[part * DV + i % DV] = total[i];
-            if (i % DV == 0) {
-                a.meta[part] = make_float2(top[c], sum);
-            }
-        }
-    }
-}
-
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
 __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K, type_V, n_cols>())) static
     __global__ void
     turbo_attn_decode_mma_kernel(const turbo_attn_args a) {
+    ggml_cuda_pdl_sync();
 #    ifdef TURBO_MMA_DEVICE
     using shape  = turbo_mma_shape<DK, DV, type_K, type_V, n_cols>;
     using tile_K = typename shape::keys::tile;
@@ -210,14 +109,10 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
 
     if (threadIdx.y == 0 && threadIdx.x < n_cols) {
         const int c = threadIdx.x;
-        const int q = (col0 + c) / a.gqa_ratio;
-        const int h = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
-        cols[c]     = { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1),
-                        get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
-                    q < a.n_q ? (seq * a.n_q + q) * a.n_head + h : -1 };
+        cols[c]     = turbo_column_of(a, col0 + c, kv_head, seq);
         slopes[c]   = cols[c].slope * TURBO_LOG2E;
     }
-    turbo_mma_load_queries<DK, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
+    turbo_columns_load_queries<typename shape::keys, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
     __syncthreads();
 
     const char * K = a.K + seq * a.nbk3 + (int64_t) kv_head * a.nbk2;
@@ -274,16 +169,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
     warp.write_meta(meta[threadIdx.y]);
     __syncthreads();
     if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        const int c = threadIdx.x;
-        float     t = meta[0][c].x;
-#        pragma unroll
-        for (int w = 1; w < TURBO_DECODE_WARPS; ++w) {
-            t = fmaxf(t, meta[w][c].x);
-        }
-        if (a.sinks && blockIdx.y == 0 && cols[c].row >= 0) {
-            t = fmaxf(t, a.sinks[cols[c].row % a.n_head] * TURBO_LOG2E - TURBO_MAX_SLACK);
-        }
-        top[c] = t;
+        top[threadIdx.x] = turbo_columns_top(a, cols[threadIdx.x], threadIdx.x, meta);
     }
     __syncthreads();
 #        pragma unroll 1
@@ -293,7 +179,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
         }
         __syncthreads();
     }
-    turbo_mma_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
+    turbo_columns_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
 #    else
     GGML_UNUSED(a);
 #    endif  // TURBO_MMA_DEVICE

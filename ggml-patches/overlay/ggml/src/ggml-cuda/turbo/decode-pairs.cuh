@@ -48,13 +48,11 @@ static constexpr bool turbo_is_decode_pair(const ggml_type type_k, const ggml_ty
 
 // Whether a pair that is compiled has kernels with matrix instructions for some head size, and for this one.
 static constexpr bool turbo_has_decode_mma(const ggml_type type_k, const ggml_type type_v) {
-#if defined(TURBO_MMA)
+#if defined(TURBO_MMA) || defined(TURBO_WMMA)
     return turbo_is_decode_pair(type_k, type_v);
-#elif defined(TURBO_WMMA)
-    return turbo_is_decode_pair(type_k, type_v) && type_k != GGML_TYPE_Q8_0 && type_v != GGML_TYPE_Q8_0;
 #else
     return GGML_UNUSED(type_k), GGML_UNUSED(type_v), false;
-#endif  // defined(TURBO_MMA)
+#endif  // defined(TURBO_MMA) || defined(TURBO_WMMA)
 }
 
 // Rows of 256 values of q8_0 would need more than 48 KiB of shared memory.

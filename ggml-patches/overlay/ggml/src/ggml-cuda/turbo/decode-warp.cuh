@@ -18,6 +18,10 @@ static constexpr float TURBO_MASKED   = -1e30f;
 // -inf in a mask: the key is not seen, whatever its score is.
 static constexpr unsigned short TURBO_MASK_HIDDEN = 0xfc00;
 
+// Registers for what is loaded ahead: of K while values are added, of V while scores are computed.
+static constexpr int TURBO_MAX_REGS_K = 20;
+static constexpr int TURBO_MAX_REGS_V = 28;
+
 static constexpr float TURBO_LOG2E = 1.4426950408889634f;
 
 // Shapes that follow from the template arguments of the kernel:
@@ -30,11 +34,14 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr bool packed_V = type_V != GGML_TYPE_F16;
 
     using span_K = turbo_spans<packed_K ? type_K : GGML_TYPE_Q8_0, DK>;
-    using span_V = turbo_spans<packed_V ? type_V : GGML_TYPE_Q8_0, DV>;
     using shares = turbo_shares<packed_V ? type_V : GGML_TYPE_Q8_0, DV>;
+    using span_V = typename shares::spans;
 
-    // K comes in pieces of rows
-    static constexpr int piece_spans = span_K::n % 2 == 0 ? 2 : 1;
+    template <int n_spans> using loader_K_of = turbo_tile_loader<span_K, TURBO_TILE, n_spans, true, TURBO_MAX_REGS_K>;
+    template <int n_rows> using loader_V_of  = turbo_tile_loader<span_V, n_rows, span_V::n, false, TURBO_MAX_REGS_V>;
+
+    // K comes in pieces of rows, of two spans where that many can be loaded ahead
+    static constexpr int piece_spans = span_K::n % 2 == 0 && loader_K_of<2>::prefetch ? 2 : 1;
     static constexpr int n_pieces    = span_K::n / piece_spans;
     static constexpr int f16_piece   = DK % 64 == 0 ? 64 : 32;  // values
 
@@ -42,13 +49,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int sub_keys  = TURBO_WARP / shares::n;
     static constexpr int sub_words = sub_keys * span_V::n * span_V::words;
     static constexpr int n_subs    = TURBO_TILE / sub_keys;
-    static constexpr int load_subs = n_subs == 2 ? 2 : 1;  // subtiles that are loaded together
+    static constexpr int load_subs = n_subs == 2 && loader_V_of<TURBO_TILE>::prefetch ? 2 : 1;  // loaded together
 
-    using loader_K = turbo_tile_loader<packed_K ? type_K : GGML_TYPE_Q8_0, DK, TURBO_TILE, piece_spans, true>;
-    using loader_V = turbo_tile_loader<packed_V ? type_V : GGML_TYPE_Q8_0, DV, sub_keys * load_subs, span_V::n, false>;
-
-    // rows can be aligned for vectors
-    static constexpr bool alignable = (!packed_K || loader_K::width > 2) && (!packed_V || loader_V::width > 2);
+    using loader_K = loader_K_of<piece_spans>;
+    using loader_V = loader_V_of<sub_keys * load_subs>;
 
     static constexpr bool prefetch_K = packed_K && loader_K::prefetch;
     static constexpr bool prefetch_V = packed_V && loader_V::prefetch;
@@ -77,7 +81,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
 // What is the same for all keys of a column. In shared memory, since scalar registers are scarce.
 struct turbo_decode_column {
-    const half * mask;   // row of its query
+    const half * mask;   // row of its query, or null
     float        slope;  // ALiBi
     int          row;    // of the result; -1: no column
 };
@@ -201,9 +205,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             for (int ig = 0; ig < spans::groups; ++ig) {
                 int32_t          w[8];
                 const uint32_t * span = raw + (is * TURBO_TILE + threadIdx.x) * spans::words;
-                const float      d    = __half2float(
-                    turbo_unpack_group<type_K>(span, ig / spans::block_groups, ig % spans::block_groups, w));
-                const int           b = (ip * shape::piece_spans + is) * spans::groups + ig;
+                const float d = __half2float(turbo_unpack_group<type_K, spans::lone>(span, ig / spans::block_groups,
+                                                                                     ig % spans::block_groups, w));
+                const int   b = (ip * shape::piece_spans + is) * spans::groups + ig;
                 __align__(16) float Q_db[n_cols];
                 turbo_copy<n_cols * sizeof(float)>(Q_db, Q_d + b * n_cols);
 #pragma unroll
@@ -250,10 +254,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                                      const turbo_decode_column * cols,
                                                      const int                   key) {
         const half * row     = nullptr;
-        bool         visible = !a.mask;
+        bool         visible = cols[0].mask == nullptr;
 #pragma unroll
         for (int c = 0; c < n_cols; ++c) {
-            if (a.mask && cols[c].mask != row && key < a.n_kv) {
+            if (cols[c].mask != row && key < a.n_kv) {
                 row     = cols[c].mask;
                 visible = visible || __half_as_ushort(row[key]) != TURBO_MASK_HIDDEN;
             }
@@ -277,18 +281,14 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         bool         hidden = key >= a.n_kv;
 #pragma unroll
         for (int c = 0; c < n_cols; ++c) {
-            float s = score[c];
-            if (a.mask) {
-                const turbo_decode_column col = cols[c];
-                if (col.mask != row) {
-                    row          = col.mask;
-                    const half m = key < a.n_kv ? row[key] : __ushort_as_half(TURBO_MASK_HIDDEN);
-                    hidden       = __half_as_ushort(m) == TURBO_MASK_HIDDEN;
-                    bias         = __half2float(m);
-                }
-                s += col.slope * bias;
+            const turbo_decode_column col = cols[c];
+            if (col.mask != row) {
+                row          = col.mask;
+                const half m = key < a.n_kv ? row[key] : __ushort_as_half(TURBO_MASK_HIDDEN);
+                hidden       = __half_as_ushort(m) == TURBO_MASK_HIDDEN;
+                bias         = __half2float(m);
             }
-            s *= TURBO_LOG2E;
+            const float s = (score[c] + col.slope * bias) * TURBO_LOG2E;
             score[c] = hidden || s < TURBO_MASKED ? TURBO_MASKED : s;  // not fmaxf: it would make a masked key of NaN
         }
     }
@@ -341,7 +341,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         for (int ig = 0; ig < shares::groups; ++ig) {
             int32_t     w[8];
             const int   b  = share % shares::of_span * shares::blocks + ig / spans::block_groups;
-            const half  d  = turbo_unpack_group<type_V>(span, b, ig % spans::block_groups, w);
+            const half  d  = turbo_unpack_group<type_V, spans::lone>(span, b, ig % spans::block_groups, w);
             const half2 d2 = __half2half2(d);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {

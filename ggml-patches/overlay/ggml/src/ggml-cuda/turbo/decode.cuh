@@ -200,6 +200,26 @@ static __device__ __forceinline__ void turbo_decode_load_queries(const turbo_att
     }
 }
 
+// The arguments that the end of a kernel needs, read again: else they stay in scalar registers all along. a: its first argument
+static __device__ __forceinline__ turbo_attn_args turbo_args_again(const turbo_attn_args & a) {
+#ifdef __HIP_DEVICE_COMPILE__
+    GGML_UNUSED(a);
+    typedef const __attribute__((address_space(4))) turbo_attn_args * pointer;  // constant memory
+    pointer again = (pointer) __builtin_amdgcn_kernarg_segment_ptr();
+    asm volatile("" : "+s"(again));
+    turbo_attn_args b;
+    b.dst     = again->dst;
+    b.meta    = again->meta;
+    b.sinks   = again->sinks;
+    b.n_head  = again->n_head;
+    b.n_parts = again->n_parts;
+    b.part0   = again->part0;
+    return b;
+#else
+    return a;
+#endif  // __HIP_DEVICE_COMPILE__
+}
+
 // Merges the warps of a block (shared memory of each: [n_cols][DV] sums) and writes the result, or its part of it.
 template <int DV, int n_cols, int warp_words>
 static __device__ __forceinline__ void turbo_decode_write(const turbo_attn_args &     a,
@@ -328,17 +348,19 @@ turbo_attn_decode_kernel(const turbo_attn_args a) {
     __shared__ turbo_decode_column    cols[n_cols];
     __shared__ float2                 meta[TURBO_DECODE_WARPS][n_cols];
 
+    ggml_cuda_pdl_sync();
     const int col0    = blockIdx.x * n_cols;
     const int n_kv_h  = a.n_head / a.gqa_ratio;
     const int kv_head = blockIdx.z % n_kv_h;
     const int seq     = blockIdx.z / n_kv_h;
 
     if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        const int c = threadIdx.x;
-        const int q = (col0 + c) / a.gqa_ratio;
-        const int h = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
-        cols[c]     = { (const half *) (a.mask + (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1),
-                        get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
+        const int  c      = threadIdx.x;
+        const int  q      = (col0 + c) / a.gqa_ratio;
+        const int  h      = kv_head * a.gqa_ratio + (col0 + c) % a.gqa_ratio;
+        const auto offset = (seq % a.n_mask_seq) * a.nbm3 + (int64_t) min(q, a.n_q - 1) * a.nbm1;
+        cols[c]           = { a.mask ? (const half *) (a.mask + offset) : nullptr,
+                    get_alibi_slope(a.max_bias, h, a.n_head_log2, a.m0, a.m1),
                     q < a.n_q ? (seq * a.n_q + q) * a.n_head + h : -1 };
     }
     turbo_decode_load_queries<DK, type_K, n_cols>(a, col0, kv_head, seq, Q, Q_d);
@@ -354,13 +376,11 @@ turbo_attn_decode_kernel(const turbo_attn_args a) {
 
     // whole tiles first, then the last, if it is not whole
     const int step    = gridDim.y * TURBO_DECODE_WARPS;
-    const int n_full  = shape::alignable && a.aligned ? a.n_kv / TURBO_TILE : 0;
+    const int n_full  = a.aligned ? a.n_kv / TURBO_TILE : 0;
     const int n_tiles = (a.n_kv + TURBO_TILE - 1) / TURBO_TILE;
 
     const int it = turbo_uniform(blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y);
-    if constexpr (shape::alignable) {
-        turbo_decode_tiles<true>(warp, a, K, V, cols, Q, Q_d, raw, it, step, n_full);
-    }
+    turbo_decode_tiles<true>(warp, a, K, V, cols, Q, Q_d, raw, it, step, n_full);
     if (n_full < n_tiles) {
         const int it_rest = it >= n_full ? it : it + (n_full - it + step - 1) / step * step;
         turbo_decode_tiles<false>(warp, a, K, V, cols, Q, Q_d, raw, it_rest, step, n_tiles);
@@ -368,7 +388,7 @@ turbo_attn_decode_kernel(const turbo_attn_args a) {
 
     warp.finish((float *) raw, meta[threadIdx.y]);
     __syncthreads();
-    turbo_decode_write<DV, n_cols, shape::warp_words>(a, cols, (const float *) shared, meta);
+    turbo_decode_write<DV, n_cols, shape::warp_words>(turbo_args_again(a), cols, (const float *) shared, meta);
 }
 
 // One block for each row of the result [DV, n_head, n_q, n_seq], a thread for each channel: merges the n_parts partial results.
@@ -377,6 +397,7 @@ static __global__ void turbo_attn_merge_parts(const float *  parts,
                                               const float2 * meta,
                                               float *        dst,
                                               const int      n_parts) {
+    ggml_cuda_pdl_sync();
     const int64_t row = blockIdx.x;
 
     parts += row * n_parts * DV + threadIdx.x;

@@ -204,6 +204,17 @@ template <ggml_type type, int D> struct turbo_mma_keys {
             return { half, l / 2, l % 2 };
         }
     }
+
+    // Where they begin in operand B of a block, [group][instruction][tile of columns][lane][2 registers], and where the scale is.
+    template <int n_cols>
+    static __device__ __forceinline__ int query_word(const int b, const int c, const int half, const int l) {
+        const turbo_mma_place at = place(half, l);
+        return (((b * n + at.step) * (n_cols / 8) + c / 8) * TURBO_WARP + c % 8 * 4 + at.part) * 2 + at.reg;
+    }
+
+    template <int n_cols> static __device__ __forceinline__ int scale_of(const int b, const int c) {
+        return b * n_cols + c;
+    }
 };
 
 //

@@ -7,6 +7,9 @@
 // dst: turbo. src[0]: F32 or F16. src[1]: I32 or I64.
 void ggml_cuda_turbo_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
+// The same if it is quicker by a block of threads for each trellis-coded block: false, and nothing is done, if it isn't.
+bool ggml_cuda_turbo_set_few_rows(ggml_backend_cuda_context & ctx, const ggml_tensor * dst);
+
 // dst: F32. src[0]: turbo. src[1]: I32.
 void ggml_cuda_turbo_get_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 

@@ -25,19 +25,30 @@ void ggml_cuda_turbo_prefill_tile(ggml_backend_cuda_context & ctx, turbo_slice &
 // merging
 //
 
-// One block for each row, a thread for each channel. DV: head size of V in values. Parts tells where the parts of a row are that several blocks left.
+// Rows of a block of threads, of which each has four channels.
+template <int DV> static constexpr int turbo_merge_rows = DV < 512 ? 512 / DV : 1;
+
+// DV: head size of V in values. Parts tells where the parts of a row are that several blocks left. One of them may lie where the result
+// goes to: a thread reads its channels of all parts first.
 template <int DV, typename Parts>
 static __global__ void turbo_attn_merge_slice(const Parts parts,
                                               float *     dst,
                                               float2 *    state,
+                                              const int   n_rows,
                                               const bool  first,
                                               const bool  last) {
-    const int64_t row = blockIdx.x;
-    const int     i   = threadIdx.x;
+    ggml_cuda_pdl_sync();
+    const int64_t row   = min((int) (blockIdx.x * turbo_merge_rows<DV> + threadIdx.y), n_rows - 1);
+    const bool    store = row == blockIdx.x * turbo_merge_rows<DV> + threadIdx.y;
+    const int     i     = 4 * threadIdx.x;
 
     float max = first ? -FLT_MAX / 2.0f : state[row].x;
     float sum = first ? 0.0f : state[row].y;
-    float val = first ? 0.0f : dst[row * DV + i];
+
+    __align__(16) float val[4] = {};
+    if (!first) {
+        ggml_cuda_memcpy_1<16>(val, dst + row * DV + i);
+    }
 
     for (int ip = 0; ip < parts.n_parts; ++ip) {
         const float2 meta    = parts.meta_of(row, ip);
@@ -45,26 +56,38 @@ static __global__ void turbo_attn_merge_slice(const Parts parts,
         const float  factor  = expf(max - max_new);
         const float  add     = expf(meta.x - max_new);
 
-        val = factor * val + add * parts.values_of(row, ip)[i];
+        __align__(16) float part[4];
+        ggml_cuda_memcpy_1<16>(part, parts.values_of(row, ip) + i);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            val[j] = factor * val[j] + add * part[j];
+        }
         sum = factor * sum + add * meta.y;
         max = max_new;
     }
 
     __syncthreads();  // everybody has read the state
-    if (!last) {
-        dst[row * DV + i] = val;
-        if (i == 0) {
-            state[row] = make_float2(max, sum);
-        }
-    } else {
-        dst[row * DV + i] = sum != 0.0f ? val / sum : 0.0f;
+    if (!store) {
+        return;
     }
+    if (last) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            val[j] = sum != 0.0f ? val[j] / sum : 0.0f;
+        }
+    } else if (i == 0) {
+        state[row] = make_float2(max, sum);
+    }
+    ggml_cuda_memcpy_1<16>(dst + row * DV + i, val);
 }
 
 template <int DV, typename Parts>
 static void turbo_attn_merge(ggml_backend_cuda_context & ctx, const turbo_slice & slice, const Parts & parts) {
-    turbo_launch(turbo_attn_merge_slice<DV, Parts>, dim3(ggml_nrows(&slice)), dim3(DV), 0, ctx.stream(), parts,
-                 (float *) slice.data, slice.state, slice.first, slice.last);
+    constexpr int rows = turbo_merge_rows<DV>;
+
+    const int n_rows = ggml_nrows(&slice);
+    turbo_launch(turbo_attn_merge_slice<DV, Parts>, dim3((n_rows + rows - 1) / rows), dim3(DV / 4, rows), 0,
+                 ctx.stream(), parts, (float *) slice.data, slice.state, n_rows, slice.first, slice.last);
 }
 
 //

@@ -126,9 +126,19 @@ static TURBO_DEVICE int turbo_station_of(int lane, int i) {
     return 32 * (lane / 8) + 8 * (lane % 4) + lane / 4 % 2 + 2 * i;
 }
 
-static TURBO_DEVICE int32_t turbo_sum16(int32_t x) {
-    x = turbo_sum8(x);
-    return x + __shfl_xor_sync(0xffffffff, x, 8, 32);
+// Over so many neighbouring lanes.
+template <int n_lanes> static TURBO_DEVICE int32_t turbo_sum(int32_t x) {
+#pragma unroll
+    for (int mask = n_lanes / 2; mask > 0; mask >>= 1) {
+        x += __shfl_xor_sync(0xffffffff, x, mask, 32);
+    }
+    return x;
+}
+
+static TURBO_DEVICE float turbo_without_infinity(float x) {
+    const uint32_t max_finite = TURBO_FLT_MAX_BITS;
+    const uint32_t bits       = __float_as_uint(x);
+    return __uint_as_float(min(bits & 0x7fffffff, max_finite) | (bits & 0x80000000));
 }
 
 struct turbo_trellis_start {
@@ -137,21 +147,23 @@ struct turbo_trellis_start {
     bool is_zero;
 };
 
-// As prepare_block (turbo/trellis.c) has it; value: without infinities
-template <ggml_type type>
-static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[4], float value[4]) {
+// As prepare_block (turbo/trellis.c) has it, by n_lanes neighbouring lanes. x: those of the lane; value: without infinities
+template <int n_lanes>
+static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[QK_TRELLIS / n_lanes],
+                                                              float       reach,
+                                                              float       value[QK_TRELLIS / n_lanes]) {
+    constexpr int  n          = QK_TRELLIS / n_lanes;
     const uint32_t max_finite = TURBO_FLT_MAX_BITS;
     const uint32_t infinity   = TURBO_INFINITY_BITS;
 
     uint32_t amax = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const uint32_t magnitude = __float_as_uint(x[i]) & 0x7fffffff;
-        amax                     = max(amax, magnitude);
-        value[i]                 = __uint_as_float(min(magnitude, max_finite) | (__float_as_uint(x[i]) & 0x80000000));
+    for (int i = 0; i < n; ++i) {
+        amax     = max(amax, __float_as_uint(x[i]) & 0x7fffffff);
+        value[i] = turbo_without_infinity(x[i]);
     }
 #pragma unroll
-    for (int mask = TRELLIS_LANES / 2; mask > 0; mask >>= 1) {
+    for (int mask = n_lanes / 2; mask > 0; mask >>= 1) {
         amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, 32));
     }
     const float f = __uint_as_float(min(amax, max_finite));
@@ -164,17 +176,23 @@ static TURBO_DEVICE turbo_trellis_start turbo_prepare_trellis(const float x[4], 
     const float to_rms = __fdiv_rn((float) TRELLIS_RMS_MAX, finite);
     int32_t     sum    = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < n; ++i) {
         const int32_t t = __float2int_rn(__fmul_rn(fabsf(value[i]), to_rms));
         sum += t * t;
     }
-    const float mean  = __fdiv_rn((float) turbo_sum16(sum), (float) QK_TRELLIS);
+    const float mean  = __fdiv_rn((float) turbo_sum<n_lanes>(sum), (float) QK_TRELLIS);
     const float rms   = __fmul_rn(turbo_sqrt(mean), __fdiv_rn(finite, (float) TRELLIS_RMS_MAX));
     const float part  = __fdiv_rn(finite, (float) TRELLIS_AMAX_PART);
-    const float low   = __fmul_rn(fmaxf(rms, part), turbo_traits<type>::reach);
+    const float low   = __fmul_rn(fmaxf(rms, part), reach);
     const int   code  = (int) (__float_as_uint(low) >> 20) - TRELLIS_CODE_BIAS;
     start.first_scale = min(max(code, TRELLIS_SCALE_MIN), TRELLIS_SCALE_MAX - TRELLIS_N_SCALES + 1);
     return start;
+}
+
+// A value as an integer, from -TRELLIS_X_END on; inverse: x_scale over a scale
+static TURBO_DEVICE int turbo_trellis_integer(float value, float inverse) {
+    const float within = fminf(fmaxf(__fmul_rn(value, inverse), (float) -TRELLIS_X_END), (float) (TRELLIS_X_END - 1));
+    return __float2int_rn(within) + TRELLIS_X_END;
 }
 
 // Values as integers, and what all paths cost, at each scale
@@ -187,13 +205,11 @@ static TURBO_DEVICE void turbo_measure(const float value[4], int lane, int first
         int32_t     least   = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float scaled = __fmul_rn(value[i], inverse);
-            const float within = fminf(fmaxf(scaled, (float) -TRELLIS_X_END), (float) (TRELLIS_X_END - 1));
-            const int   ix     = __float2int_rn(within) + TRELLIS_X_END;
+            const int ix = turbo_trellis_integer(value[i], inverse);
             least += turbo_costs<type>.least[ix];
             s.x[turbo_station_of(lane, i)][scale] = (uint16_t) ix;
         }
-        least = turbo_sum16(least);
+        least = turbo_sum<TRELLIS_LANES>(least);
         if (lane == 0) {
             s.least[scale] = (uint32_t) least;
         }
@@ -473,7 +489,7 @@ static TURBO_DEVICE void turbo_encode_trellis(const float                       
                                               turbo_trellis_scratch &              s,
                                               typename turbo_traits<type>::block * block) {
     float                     value[4];
-    const turbo_trellis_start start       = turbo_prepare_trellis<type>(x, value);
+    const turbo_trellis_start start       = turbo_prepare_trellis<TRELLIS_LANES>(x, turbo_traits<type>::reach, value);
     const bool                is_ordinary = !start.is_nan && !start.is_zero;
     turbo_measure<type>(value, lane, start.first_scale, s);
     turbo_syncwarp();

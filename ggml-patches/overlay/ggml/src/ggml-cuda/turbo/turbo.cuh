@@ -16,6 +16,10 @@ bool ggml_cuda_turbo_supports_op(int device, const ggml_tensor * op);
 // Runs op if it is one of these; false: it is not.
 bool ggml_cuda_turbo_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
+// Computes node i of a graph together with a later one, if both write few rows of turbo types: K and V of a layer. Returns how far
+// behind i the later one is; there is nothing to compute in between. 0: node i is still to be computed.
+int ggml_cuda_turbo_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, int i);
+
 // Rows ne[0], ne[1], ne[2], ne[3] of a turbo type, at strides of nb bytes, to contiguous f16 or f32.
 void ggml_cuda_turbo_to_f16(ggml_type     type,
                             const char *  x,
@@ -26,6 +30,14 @@ void ggml_cuda_turbo_to_f16(ggml_type     type,
 void ggml_cuda_turbo_to_f32(ggml_type     type,
                             const char *  x,
                             float *       y,
+                            const int64_t ne[4],
+                            const size_t  nb[4],
+                            cudaStream_t  stream);
+
+// The first of these for slices of a KV cache (turbo-unpack.cu). False: nothing is done, the tensor is no such slice.
+bool ggml_cuda_turbo_unpack(ggml_type     type,
+                            const char *  x,
+                            half *        y,
                             const int64_t ne[4],
                             const size_t  nb[4],
                             cudaStream_t  stream);

@@ -61,13 +61,13 @@ static __device__ __forceinline__ uint32_t turbo_wmma_lookup(const uint32_t sel,
     }
 }
 
-// Quarters q0 and, if n is 2, q0 + 2 of a block, or of one of the halves of a trellis block: two words each, those that turbo_quarter_word
-// counts. half and q0 may differ between lanes.
-template <ggml_type type, uint32_t flip, int n, int parity>
-static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<type, parity> & block,
-                                                         const int                              half,
-                                                         const int                              q0,
-                                                         uint32_t (&w)[n][2]) {
+// Quarters q0 and q0 + 2 of a block, or of one of the halves of a trellis block: two words each, those that turbo_quarter_word counts. half
+// and q0 may differ between lanes.
+template <ggml_type type, uint32_t flip, int parity>
+static __device__ __forceinline__ void turbo_wmma_unpack_packed(const turbo_wmma_block<type, parity> & block,
+                                                                const int                              half,
+                                                                const int                              q0,
+                                                                uint32_t (&w)[2][2]) {
     constexpr int bits  = turbo_traits<type>::bits;
     constexpr int words = turbo_traits<type>::words;
 
@@ -77,15 +77,14 @@ static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<
     if constexpr (turbo_is_trellis<type>) {
         shared = turbo_read_half(block.word(half), block.word(1 - half), block.head() >> (8 + 4 * half));
         pairs  = (shared.z0 >> q0 & 0x55555555u) | (turbo_wmma_rotate(shared.z1, 1 - q0) & 0xaaaaaaaau);
-        low    = bits >= 3 ? block.word(2 + 2 * half + q0 % 2) : 0;
+        low    = bits >= 3 ? block.word(2 + 2 * half + q0) : 0;
         high   = bits != 3 ? block.word(words - 2 + half) : 0;
     } else if constexpr (bits < 4) {
-        pairs = block.word(q0 % 2);
+        pairs = block.word(q0);
         high  = bits == 3 ? block.word(words - 1) : 0;
-        pairs = n == 2 ? pairs : pairs >> 2 * (q0 / 2);
     }
 #    pragma unroll
-    for (int j = 0; j < n; ++j) {
+    for (int j = 0; j < 2; ++j) {
         const int q = q0 + 2 * j;
 
         uint32_t nibbles     = 0;
@@ -96,12 +95,12 @@ static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<
         } else {
             uint32_t above = 0;  // the pair, in the high halves of nibbles
             if constexpr (turbo_is_trellis<type> && bits >= 3) {
-                above = turbo_wmma_rotate(low, n == 2 ? 2 - 2 * j : 2 - q0 / 2 * 2);
+                above = turbo_wmma_rotate(low, 2 - 2 * j);
             } else if constexpr (bits == 3 || turbo_is_trellis<type>) {
                 above = turbo_wmma_rotate(high, 2 - q);
             }
-            nibbles = (pairs >> 2 * j & 0x33333333u) |
-                      (above & 0xccccccccu);  // one instruction; bit 3 need not be of the index
+            // bit 3 need not be of the index: so both masks together need one instruction
+            nibbles = (pairs >> 2 * j & 0x33333333u) | (above & 0xccccccccu);
             if constexpr (turbo_is_trellis<type> && bits >= 3) {
                 turbo_high_bits(nibbles, merge[0][0], merge[1][0]);
             }
@@ -119,6 +118,23 @@ static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<
             }
             w[j][i] = turbo_wmma_lookup<type, flip>(sel[i], merge[i]);
         }
+    }
+}
+
+// The same of any type in blocks. q8_0 is in order already, which is that of unpacked words.
+template <ggml_type type, uint32_t flip, int parity>
+static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<type, parity> & block,
+                                                         const int                              half,
+                                                         const int                              q0,
+                                                         uint32_t (&w)[2][2]) {
+    if constexpr (type == GGML_TYPE_Q8_0) {
+        GGML_UNUSED(half);
+#    pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            w[i / 2][i % 2] = block.word(turbo_quarter_word(q0 + i / 2 * 2, i % 2)) ^ flip * 0x01010101u;
+        }
+    } else {
+        turbo_wmma_unpack_packed<type, flip>(block, half, q0, w);
     }
 }
 

@@ -17,8 +17,8 @@
 
 // TURBO_TILE rows of D values of a packed type, one after the other in shared memory.
 template <ggml_type type, int D> struct turbo_wmma_tile {
-    using spans  = turbo_spans<type, D>;
-    using loader = turbo_tile_loader<type, D, TURBO_TILE, spans::n, false>;
+    using spans  = turbo_spans<type, D, 1, false>;
+    using loader = turbo_tile_loader<spans, TURBO_TILE, spans::n, false, 24>;
 
     static constexpr int words = spans::n * spans::words;  // of a row
     static_assert(spans::n == 1 || spans::words * 4 == spans::bytes, "no gaps between spans");
@@ -28,30 +28,21 @@ template <ggml_type type, int D> struct turbo_wmma_tile {
     const __device__ __forceinline__ uint32_t * row(const int key) const { return rows + key * words; }
 };
 
-// The same of f16, which stays in global memory: a lane reads up to 16 bytes where it needs them.
+// The same of f16, which stays in global memory, aligned to 16 bytes: a lane reads up to 16 of them where it needs them.
 template <int D> struct turbo_wmma_tile<GGML_TYPE_F16, D> {
     static constexpr int words = 0;
 
     const char * rows;
     int64_t      stride;
     int          n_valid;
-    bool         aligned;  // to 16 bytes
 
     // n registers from byte at on.
     template <int n> __device__ __forceinline__ void read(const int key, const int at, uint32_t * x) const {
-        const char * src = rows + min(key, n_valid - 1) * stride + at;
-        if (aligned) {
-            __align__(16) uint32_t y[n];
-            ggml_cuda_memcpy_1<4 * n>(y, src);
+        __align__(16) uint32_t y[n];
+        ggml_cuda_memcpy_1<4 * n>(y, rows + min(key, n_valid - 1) * stride + at);
 #    pragma unroll
-            for (int i = 0; i < n; ++i) {
-                x[i] = y[i];
-            }
-        } else {
-#    pragma unroll
-            for (int i = 0; i < n; ++i) {
-                x[i] = ((const uint16_t *) src)[2 * i] | (uint32_t) ((const uint16_t *) src)[2 * i + 1] << 16;
-            }
+        for (int i = 0; i < n; ++i) {
+            x[i] = y[i];
         }
     }
 };
@@ -69,6 +60,8 @@ template <ggml_type type, int D> struct turbo_wmma_keys {
     static constexpr int  n_own    = packed ? 2 : 4;  // registers that hold half of an operand
     static constexpr int  n_regs   = n_own * TURBO_WMMA_COPIES;
 
+    static constexpr float scale_unit = 1.0f;  // of scales that load gives
+
     using tile = turbo_wmma_tile<type, D>;
 
     // Operand B of the instructions of group b, and the scale. key: of this lane's line
@@ -79,7 +72,7 @@ template <ggml_type type, int D> struct turbo_wmma_keys {
 #    pragma unroll
             for (int s = 0; s < group / 32; ++s) {
                 uint32_t w[2][2];
-                turbo_wmma_unpack<type, 0, 2>(block, s, turbo_wmma_half(), w);
+                turbo_wmma_unpack<type, 0>(block, s, turbo_wmma_half(), w);
                 turbo_wmma_operand(x[2 * s], w[0]);
                 turbo_wmma_operand(x[2 * s + 1], w[1]);
             }
@@ -151,8 +144,8 @@ template <ggml_type type, int D> struct turbo_wmma_values {
 #    pragma unroll
         for (int i = 0; i < 2; ++i) {
             const turbo_wmma_block<type, -1> block(t.row(key + 16 * i), g / block_groups);
-            turbo_wmma_unpack<type, 0x80, 2>(block, g % block_groups, 0, w[i][0]);
-            turbo_wmma_unpack<type, 0x80, 2>(block, g % block_groups, 1, w[i][1]);
+            turbo_wmma_unpack<type, 0x80>(block, g % block_groups, 0, w[i][0]);
+            turbo_wmma_unpack<type, 0x80>(block, g % block_groups, 1, w[i][1]);
             d[i] = __half_as_ushort(turbo_wmma_scale<type>(block.head()));
         }
         const uint32_t d2 = d[0] | d[1] << 16;

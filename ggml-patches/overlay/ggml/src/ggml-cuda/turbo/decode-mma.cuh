@@ -25,9 +25,12 @@ template <ggml_type type> static constexpr bool turbo_mma_is_large() {
 
 // Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers.
 template <int DV, ggml_type type_K, ggml_type type_V, int n_cols> static constexpr int turbo_mma_blocks() {
-    constexpr int columns = n_cols > 8;
-    constexpr int large   = turbo_mma_is_large<type_K>() || turbo_mma_is_large<type_V>();
-    return DV > 128 || columns + large == 2 ? 2 : 4 - columns - (large && type_V == GGML_TYPE_F16);
+    constexpr bool large_K = turbo_mma_is_large<type_K>();
+    constexpr bool large_V = turbo_mma_is_large<type_V>();
+    return DV > 128                                                        ? 2 :
+           n_cols > 8                                                      ? (large_K || large_V ? 2 : 3) :
+           type_V == GGML_TYPE_F16 || (type_K == GGML_TYPE_F16 && large_V) ? 3 :
+                                                                             4;
 }
 
 // The tiles of a side, one after the other: rows on their way to shared memory, if they do not stay where they are.

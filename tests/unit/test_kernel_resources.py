@@ -197,6 +197,14 @@ def test_what_only_looks_different_is_not_compiled_again(tree: Path, hip: toolch
     assert runs(tmp_path) == 2
 
 
+def test_a_remembered_warning_about_a_file_of_upstream_is_left_out(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
+    first = compiled(tree, hip, tmp_path)
+    upstream = "ggml/src/ggml-cuda/mma.cuh:119:63: warning: unused parameter 'l' [-Wunused-parameter]"
+    record = job(tree, hip, tmp_path).record
+    record.write_bytes(msgspec.json.encode(msgspec.structs.replace(first, warnings=[*first.warnings, upstream])))
+    assert compiled(tree, hip, tmp_path) == first
+
+
 def test_what_cannot_be_preprocessed_is_compiled_again(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
     compiled(tree, hip, tmp_path)
     script = Path(hip.command[0])

@@ -5,7 +5,7 @@
     python scripts/kernels/kernel_report.py --changes                        # what changed against that file, which stays as it is
 
 All targets take two hours of one core. Each file is remembered when it is done (kernel_toolchains.py), so what was interrupted goes on
-where it was. --remembered compiles nothing: targets that are not complete are left out, and the report names them.
+where it was. --remembered compiles nothing: the report has what there is, and names what is missing.
 
 Exit codes: 0 all well; 1 a warning in a file of ours, or a decode kernel that breaks the rule of kernel_resources.py; 3 a compiler is
 missing (it is named, with what brings it); 4 a file does not compile.
@@ -65,7 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--upstream", help="llama.cpp snapshot  [default: the newest supported one]")
     parser.add_argument("--all-pairs", action="store_true", help="compile kernels for all K/V pairs, not only those of the default build")
     parser.add_argument("--skip-missing", action="store_true", help="leave out targets whose compiler is missing")
-    parser.add_argument("--remembered", action="store_true", help="compile nothing: report the targets of which all files are remembered")
+    parser.add_argument("--remembered", action="store_true", help="compile nothing: report what is remembered")
     parser.add_argument("--changes", action="store_true", help=f"print what changed against {RESULT.name}, and write nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", default=str(RESULT), help="Markdown file, - for standard output")
@@ -86,16 +86,16 @@ def _report(options: argparse.Namespace) -> int:
             toolchains.Job(tree.path, source, target, tools[target], own_files, Path(scratch)) for target in by_first for source in sources
         ]
         results = _remembered(jobs) if options.remembered else _compile(jobs, options.jobs)
-    left_out = [target for target in tools if not any(name == target for _, name in results)]
-    tools = {target: tool for target, tool in tools.items() if target not in left_out}
+    missing = {target: [source for source in sources if (source, target) not in results] for target in tools}
+    tools = {target: tool for target, tool in tools.items() if len(missing[target]) < len(sources)}
     if not tools:
-        raise EnvironmentMissing("no target is remembered in all of its files", "leave out --remembered")
+        raise EnvironmentMissing("nothing is remembered of these files", "leave out --remembered")
     types = type_names(
         (tree.path / "ggml/include/ggml.h").read_text("utf-8"), (tree.path / "ggml/include/ggml-turbo-enum.inc").read_text("utf-8")
     )
     names = _names(results, types)
     problems = _problems(results, names)
-    text = _markdown(results, names, tools, problems, all_pairs=options.all_pairs, commit=tree.commit, left_out=left_out)
+    text = _markdown(results, names, tools, problems, all_pairs=options.all_pairs, commit=tree.commit, missing=missing)
     _show(text, options.out, changed_only=options.changes)
     print("\n".join([f"problem: {problem}" for problem in problems]), file=sys.stderr)
     print(f"{len(sources)} files, {len(tools)} targets, {len(problems)} problems", file=sys.stderr)
@@ -128,10 +128,8 @@ def _toolchains(options: argparse.Namespace) -> dict[str, Toolchain]:
 
 
 def _remembered(jobs: Sequence[Job]) -> Results:
-    """What is remembered, of the targets of which that is everything."""
     found = {(job.source, job.target): toolchains.remembered(job) for job in jobs}
-    incomplete = {target for (_, target), compiled in found.items() if compiled is None}
-    return {pair: compiled for pair, compiled in found.items() if compiled is not None and pair[1] not in incomplete}
+    return {pair: compiled for pair, compiled in found.items() if compiled is not None}
 
 
 def _compile(jobs: Sequence[Job], at_once: int) -> Results:
@@ -173,7 +171,7 @@ def _markdown(
     *,
     all_pairs: bool,
     commit: str,
-    left_out: Sequence[str] = (),
+    missing: Mapping[str, Sequence[str]],
 ) -> str:
     versions = sorted({tool.version for tool in tools.values()})
     lines = [
@@ -185,7 +183,7 @@ def _markdown(
         f"Warnings in our files, and decode kernels of head sizes up to {MAX_HEAD} that spill or use scratch: "
         f"**{len(problems) or 'none'}**.",
         *(f"- {problem}" for problem in problems),
-        *(["", f"**Not in this report**, because not all of their files were compiled: {', '.join(left_out)}."] if left_out else []),
+        *_missing(missing, tools),
         "",
         "## Files",
         "",
@@ -216,10 +214,17 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
+def _missing(missing: Mapping[str, Sequence[str]], tools: Mapping[str, Toolchain]) -> list[str]:
+    """Says what was not compiled, so that an empty cell is not taken for a kernel that a target does not have."""
+    said = [f"{target}: {', '.join(sources) if target in tools else 'all files'}" for target, sources in missing.items() if sources]
+    return ["", "**Not compiled for this report**, so their kernels are not in it:", "", *(f"- {line}" for line in said)] if said else []
+
+
 def _file_table(results: Results, tools: Mapping[str, Toolchain]) -> list[str]:
     rows = ["Kilobytes of the code object and seconds of one core.", "", f"| file | {' | '.join(tools)} |", "|---" * (len(tools) + 1) + "|"]
     for source in sorted({source for source, _ in results}):
-        cells = [f"{results[source, target].size / 1000:.0f} kB, {results[source, target].seconds:.0f} s" for target in tools]
+        here = [results.get((source, target)) for target in tools]
+        cells = [f"{found.size / 1000:.0f} kB, {found.seconds:.0f} s" if found else "" for found in here]
         rows.append(f"| {source} | {' | '.join(cells)} |")
     totals = [[found for (_, name), found in results.items() if name == target] for target in tools]
     cells = [f"{sum(f.size for f in found) / 1000:.0f} kB, {sum(f.seconds for f in found):.0f} s" for found in totals]
@@ -246,7 +251,7 @@ def _family_table(results: Results, names: Mapping[str, str], tools: Mapping[str
         for target in tools:
             there = [kernels[target] for kernels in instances if target in kernels]
             worst = Kernel("", **{key: max((getattr(k, key) for k in there), default=0) for key in _SHOWN})
-            cells.append(f"{worst.vgpr} / {worst.lds}{_excess(worst)}; {worst.instructions}")
+            cells.append(f"{worst.vgpr} / {worst.lds}{_excess(worst)}; {worst.instructions}" if there else "")
         rows.append(f"| {family} | {len(instances)} | {' | '.join(cells)} |")
     return rows
 

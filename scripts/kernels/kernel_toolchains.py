@@ -171,6 +171,8 @@ def remembered(job: Job) -> Compiled | None:
         return None
     if found.key != job.key:
         return None
+    own = resources.own_warnings("\n".join(found.warnings), job.own_files)  # an earlier version of this took others for ours
+    found = msgspec.structs.replace(found, warnings=own)
     if all(_sha256(job.tree / name) == digest for name, digest in found.inputs.items()):
         return found
     return found if found.text and found.text == job.text() else None

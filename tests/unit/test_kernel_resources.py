@@ -197,6 +197,14 @@ def test_what_only_looks_different_is_not_compiled_again(tree: Path, hip: toolch
     assert runs(tmp_path) == 2
 
 
+def test_a_remembered_warning_about_a_file_of_upstream_is_left_out(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
+    first = compiled(tree, hip, tmp_path)
+    upstream = "ggml/src/ggml-cuda/mma.cuh:119:63: warning: unused parameter 'l' [-Wunused-parameter]"
+    record = job(tree, hip, tmp_path).record
+    record.write_bytes(msgspec.json.encode(msgspec.structs.replace(first, warnings=[*first.warnings, upstream])))
+    assert compiled(tree, hip, tmp_path) == first
+
+
 def test_what_cannot_be_preprocessed_is_compiled_again(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
     compiled(tree, hip, tmp_path)
     script = Path(hip.command[0])
@@ -206,16 +214,21 @@ def test_what_cannot_be_preprocessed_is_compiled_again(tree: Path, hip: toolchai
     assert runs(tmp_path) == 2
 
 
-def test_a_report_of_what_is_remembered_has_whole_targets_only(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
+def test_a_report_of_what_is_remembered_names_what_is_missing(tree: Path, hip: toolchains.Toolchain, tmp_path: Path) -> None:
     compiled(tree, hip, tmp_path, "gfx1100")
     found = kernel_report._remembered([job(tree, hip, tmp_path, target) for target in ("gfx1030", "gfx1100")])
     assert set(found) == {("turbo-sample.cu", "gfx1100")}
-    more = msgspec.structs.replace(job(tree, hip, tmp_path), source="turbo.cuh")
-    assert kernel_report._remembered([job(tree, hip, tmp_path), more]) == {}, "a file of the target is missing"
     assert runs(tmp_path) == 1
     names = kernel_report._names(found, TYPES)
-    text = kernel_report._markdown(found, names, {"gfx1100": hip}, [], all_pairs=False, commit="abc", left_out=["gfx1030"])
-    assert "**Not in this report**, because not all of their files were compiled: gfx1030." in text
+    found["turbo-b.cu", "gfx942"] = msgspec.structs.replace(found["turbo-sample.cu", "gfx1100"], kernels=[])
+    missing = {"gfx1030": ["turbo-sample.cu", "turbo-b.cu"], "gfx1100": ["turbo-b.cu"], "gfx942": []}
+    tools = {"gfx1100": hip, "gfx942": hip}
+    text = kernel_report._markdown(found, names, tools, [], all_pairs=False, commit="abc", missing=missing)
+    assert "**Not compiled for this report**" in text
+    assert "\n- gfx1030: all files\n- gfx1100: turbo-b.cu\n\n## Files" in text
+    assert "| turbo_set_rows | 1 | 2 / 0; 8 |  |" in text
+    size = f"{found['turbo-b.cu', 'gfx942'].size / 1000:.0f} kB, 0 s"
+    assert f"| turbo-b.cu |  | {size} |" in text
 
 
 def test_a_compile_error_is_shown(tree: Path, tmp_path: Path) -> None:
@@ -232,7 +245,8 @@ def test_the_table_names_each_kernel_once_and_each_problem(tree: Path, hip: tool
     assert f"gfx1100: {DECODE} in turbo-sample.cu: 67 / 107 / 256, **scratch 272**; 408" in problems
     assert len(problems) == 4, "a warning and a kernel for each target"
     tools = {"gfx1030": hip, "gfx1100": hip}
-    text = kernel_report._markdown(results, names, tools, problems, all_pairs=False, commit="abc")
+    text = kernel_report._markdown(results, names, tools, problems, all_pairs=False, commit="abc", missing={"gfx1030": [], "gfx1100": []})
+    assert "Not compiled" not in text
     assert f"| `{DECODE}` | 67 / 107 / 256, **scratch 272**; 408 | 67 / 107 / 256, **scratch 272**; 408 |" in text
     assert "| turbo_set_rows | 1 | 2 / 0; 8 | 2 / 0; 8 |" in text
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
@@ -37,6 +37,8 @@ TRELLIS_PAIRS = {
 }
 """The default decode kernels but two of those with K in f16, and two pairs without one. All pairs would take longer than all else here."""
 
+DIAGONAL = {(t, t) for t in (*SCALAR, *TRELLIS)}
+
 CONTEXT, UBATCH = 128, 32  # one chunk of the tiny models; several queries at once, so that prefill runs, too
 
 
@@ -63,21 +65,25 @@ class Outcome:
     kernels: dict[str, float] = field(default_factory=dict)
 
 
-def attention(head_size: str, more: str, *environment: tuple[str, str]) -> Job:
-    """Cases of flash attention with a turbo type on one side; ``head_size`` of K and of V, "192-128"."""
+def attention(head_size: str, more: str, *environment: tuple[str, str], pairs: Iterable[tuple[str, str]] = PAIRS | TRELLIS_PAIRS) -> Job:
+    """Cases of flash attention with types of ``pairs``; ``head_size`` of K and of V, "192-128"."""
     key, _, value = head_size.partition("-")
-    pairs = "|".join(f"{type_k},type_V={type_v}" for type_k, type_v in sorted(PAIRS | TRELLIS_PAIRS))
-    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},{more}.*type_K=({pairs}),", environment)
+    types = "|".join(f"{type_k},type_V={type_v}" for type_k, type_v in sorted(pairs))
+    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},{more}.*type_K=({types}),", environment)
 
 
-def two_segments(head_size: str, *environment: tuple[str, str]) -> Job:
-    """Cases of attention over two segments of keys, of all types."""
+def two_segments(head_size: str, *environment: tuple[str, str], more: str = "") -> Job:
+    """Cases of attention over two segments of keys, of all types or those that ``more`` lets pass."""
     key, _, value = head_size.partition("-")
-    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},rows=", environment)
+    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},rows={more}", environment)
 
 
-MATRIX = ("GGML_TURBO_CUDA_DECODE", "mma")  # for 4 columns, too, which gfx1100 decodes without
 SLICE = ("GGML_TURBO_CUDA_SLICE", "512")  # keys; otherwise the caches of these tests fit into one slice
+MATRIX = ("GGML_TURBO_CUDA_DECODE", "mma")  # for the 4 columns of one query, too, which gfx1100 decodes without
+WITHOUT_MATRIX = ("GGML_TURBO_CUDA_DECODE", "dp4a")  # for the 12 columns of three queries, too
+
+SMALL = "nh=2,nr23=.4,1.,kv=113,"
+SEVERAL_SLICES = "512,.*kv=1536,"
 
 JOBS = {
     "SET_ROWS": Job("SET_ROWS", "turbo"),
@@ -85,23 +91,27 @@ JOBS = {
     "CPY": Job("CPY", "turbo"),
     "CONT, DUP": Job("CONT,DUP", "turbo"),
     "decay": Job("MAP_CUSTOM1", "turbo"),
-    **{f"attention, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,") for size in HEAD_SIZES},
-    **{
-        f"attention by matrix instructions, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,nb=1,", MATRIX)
-        for size in ("64", "128")
-    },
+    **{f"attention, head size {size}": attention(size, SMALL) for size in HEAD_SIZES},
+    **{f"attention by matrix instructions, head size {size}": attention(size, SMALL + "nb=1,", MATRIX) for size in ("64", "128")},
+    "attention without matrix instructions": attention("128", SMALL + "nb=3,", WITHOUT_MATRIX, pairs=DIAGONAL),
     "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,"),
     "attention, slices, head size 64": attention("64", "nh=2,.*kv=(1536|1700),", SLICE),
     "attention, slices, head size 128": attention("128", "nh=.,.*kv=1536,", SLICE),
-    "attention, two segments, head size 128": two_segments("128", SLICE),
+    "attention, two segments, head size 128": two_segments("128", more="(?!512)"),
+    "attention, two segments in slices, head size 128": two_segments("128", SLICE, more=SEVERAL_SLICES + ".*type_K=(q8_0|turbo3|turbo3t),"),
 }
 """What the tests run."""
 
 MORE_JOBS = {
-    **{f"attention, head size {size}": attention(size, "nh=2,nr23=.4,1.,kv=113,") for size in ("192-128",)},
+    **{f"attention, head size {size}": attention(size, SMALL) for size in ("192-128",)},
     **{f"attention, head size {size}": attention(size, "") for size in ("512", "576-512")},
+    **{
+        f"attention without matrix instructions, head size {size}": attention(size, SMALL + "nb=3,", WITHOUT_MATRIX)
+        for size in ("64", "128")
+    },
     **{f"attention, slices, head size {size}": attention(size, ".*kv=(1536|1700),", SLICE) for size in ("96", "192-128", "256")},
     **{f"attention, two segments, head size {size}": two_segments(size) for size in ("64", "96", "192-128", "256", "512", "576-512")},
+    "attention, two segments in slices, head size 128, all types": two_segments("128", SLICE, more=SEVERAL_SLICES),
 }
 """What only the report runs."""
 

@@ -110,6 +110,7 @@ class Rig:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.started: list[str] = []
         self.texts: list[str] = []
+        self.words: list[str] = []
         self.store = Store(folder / "results")
         self.job = Job(build=fake_build(folder, "llama-server", ""), model=MODEL, text=text_of(folder), threads=2)
         patch.setenv("TURBO_GGUF_HOME", str(folder / "home"))
@@ -132,7 +133,7 @@ class Rig:
         return [done[case.key] for case in cases]
 
     def run(self, *types: str) -> dict[str, Result]:
-        found = drift.measure(types, self.job, SETUP, self.store, lambda _: None)
+        found = drift.measure(types, self.job, SETUP, self.store, self.words.append)
         return {str(r.case.types): r for r in found if not r.case.is_noise_floor}
 
 
@@ -149,6 +150,8 @@ def test_each_type_is_compared_with_f16_along_one_path(rig: Rig) -> None:
     assert rig.started.count("f16") == 1, "it made the path, which it need not walk again"
     case = found["turbo4"].case
     assert (case.ctx, case.chunks, case.batch, case.base_batch) == (512, 4, 16, 16) and case.text_sha256 != "t"
+    assert "answers of f16 have 26, 26, 26, 26 different tokens of 256: few are a loop" in rig.words
+    assert "    q4_0: the first token that differs is 11, 11, 11, 11" in rig.words
     assert found["turbo4"].text == "greedy answers to prose.txt" and len(rig.texts[0]) == 4 * 512
 
 

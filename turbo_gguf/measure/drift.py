@@ -75,6 +75,8 @@ def measure(types: Sequence[str], job: Job, setup: Setup, store: Store, say: Cal
         ToolFailed: a tool crashed, or ran something else than was asked for.
     """
     path, text = _path(job, setup, say)
+    different = ", ".join(str(len(set(answer))) for answer in path.answers)
+    say(f"answers of {PLAIN} have {different} different tokens of {ANSWER}: few are a loop")
     along = msgspec.structs.replace(setup, text_sha256=text.sha256)
     results = kld.measure(sweep.cases(plan(types), along), msgspec.structs.replace(job, text=text), store)
     return [_agreed(result, path, job, store, say) for result in results]

@@ -152,6 +152,6 @@ def ask(running: server.Running, words: str) -> str:
 
 
 def share(right: Sequence[bool]) -> Metric:
-    """Percent of right answers with its standard error."""
-    part = sum(right) / len(right)
-    return Metric(100 * part, 100 * math.sqrt(part * (1 - part) / len(right)))
+    """Percent of right answers with its standard error, which is not 0 when all or none of a few are right (rule of succession)."""
+    likely = (sum(right) + 1) / (len(right) + 2)
+    return Metric(100 * sum(right) / len(right), 100 * math.sqrt(likely * (1 - likely) / len(right)))

@@ -39,8 +39,6 @@ class MmaCase(Case):
     n_cols: int = 8
 
     def library(self, device: Device) -> Library:
-        if device != CUDA and "q8_0" in (self.type_k, self.type_v):
-            pytest.skip("kernels with AMD's matrix instructions take no q8_0")
         types = (f"LANES_K=GGML_TYPE_{tables.enum_of(self.type_k)}", f"LANES_V=GGML_TYPE_{tables.enum_of(self.type_v)}")
         sizes = (f"LANES_DK={self.head_size[0]}", f"LANES_DV={self.head_size[1]}", f"LANES_COLS={self.n_cols}")
         return load("attn.cpp", device, "LANES_MMA=1", *types, *sizes, *(("LANES_SECOND=1",) if self.n_exact else ()))

@@ -204,7 +204,8 @@ export HIPCXX="$(hipconfig -l)/clang" HIP_PATH="$(hipconfig -R)"
 export CCACHE_BASEDIR="$(dirname "$(dirname "$folder")")" CCACHE_NOHASHDIR=1  # results are good for checkouts elsewhere, too
 mapfile -t options <<<"$EMULATED_OPTIONS"
 options+=(-DCMAKE_C_COMPILER="$HIPCXX" -DCMAKE_CXX_COMPILER="$HIPCXX++")
-mark=$(printf '%s\\n' "$tree" "${options[@]}" | sha256sum)
+# CMake lists files when it configures.
+mark=$({ printf '%s\\n' "$tree" "${options[@]}" && find "$tree/ggml/src/ggml-cuda" -name '*.cu' | sort; } | sha256sum)
 if [ "$mark" != "$(cat "$folder/configured" 2>/dev/null)" ]; then
     rm -rf "$folder/CMakeCache.txt"
     cmake -G Ninja -S "$tree" -B "$folder" "${options[@]}"

@@ -15,7 +15,7 @@
 #        define TURBO_DECODE_MMA_KERNEL turbo_attn_decode_mma_kernel
 #    endif  // TURBO_WMMA
 
-// Most columns of a block. At head size 256, sums of 16 columns and f16 as K or turbo4t as V are more than 255 registers.
+// Most columns of a block. At head size 256, sums of 16 columns and f16 as K, or turbo2t or turbo4t as V, are more than 255 registers.
 template <int DV, ggml_type type_K, ggml_type type_V> static constexpr int turbo_decode_mma_max_columns() {
 #    ifdef TURBO_MMA
     return DV > 128 && (type_K == GGML_TYPE_F16 || turbo_mma_is_large<type_V>()) ? 8 : 16;

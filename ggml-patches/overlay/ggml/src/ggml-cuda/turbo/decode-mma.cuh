@@ -14,12 +14,12 @@
 
 #ifdef TURBO_MMA
 
-// Whether a side needs more registers than others: f16 is read where it is multiplied, and the largest codebooks take two more steps.
+// Whether a side needs more registers than others: f16 is read where it is multiplied, and turbo2t and turbo4t have words of high bits.
 template <ggml_type type> static constexpr bool turbo_mma_is_large() {
     if constexpr (type == GGML_TYPE_F16) {
         return true;
     } else {
-        return turbo_mma_n_levels<type> > 32;
+        return turbo_mma_n_levels<type> > 32 || (turbo_is_trellis<type> && turbo_mma_n_levels<type> < 32);
     }
 }
 

@@ -28,6 +28,8 @@ run() {
         python3 -m tarfile -e "$proof" "$unpacked" # not tar: xz is missing on some machines, Python has its own
         proof=$unpacked/proof
     fi
+    local model=$repository/turbo_gguf/data/model/eval-model.gguf # for a proof that was packed without it
+    [ ! -e "$model" ] || set -- --model "$model" "$@"
     python3 "$proof/prove_run.py" "$@"
 }
 

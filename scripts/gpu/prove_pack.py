@@ -130,6 +130,10 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     path = options.out / "proof.tar.xz"
     size = archive(folder, path)
+    if size > options.megabytes:  # random bits as weights are, they do not get smaller
+        print(f"{size:.1f} MB: packed again without the model, which lies in the repository", file=sys.stderr)
+        (folder / "model.gguf").unlink()
+        size = archive(folder, path)
     if size > options.megabytes:
         raise ToolFailed(f"{path} has {size:.1f} MB, more than {options.megabytes:g}", "--megabytes allows more")
     print(f"{path}: {size:.1f} MB for {build.preset}, to be run there by scripts/gpu/prove.sh run {path.name}", file=sys.stderr)

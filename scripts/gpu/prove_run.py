@@ -149,6 +149,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}  [default: all]")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parent, help="the unpacked proof  [default: this file's]")
     parser.add_argument("--out", type=Path, default=Path("proof-results"), help="results folder")
+    parser.add_argument("--model", type=Path, help="the embedded model  [default: the one that was packed]")
     parser.add_argument("--seconds", type=float, default=560.0, help="time for all stages of this call")
     parser.add_argument("--small", action="store_true", help="small shapes and few cases, to try the proof; so it is on a CPU")
     parser.add_argument("--again", action="store_true", help="forget earlier results")
@@ -175,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     key = f"{plan['build']} {device} {gpu.partition(',')[0]}{' small' if small else ''}"
     machine = {"kind": "machine", "key": key, "device": device, "gpu": gpu, "about": plan["about"]}
     proof = Proof(folder, out, device=device, small=small, bits=plan["bits"], rows=load(out / "results.jsonl", key))
+    if options.model is not None and not (folder / "model.gguf").exists():
+        proof.model = options.model.resolve()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupted)
     code = None

@@ -28,6 +28,7 @@ class Proof:
     def __init__(self, folder: Path, out: Path, *, device: str, small: bool, bits: Mapping[str, float], rows: list[dict[str, Any]]) -> None:
         self.folder, self.out, self.device, self.small, self.rows = folder, out, device, small, rows
         self.bits = bits  # of a value, by cache type
+        self.model: Path | None = None  # instead of the one that was packed
         self.deadline = 0.0  # of the stage that runs
         self.environment: dict[str, str] = {}  # for all programs
         self.scratch = Path(tempfile.mkdtemp(prefix="proof-"))  # large files, which are no results
@@ -265,11 +266,14 @@ CPU_TOLERANCE = 0.01
 
 def order(proof: Proof) -> Words:
     """The same perplexity however kernels are launched, token by token, so that graphs are used; and nearly that of the CPU."""
+    model = proof.folder / "model.gguf" if proof.model is None else proof.model
+    if not model.exists():
+        return "skip", "needs the embedded model of the repository, which was not packed: --model"
     size = ["-c", "128", "--chunks", "1"] if proof.small else ["-c", "512", "--chunks", "1"]
     common = [
         proof.tool("llama-perplexity"),
         "-m",
-        proof.folder / "model.gguf",
+        model,
         "-f",
         proof.folder / "text.txt",
         *size,

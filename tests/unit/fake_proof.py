@@ -89,6 +89,7 @@ def make(folder: Path, device: str) -> Path:
         shutil.copy(path, proof)
     plan = {"device": device, "build": "abc", "preset": "fake", "about": "patches of a test", "bits": BITS}
     (proof / "plan.json").write_text(json.dumps(plan))
+    (proof / "model.gguf").touch()
     (folder / "used").write_text("1000")
     (folder / "samples").touch()
     if device.startswith("CUDA"):

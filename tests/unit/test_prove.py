@@ -232,6 +232,17 @@ def test_a_crash_and_no_case_at_all_are_no_verdict(gpu: Path, code: str) -> None
     assert ends(gpu) == {"slices": "error"}
 
 
+def test_a_proof_without_its_model_takes_another_or_leaves_out_what_needs_it(gpu: Path, tmp_path: Path) -> None:
+    (gpu / "proof/model.gguf").unlink()
+    assert prove(gpu, "order") == 0
+    assert ends(gpu) == {"order": "skip"}
+    other = tmp_path / "eval-model.gguf"
+    other.touch()
+    assert prove(gpu, "order", "--again", "--model", str(other)) == 0
+    assert ends(gpu) == {"order": "pass"}
+    assert f"-m {other}" in (gpu / "out/log.txt").read_text()
+
+
 def test_another_perplexity_without_graphs_is_a_failure(gpu: Path) -> None:
     code = '[ -n "$GGML_CUDA_DISABLE_GRAPHS" ] && p=53.1 || p=53.2; echo "Final estimate: PPL = $p"\n'
     fake_proof.program(gpu / "proof/bin", "llama-perplexity", code)

@@ -58,9 +58,14 @@ def test_the_folder_has_all_that_runs_there(build: Build, tmp_path: Path) -> Non
 
 def test_an_archive_that_is_too_large_is_refused(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--preset", "cpu-carried", "--out", str(tmp_path / "out")]
-    assert prove_pack.main([*argv, "--megabytes", "0.2"]) == 4
-    assert "more than 0.2\nhint: --megabytes allows more" in capsys.readouterr().err
+    assert prove_pack.main([*argv, "--megabytes", "0.01"]) == 4
+    assert "more than 0.01\nhint: --megabytes allows more" in capsys.readouterr().err
     assert prove_pack.main([*argv, "--megabytes", "1"]) == 0
+    with tarfile.open(tmp_path / "out/proof.tar.xz") as file:
+        assert "proof/model.gguf" in file.getnames()
+    assert prove_pack.main([*argv, "--megabytes", "0.2"]) == 0, "without the model it fits"
+    with tarfile.open(tmp_path / "out/proof.tar.xz") as file:
+        assert "proof/model.gguf" not in file.getnames() and "proof/prove_run.py" in file.getnames()
 
 
 def test_what_is_carried_is_not_for_this_cpu_only_and_finds_its_libraries_beside_it() -> None:
@@ -98,7 +103,8 @@ def test_the_script_unpacks_and_runs_and_leaves_nothing_behind(tmp_path: Path) -
     (tmp_path / "tmp").mkdir()
     for place in (folder, tmp_path / "proof.tar.xz"):
         done = subprocess.run([SCRIPT, "run", place, "--out", "x"], env=env, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout, done.stderr) == (4, "--out x\n", "")
+        model = SCRIPT.parents[2] / "turbo_gguf/data/model/eval-model.gguf"
+        assert (done.returncode, done.stdout, done.stderr) == (4, f"--model {model} --out x\n", "")
     assert list((tmp_path / "tmp").iterdir()) == []
     assert subprocess.run([SCRIPT, "run"], capture_output=True, check=False).returncode == 2
 

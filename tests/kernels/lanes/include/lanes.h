@@ -142,8 +142,9 @@ struct Context {
 };
 #endif
 
-// Stacks are kept for the next launch; the lowest page of each is a guard.
-inline char * stack(size_t index) {
+// Stacks are kept for the next launch; the lowest page of each is a guard. A visible function has one static vector for all libraries of a
+// process: with one for each, a run of all tests would need more mappings than Linux grants (65,530).
+__attribute__((visibility("default"))) inline char * stack(size_t index) {
     static std::vector<char *> stacks;
     while (stacks.size() <= index) {
         void * memory =

@@ -63,7 +63,7 @@ def test_the_committed_report_can_be_read() -> None:
     found = changes.cells(kernel_report.RESULT.read_text("utf-8"))
     assert len({kernel for kernel, _ in found}) > 400
     assert {"gfx1100", "sm_90"} <= {target for _, target in found}
-    assert all(changes.numbers(cell)["registers"] > 0 for cell in found.values())
+    assert all("registers" in changes.numbers(cell) for cell in found.values())  # a kernel is empty where the GPU has no such instructions
 
 
 def test_changes_are_printed_and_nothing_is_written(

@@ -6,6 +6,7 @@ one and logs on the other from another thread, and mixed streams have lost the e
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -299,6 +300,8 @@ def _start_logged(
 
 def _start(args: tuple[str, ...], *, cwd: Path | None, env: Mapping[str, str] | None, out: int, err: int) -> subprocess.Popen[bytes]:
     try:
+        if _WITH_US and find(args[0]) is None:  # setpriv would say so in the log, with an exit code of its own
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), args[0])
         return subprocess.Popen(
             [*_WITH_US, *args],
             cwd=cwd,

@@ -131,8 +131,8 @@ def _prepare(here: Here, order: Order, text: bytes) -> Job:
             f"turbo-gguf is {__version__}, the driver's is {order.version}", f"pip install turbo-gguf=={order.version}"
         )
     _require_environment(order.env)
-    _require_alike("CPU", cpu_mark(), order.cpu)
-    _require_alike("GPUs", gpu_names(order.job.build.preset), order.gpus)
+    _require_alike("another CPU", cpu_mark(), order.cpu)
+    _require_alike("other GPUs", gpu_names(order.job.build.preset), order.gpus)
     return msgspec.structs.replace(
         order.job, build=_build(here, order), model=_model(order.model, order.job.model), text=_text(order.job.text, text)
     )
@@ -153,7 +153,7 @@ def _require_environment(env: tuple[str, ...]) -> None:
 
 def _require_alike(what: str, found: object, wanted: object) -> None:
     if found != wanted:
-        raise EnvironmentMissing(f"its {what} differ from the driver's: {_words(found)}, there {_words(wanted)}", _ALIKE)
+        raise EnvironmentMissing(f"it has {what} than the driver: {_words(found)}, there {_words(wanted)}", _ALIKE)
 
 
 def _words(value: object) -> str:

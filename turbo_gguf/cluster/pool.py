@@ -50,9 +50,10 @@ class Needs(msgspec.Struct, frozen=True):
     gpus: int
     memory: int  # bytes
 
-    def fit(self, node: Node) -> bool:
-        """Whether a node has as much, when it is idle."""
-        return self.cpus <= node.cpus and self.gpus <= node.gpus and self.memory <= node.memory
+    def times(self, node: Node) -> int:
+        """How many such tasks an idle node runs at a time."""
+        pairs = ((node.cpus, self.cpus), (node.gpus, self.gpus), (node.memory, self.memory))
+        return min(int(has // takes) for has, takes in pairs if takes)
 
 
 class Lost(Exception):

@@ -26,6 +26,9 @@ from turbo_gguf.measure.kld import Elsewhere, Job
 from turbo_gguf.measure.progress import Progress, label
 from turbo_gguf.measure.result import Result
 
+AHEAD = 2
+"""Tasks that Ray knows of, for each that can run: no node waits for the driver, and contexts come one after the other."""
+
 LOOK_SECONDS = 0.3
 """How often the driver looks for news and lost nodes."""
 
@@ -84,10 +87,14 @@ class Cluster:
         jobs = self._prepare(cases[0], job, needs, progress)
         self._require_room(needs, [one for one in self._alive() if one.id in jobs])
         handle, on = self._pool.share(jobs), tuple(jobs)
-        tasks = {self._pool.submit(node.measure, case, handle, needs=needs[case], on=on): case for case in cases}
+        waiting, tasks = list(reversed(cases)), dict[Any, Case]()
         lost: set[str] = set()
         try:
-            while tasks:
+            while waiting or tasks:
+                room = sum(needs[cases[0]].times(one) for one in self._alive() if one.id in jobs)
+                while waiting and len(tasks) < max(1, AHEAD * room):
+                    case = waiting.pop()
+                    tasks[self._pool.submit(node.measure, case, handle, needs=needs[case], on=on)] = case
                 done = self._pool.finished(list(tasks), LOOK_SECONDS)
                 self._say_news(progress)
                 for task in done:
@@ -96,7 +103,7 @@ class Cluster:
                 for gone in sorted(jobs.keys() - {one.id for one in alive} - lost):
                     lost.add(gone)
                     progress.say(f"{self._names[gone]} is lost: its case runs again elsewhere")
-                self._require_room({case: needs[case] for case in tasks.values()}, [one for one in alive if one.id in jobs])
+                self._require_room({case: needs[case] for case in (*tasks.values(), *waiting)}, [one for one in alive if one.id in jobs])
         finally:
             self._pool.cancel(list(tasks))
 
@@ -108,14 +115,14 @@ class Cluster:
     def _require_room(self, needs: dict[Case, Needs], nodes: Sequence[Node]) -> None:
         """Refuse what would wait forever: a case for which no node has enough."""
         for case, need in needs.items():
-            if not any(need.fit(one) for one in nodes):
+            if not any(need.times(one) for one in nodes):
                 raise _no_room(case, need, nodes)
 
     def _prepare(self, case: Case, job: Job, needs: dict[Case, Needs], progress: Progress) -> dict[str, Job]:
         """Let each node that has room bring what the cases need; returns the jobs of those that could, by node."""
         known = self._prepared.setdefault((job.build.id, job.model.sha256, job.text.sha256), {})
         least = min(needs.values(), key=lambda need: need.memory)
-        new = [one for one in self._alive() if one.id not in known and least.fit(one)]
+        new = [one for one in self._alive() if one.id not in known and least.times(one)]
         if new:
             order = Order(
                 msgspec.structs.replace(job, elsewhere=None), case.env, self._upstream, self._model, gpus=node.gpu_names(job.build.preset)

@@ -163,7 +163,9 @@ def test_node_that_dies_in_the_middle_of_a_case(machines: Machines) -> None:
     assert rc in (0, 1) and near.keys() == {result.key for result in far}, said
     for result in far:
         same = near[result.key]
-        assert (result.stats, result.bits, result.facts) == (same.stats, same.bits, same.facts), str(result.case.types)
+        assert (result.stats, result.bits) == (same.stats, same.bits), str(result.case.types)
+        told, also = (msgspec.structs.replace(one.facts, warnings=()) for one in (result, same))  # which name files
+        assert told == also
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

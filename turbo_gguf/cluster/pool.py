@@ -226,5 +226,7 @@ class _RayPool:
             self._ray.wait(list(tasks), num_returns=len(tasks), timeout=END_SECONDS)
 
     def news(self) -> list[tuple[str, str]]:
-        lines: list[tuple[str, str]] = self._ray.get(self._board.take.remote())
+        lines: list[tuple[str, str]] = []
+        with contextlib.suppress(self._ray.exceptions.RayError):  # words are lost, and results are not
+            lines = self._ray.get(self._board.take.remote())
         return lines

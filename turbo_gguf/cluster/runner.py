@@ -83,9 +83,9 @@ class Cluster:
         if not cases:
             return
         needs = {case: needs_of(case, job) for case in cases}
-        self._require_room(needs, self._alive())
+        _require_room(needs, self._alive())
         jobs = self._prepare(cases[0], job, needs, progress)
-        self._require_room(needs, [one for one in self._alive() if one.id in jobs])
+        _require_room(needs, [one for one in self._alive() if one.id in jobs])
         handle, on = self._pool.share(jobs), tuple(jobs)
         waiting, tasks = list(reversed(cases)), dict[Any, Case]()
         lost: set[str] = set()
@@ -103,7 +103,7 @@ class Cluster:
                 for gone in sorted(jobs.keys() - {one.id for one in alive} - lost):
                     lost.add(gone)
                     progress.say(f"{self._names[gone]} is lost: its case runs again elsewhere")
-                self._require_room({case: needs[case] for case in (*tasks.values(), *waiting)}, [one for one in alive if one.id in jobs])
+                _require_room({case: needs[case] for case in (*tasks.values(), *waiting)}, [one for one in alive if one.id in jobs])
         finally:
             self._pool.cancel(list(tasks))
 
@@ -111,12 +111,6 @@ class Cluster:
         found = self._pool.nodes()
         self._names |= {one.id: one.name for one in found}
         return found
-
-    def _require_room(self, needs: dict[Case, Needs], nodes: Sequence[Node]) -> None:
-        """Refuse what would wait forever: a case for which no node has enough."""
-        for case, need in needs.items():
-            if not any(need.times(one) for one in nodes):
-                raise _no_room(case, need, nodes)
 
     def _prepare(self, case: Case, job: Job, needs: dict[Case, Needs], progress: Progress) -> dict[str, Job]:
         """Let each node that has room bring what the cases need; returns the jobs of those that could, by node."""
@@ -176,6 +170,13 @@ class Cluster:
     def _say_news(self, progress: Progress) -> None:
         for where, text in self._pool.news():
             progress.say(f"{self._names.get(where, where)}: {text}")
+
+
+def _require_room(needs: dict[Case, Needs], nodes: Sequence[Node]) -> None:
+    """Refuse what would wait forever: a case for which no node has enough."""
+    for case, need in needs.items():
+        if not any(need.times(one) for one in nodes):
+            raise _no_room(case, need, nodes)
 
 
 def _no_room(case: Case, need: Needs, nodes: Sequence[Node]) -> EnvironmentMissing:

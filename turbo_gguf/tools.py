@@ -6,6 +6,7 @@ one and logs on the other from another thread, and mixed streams have lost the e
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -48,6 +49,10 @@ APT_PACKAGES = {
     "nvcc": "nvidia-cuda-toolkit",
 }
 """Debian and Ubuntu package that brings a program."""
+
+
+_WITH_US: list[str | Path] = []
+"""Put in front of programs: see :func:`end_with_us`."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -101,6 +106,16 @@ def install_hint(program: str) -> str:
     """What to type so that ``program`` exists (Debian and Ubuntu), or a general sentence."""
     package = APT_PACKAGES.get(program)
     return f"apt-get install {package}" if package else f"install {program} and put it on PATH"
+
+
+def end_with_us() -> None:
+    """From now on, let the system kill each program that runs to a log when this process dies, however that comes about.
+
+    Else a program lives on when its driver is killed outright, as workers of a cluster are. This takes Linux, and ``setpriv`` of
+    util-linux; without it nothing changes.
+    """
+    setpriv = find("setpriv")
+    _WITH_US[:] = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:
@@ -285,8 +300,10 @@ def _start_logged(
 
 def _start(args: tuple[str, ...], *, cwd: Path | None, env: Mapping[str, str] | None, out: int, err: int) -> subprocess.Popen[bytes]:
     try:
+        if _WITH_US and find(args[0]) is None:  # setpriv would say so in the log, with an exit code of its own
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), args[0])
         return subprocess.Popen(
-            args,
+            [*_WITH_US, *args],
             cwd=cwd,
             env={**os.environ, **env} if env else None,
             stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ FLOORS = (
     ("patchset",),
     ("make",),
     ("measure",),
+    ("cluster",),
     ("plan",),
     ("judge",),
     ("cli", "ppl-gate", "__main__"),

@@ -218,6 +218,34 @@ def test_interrupting_us_ends_the_tool(tmp_path: Path, number: signal.Signals) -
     assert "Traceback" not in stderr
 
 
+_TIED = """
+import sys
+from pathlib import Path
+from turbo_gguf import tools
+tools.end_with_us()
+tools.run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"], log=Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(tools.find("setpriv") is None, reason="needs setpriv of util-linux")
+def test_killing_us_outright_ends_the_tool_where_that_was_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "tied.out"
+    driver = subprocess.Popen([sys.executable, "-c", _TIED, str(tmp_path / "tied")])
+    assert wait_for(lambda: out.exists() and out.read_text().endswith("\n"))
+    tool = int(out.read_text())
+    assert is_running(tool)
+    driver.kill()
+    driver.wait()
+    assert wait_for(lambda: not is_running(tool))
+
+
+def test_missing_program_is_the_environment_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "_WITH_US", [])
+    tools.end_with_us()
+    with pytest.raises(EnvironmentMissing, match="no-such-program: not found"):
+        tools.run(["no-such-program"], log=tmp_path / "log")
+
+
 def test_capture_returns_stripped_stdout() -> None:
     assert tools.capture(python("print('  v1  ')")) == "v1"
 

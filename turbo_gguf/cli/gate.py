@@ -10,6 +10,7 @@ import msgspec
 
 from turbo_gguf import assets
 from turbo_gguf.cli import options
+from turbo_gguf.cluster import runner
 from turbo_gguf.errors import EXIT_GATE_FAILED
 from turbo_gguf.inputs import models
 from turbo_gguf.judge import gate, report
@@ -46,6 +47,7 @@ than was asked for. Only 1 is a verdict on quality.
 @options.threads
 @options.preset
 @options.upstream
+@options.ray
 @click.option(
     "--config", default="default", show_default=True, metavar="NAME|TOML", help="Sweep: `default`, `smoke`, `layers`, `decay` or a file."
 )
@@ -69,6 +71,7 @@ def command(
     threads: int | None,
     preset: str,
     upstream: str | None,
+    ray: str | None,
     config: str,
     gates: Path | None,
     with_drift: bool,
@@ -81,8 +84,9 @@ def command(
     real bits per value of each type are measured against them. The base at another batch size (the noise floor), plain f16, upstream's
     q8_0, q5_0 and q4_0, and q4_0 with the sink and tail that ours have by default are always measured, too. Our types are measured as
     they are typed, with all that they get by default; 'cal=none sink=0 tail=0' behind a type takes it away. --drift and --retrieval add
-    what a server writes and finds, and judge nothing. The table goes to standard output, progress to standard error. Results are kept, so
-    the same command again continues where an interrupted run stopped.
+    what a server writes and finds, and judge nothing. --ray measures on the nodes of a cluster that are like this machine; the servers of
+    --drift and --retrieval run here. The table goes to standard output, progress to standard error. Results are kept, so the same command
+    again continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")
     plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)
@@ -92,17 +96,17 @@ def command(
     backend = presets.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
     kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
-    build = ensure_build(
-        preset, upstream=upstream, targets=("llama-perplexity", *(["llama-server"] if with_drift or with_retrieval else []))
-    )
-    setup = msgspec.structs.replace(setup, build_id=build.id)
-    cases = sweep.cases(plan, setup, gate.references(limits))
-    job = kld.Job(build=build, model=model, text=source, threads=threads or default_threads())
-    store, say = Store(), functools.partial(click.echo, err=True)
-    results = kld.measure(cases, job, store)
-    if with_retrieval:
-        results = retrieval.measure(results, job, store, say)
-    along = drift.measure(_types(plan), job, setup, store, say) if with_drift else []
+    targets = ("llama-perplexity", *(["llama-server"] if with_drift or with_retrieval else []))
+    with runner.joined(ray, upstream=upstream, model=model_spec) as elsewhere:
+        build = ensure_build(preset, upstream=upstream, targets=targets)
+        setup = msgspec.structs.replace(setup, build_id=build.id)
+        cases = sweep.cases(plan, setup, gate.references(limits))
+        job = kld.Job(build=build, model=model, text=source, threads=threads or default_threads(), elsewhere=elsewhere)
+        store, say = Store(), functools.partial(click.echo, err=True)
+        results = kld.measure(cases, job, store)
+        if with_retrieval:
+            results = retrieval.measure(results, job, store, say)
+        along = drift.measure(_types(plan), job, setup, store, say) if with_drift else []
     verdicts = gate.judge(results, limits)
     table = _tables(results, verdicts, along)
     click.echo(table)

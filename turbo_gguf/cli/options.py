@@ -89,6 +89,14 @@ def threads(command: Command) -> Command:
     return click.option("--threads", type=click.IntRange(min=1), help="Threads of llama.cpp.  [default: one per core]")(command)
 
 
+def ray(command: Command) -> Command:
+    """``--ray``, for :func:`turbo_gguf.cluster.runner.joined`."""
+    text = (
+        "Ray cluster that measures: HOST:PORT of its head, `auto` for the one that this machine is in, or `local` for one of this machine."
+    )
+    return click.option("--ray", metavar="ADDRESS|local", help=f"{text}  [default: none, one case after the other]")(command)
+
+
 def jobs(command: Command) -> Command:
     """``--jobs``."""
     return click.option("--jobs", "-j", type=click.IntRange(min=1), help="Parallel compiler processes.  [default: one per core]")(command)

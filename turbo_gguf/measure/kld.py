@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -31,7 +30,7 @@ from turbo_gguf.measure import base_logits, guard, log, perplexity
 from turbo_gguf.measure.bits import bits_per_value
 from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.log import LogFacts
-from turbo_gguf.measure.progress import Estimate, Progress
+from turbo_gguf.measure.progress import Estimate, Listener, Progress
 from turbo_gguf.measure.result import BaseRun, Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import Run
@@ -48,6 +47,9 @@ ENVIRONMENT = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "pa
 
 T = TypeVar("T")
 
+Elsewhere = Callable[[Sequence[Case], "Job", Progress], Iterator[tuple[Result, str]]]
+"""Runs cases on other machines (:mod:`turbo_gguf.cluster`): results as they come, each with the machine that it is from."""
+
 
 class Job(msgspec.Struct, frozen=True):
     """What the cases of a run are measured with."""
@@ -56,6 +58,7 @@ class Job(msgspec.Struct, frozen=True):
     model: ModelFile
     text: TextFile
     threads: int
+    elsewhere: Elsewhere | None = None  # None: this machine, one case after the other
 
 
 def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None = None) -> list[Result]:
@@ -63,7 +66,7 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
 
     Args:
         cases: grouped by context, as :func:`turbo_gguf.measure.sweep.cases` returns them.
-        job: build, model and text, which the cases must have been made for.
+        job: build, model and text, which the cases must have been made for, and where they run.
         store: where results are looked up and appended.
         stream: where words about progress go; standard error when None.
 
@@ -79,15 +82,26 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
     progress = Progress(todo, Estimate(r for r in done.values() if r.case.model_sha256 == job.model.sha256), stream)
     if stored:
         progress.say(f"{stored} of {len(cases)} cases are in the store already")
-    for _, group in groupby(todo, base_logits.key_of):
-        members = list(group)
-        path, base = _base(members[0], job, progress)
-        for case in members:
-            result = _measure_case(case, job, path, base, progress)
-            store.append([result])
-            done[case.key] = result
-            progress.finish(case, result)
+    for result, where in (job.elsewhere or _here)(todo, job, progress):
+        store.append([result])
+        done[result.key] = result
+        progress.finish(result.case, result, where)
     return [msgspec.structs.replace(done[case.key], case=case) for case in cases]
+
+
+def _here(cases: Sequence[Case], job: Job, progress: Progress) -> Iterator[tuple[Result, str]]:
+    """Results of this machine, one after the other."""
+    return ((measure_case(case, job, progress), "") for case in cases)
+
+
+def measure_case(case: Case, job: Job, progress: Listener) -> Result:
+    """Run one case, after its base logits where they are not there yet, and check everything that the logs say. Nothing is stored.
+
+    Raises:
+        EnvironmentMissing, ToolFailed: as :func:`measure`.
+    """
+    path, base = _base(case, job, progress)
+    return _compare(case, job, path, base, progress)
 
 
 def check_fit(cases: Sequence[Case], model: ModelFile) -> None:
@@ -117,7 +131,7 @@ def decayed_cells(case: Case) -> int:
     return decay.cells(case.ctx, case.batch, _ubatch(case.batch), case.types.decay.cold)
 
 
-def _base(case: Case, job: Job, progress: Progress) -> tuple[Path, BaseRun]:
+def _base(case: Case, job: Job, progress: Listener) -> tuple[Path, BaseRun]:
     """Find or make the base logits of a case."""
 
     def write(part: Path) -> BaseRun:
@@ -146,8 +160,8 @@ def _base(case: Case, job: Job, progress: Progress) -> tuple[Path, BaseRun]:
     return base_logits.ensure(case, write)
 
 
-def _measure_case(case: Case, job: Job, path: Path, base: BaseRun, progress: Progress) -> Result:
-    """Run one case and check everything that its log says."""
+def _compare(case: Case, job: Job, path: Path, base: BaseRun, progress: Listener) -> Result:
+    """Run one case against its base and check everything that its log says."""
     argv = [*_argv(case, job, case.types, case.batch), "--kl-divergence", "--kl-divergence-base", str(path)]
 
     def read(run: Run, out: str, err: str) -> Result:
@@ -204,7 +218,7 @@ def _run(
     argv: Sequence[str],
     name: str,
     read: Callable[[Run, str, str], T],
-    progress: Progress,
+    progress: Listener,
     on_line: Callable[[str], None] | None = None,
 ) -> T:
     """Run the tool and read its log; once more when the end of the log was lost, and only then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.result import Result
@@ -48,6 +48,19 @@ class Estimate:
         return max(per_token) * case.ctx * chunks if per_token else None
 
 
+class Listener(Protocol):
+    """Hears how a case goes."""
+
+    def start(self, case: Case, what: str = "") -> None:
+        """A run of the case starts: that of ``what``, or its own."""
+
+    def chunk(self, case: Case, done: int, chunks: int) -> None:
+        """So many chunks are done."""
+
+    def say(self, text: str) -> None:
+        """Something else is worth a line."""
+
+
 class Progress:
     """Writes words, never data, to a stream (standard error by default)."""
 
@@ -86,12 +99,13 @@ class Progress:
             self._said = now
             self.say(text)
 
-    def finish(self, case: Case, result: Result) -> None:
-        """Say what came out."""
+    def finish(self, case: Case, result: Result, where: str = "") -> None:
+        """Say what came out, and of which case where several run at a time: on the machine ``where``."""
         self._todo = [c for c in self._todo if c != case]
         self._estimate.add(case, result.stats.chunks, result.seconds)
+        of = f"[{self._total - len(self._todo)}/{self._total}] {where}: ctx {case.ctx}, {label(case)}:" if where else "   "
         mean = result.stats.mean
-        self.say(f"    mean KLD {mean.value:.6f} ± {mean.error:.6f}, {seconds_text(result.seconds)}")
+        self.say(f"{of} mean KLD {mean.value:.6f} ± {mean.error:.6f}, {seconds_text(result.seconds)}")
 
 
 def label(case: Case) -> str:

@@ -100,6 +100,33 @@ def test_slots_and_pools(model: Path) -> None:
     assert "-c 2048 -np 4 -kvu" in cli("plan", model, "--ctx", "2048", "-np", "4", "-kvu").output
 
 
+GPUS = "CUDA0: NVIDIA GeForce RTX 4090 (24077 MiB, 23000 MiB free)\nCUDA1: NVIDIA RTX A2000 (5000 MiB, 4000 MiB free)\n"
+
+
+def test_the_memory_of_a_gpu(model: Path, server: Path) -> None:
+    server.with_name("devices").write_text(GPUS)
+    args = ("plan", model, "--ctx", "4096", "--server", server, "--types", "f16")
+    one = cli(*args, "--device", "1")
+    assert one.exit_code == 0, one.output
+    assert "memory 2.91 GiB (free of 5000.00 MiB on CUDA1, less 1 GiB)" in one.output
+    assert f"llama-server -m {model} -c 4096 -np 1 -ctk f16 -ctv f16 -dev CUDA1" in one.output
+    assert "memory 24.37 GiB (free of 29077.00 MiB on CUDA0, CUDA1, less 1 GiB each)" in cli(*args, "--device", "cuda0,1").output
+    by_itself = cli(*args).output
+    assert "memory 24.37 GiB (free on CUDA0, CUDA1, less 1 GiB each)" in by_itself and "-dev" not in by_itself
+    assert "memory 1.00 GiB (as asked for)" in cli(*args, "--device", "0", "--memory", "1GiB").output
+
+
+def test_a_device_that_is_not_there(model: Path, server: Path) -> None:
+    args = ("plan", model, "--types", "f16", "--device", "2")
+    none = cli(*args)
+    assert none.exit_code == 3 and "there is no build to ask" in none.output and "--memory 24GiB" in none.output
+    empty = cli(*args, "--server", server)
+    assert empty.exit_code == 3 and "lists no device" in empty.output and "--preset cuda" in empty.output
+    server.with_name("devices").write_text(GPUS)
+    other = cli(*args, "--server", server)
+    assert other.exit_code == 2 and "there are 0: CUDA0 (NVIDIA GeForce RTX 4090), 1: CUDA1" in other.output
+
+
 def test_nothing_fits(model: Path) -> None:
     done = cli("plan", model, "--memory", "1MiB", "--types", "f16")
     assert done.exit_code == 0
@@ -159,6 +186,15 @@ def test_a_type_of_ones_own_and_options(model: Path, server: Path) -> None:
     args = ("--dry-run", "--server", server, "--type", "q8_0 sink=4 tail=64", "--ctx", "1024", "--", "-t", "3")
     done = cli("serve", model, *args)
     assert " ".join(command_of(done)).endswith("-ctk q8_0 -ctv q8_0 --cache-sink 4 --cache-tail 64 -t 3")
+
+
+def test_serve_on_a_gpu(model: Path, server: Path) -> None:
+    """The type that fits the memory of the GPU that was named."""
+    server.with_name("devices").write_text(GPUS.replace("4000 MiB free", f"{1024 + 1 + int(mib('turbo3t', 65536)) + 1} MiB free"))
+    done = cli("serve", model, "--dry-run", "--server", server, "--ctx", "65536", "--device", "1")
+    assert " ".join(command_of(done)).endswith("-ctk turbo3t -ctv turbo3t -dev CUDA1")
+    assert "(free of 5000.00 MiB on CUDA1, less 1 GiB)" in done.stderr and "turbo4t would not fit" in done.stderr
+    assert cli("serve", model, "--dry-run", "--server", server, "--", "-dev", "CUDA1").exit_code == 2
 
 
 def test_a_model_that_can_have_none_of_ours(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:

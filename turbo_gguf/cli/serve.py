@@ -14,7 +14,7 @@ from turbo_gguf.cli.plan import size_text
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs import headers
 from turbo_gguf.make import build, presets
-from turbo_gguf.plan import launch, planner
+from turbo_gguf.plan import devices, launch, planner
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.planner import Choice, Planner
 
@@ -23,6 +23,7 @@ OWN = {
     **dict.fromkeys(("-c", "--ctx-size"), "say --ctx"),
     **dict.fromkeys(("-np", "--parallel"), "say --parallel"),
     **dict.fromkeys(("-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified", "--kv-unified-per-slot"), "say --kv-unified"),
+    **dict.fromkeys(("-dev", "--device"), "say --device"),
     **dict.fromkeys(("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"), "say --type"),
 }
 """Options of llama-server that a plan decides, and what to say in their place."""
@@ -34,6 +35,7 @@ OWN = {
 @options.slots("those that fit, at most those of the training")
 @click.option("--type", "type_", metavar="K/V", help="Cache type, as in ppl-gate.  [default: the best that fits]")
 @options.memory
+@options.device
 @click.option("--dry-run", is_flag=True, help="Print the command, and start, build and download nothing.")
 @options.server
 @options.preset_here
@@ -47,6 +49,7 @@ def command(
     kv_unified: bool,
     type_: str | None,
     memory_bytes: int | None,
+    device: str | None,
     dry_run: bool,
     server: Path | None,
     preset: str | None,
@@ -69,7 +72,8 @@ def command(
         launch.require_free(where)
         header = headers.fetched(spec)
         program = server or build.ensure_build(chosen, upstream=upstream, targets=("llama-server",)).tool("llama-server")
-    plans = Planner(header, server=program, backend=presets.backend_of(chosen), extra=extra)
+    on = devices.named(program, device) if device is not None else ()
+    plans = Planner(header, server=program, backend=presets.backend_of(chosen), on=on, extra=extra)
     types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
     choice = plans.choose(types, Context(ctx or plans.trained, parallel, kv_unified), memory_bytes, fixed=ctx is not None)
     click.echo(f"{choice.types}: {_reason(choice, plans)}", err=True)

@@ -1,7 +1,7 @@
 """A stand-in for llama-server that plans and serves: its log has sizes by its options, and it answers /health.
 
-``mode`` beside the program says what goes wrong: "memory", "dies", "port", "killed". ``devices`` has a line for each GPU, as --list-devices
-prints it.
+``mode`` beside the program says what goes wrong: "memory", "dies", "port", "killed"; "quiet" is without a line about its address.
+``devices`` has a line for each GPU, as --list-devices prints it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,6 +95,9 @@ def main() -> int:
     if "--list-devices" in sys.argv:
         print("Available devices:", *(devices() or ["(none)"]), sep="\n  ")
         return 0
+    if "--nonsense" in sys.argv:
+        print("error: invalid argument: --nonsense", file=sys.stderr)
+        return 1
     if option("-fit") == "on":
         plan()
     say("I srv: loading")
@@ -115,7 +119,8 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, end)
     server = ThreadingHTTPServer(("127.0.0.1", int(option("--port", "8080"))), Handler)
-    say("I srv: server is listening")
+    if what != "quiet":
+        threading.Timer(0.3, say, [f"I srv: listening on http://127.0.0.1:{server.server_port}"]).start()
     server.serve_forever()
     return 0
 

@@ -29,7 +29,20 @@ OWN = {
 """Options of llama-server that a plan decides, and what to say in their place."""
 
 
-@click.command(name="serve")
+class _Serve(click.Command):
+    """A command whose users type options of llama-server, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say where those belong."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(
+                f"{error.format_message()} Options of llama-server stand behind --: -- {error.option_name} ...", ctx
+            ) from error
+
+
+@click.command(name="serve", cls=_Serve)
 @click.argument("spec", metavar="MODEL|HUB-ID")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER OPTIONS]")
 @options.slots("those that fit, at most those of the training")
@@ -75,8 +88,11 @@ def command(
     on = devices.named(program, device) if device is not None else ()
     plans = Planner(header, server=program, backend=presets.backend_of(chosen), on=on, extra=extra)
     types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
-    choice = plans.choose(types, Context(ctx or plans.trained, parallel, kv_unified), memory_bytes, fixed=ctx is not None)
+    context = Context(ctx or plans.trained, parallel, kv_unified, full_windows="--swa-full" in extra)
+    choice = plans.choose(types, context, memory_bytes, fixed=ctx is not None)
     click.echo(f"{choice.types}: {_reason(choice, plans)}", err=True)
+    if choice.context.ctx > plans.trained and not kv_unified:
+        click.echo(f"note: the model was trained for {plans.trained:,} tokens, and llama-server gives a slot no more", err=True)
     argv = plans.command(choice.types, choice.context)
     click.echo(shlex.join([str(program or argv[0]), *argv[1:]]))
     if not dry_run and program:

@@ -14,6 +14,7 @@ from hub_server import Hub, Refusal, hub
 
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.inputs import headers
+from turbo_gguf.inputs import hub as hub_models
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHOW = """
@@ -126,6 +127,13 @@ def test_a_plan_downloads_nothing(tmp_path: Path, python: Python) -> None:
         dry = python(server, PLAN.replace("'plan'", "'serve'"), "org/model", "--dry-run")
         assert "turbo4t: 4,096 tokens" in dry.stderr, dry.stderr
         assert dry.stdout.startswith("llama-server -m MODEL.gguf -c 4096")
+
+
+def test_what_is_too_large_is_not_downloaded(server: Hub, python: Python, tmp_path: Path) -> None:
+    program = PLAN.replace("'plan'", "'serve'")
+    done = python(server, program, "org/model", "--memory", "1MiB", "--server", sys.executable)
+    assert done.returncode == 3 and "256 tokens in turbo2t take" in done.stderr and "take a smaller model" in done.stderr
+    assert not list((tmp_path / "hf").rglob("*.gguf")) and sum(n for *_, n in server.served) < 2 * hub_models.FIRST_BYTES
 
 
 # --- a hub that sends on, refuses or wants to be left alone -----------------------------------------------------------------

@@ -13,9 +13,10 @@ from turbo_gguf.cli import options
 from turbo_gguf.cli.plan import size_text
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs import headers
-from turbo_gguf.make import build, presets
-from turbo_gguf.plan import devices, launch, planner
-from turbo_gguf.plan.memory import Context
+from turbo_gguf.inputs.named import NAMED
+from turbo_gguf.make import build, presets, toolkits
+from turbo_gguf.plan import architectures, devices, launch, planner
+from turbo_gguf.plan.memory import PAD, Context
 from turbo_gguf.plan.planner import Choice, Planner
 
 OWN = {
@@ -83,6 +84,9 @@ def command(
         program = server or build.found(chosen, "llama-server", upstream=upstream)
     else:
         launch.require_free(where)
+        here = server or build.found(chosen, "llama-server", upstream=upstream)
+        if here or not toolkits.gpu_layers(presets.backend_of(chosen)):
+            _require_room(spec, here, Context(ctx or PAD, parallel, kv_unified), memory_bytes, device)
         header = headers.fetched(spec)
         program = server or build.ensure_build(chosen, upstream=upstream, targets=("llama-server",)).tool("llama-server")
     on = devices.named(program, device) if device is not None else ()
@@ -98,6 +102,21 @@ def command(
     if not dry_run and program:
         log = assets.home() / "logs" / f"serve-{where.port}"
         launch.run([str(program), *argv[1:]], where, log=log, say=lambda line: click.echo(line, err=True))
+
+
+def _require_room(spec: str, program: Path | None, context: Context, memory_bytes: int | None, device: str | None) -> None:
+    """Refuse a model of a hub that is too large before it is downloaded, as far as its header tells.
+
+    Raises:
+        EnvironmentMissing: the smallest cache does not fit beside its weights.
+    """
+    if spec in NAMED or Path(spec).expanduser().is_file():
+        return
+    header = headers.read(spec)
+    if header.path is None and header.fields.get("general.architecture") in architectures.KNOWN:
+        on = devices.named(program, device) if device is not None else ()
+        plans = Planner(header, server=program, backend="CPU", on=on)
+        plans.choose(planner.candidates(plans.shape)[-1:], context, memory_bytes, fixed=True)
 
 
 def _refuse_own(extra: tuple[str, ...]) -> None:

@@ -25,9 +25,15 @@ FIRST_BYTES = 1 << 20
 """Of a file, that are asked for first: a header without a long vocabulary."""
 
 RETRIES = 2
-"""Of a range. The library waits as long as the hub asks for."""
+"""Of a range."""
+
+PASSING = (HTTPStatus.TOO_MANY_REQUESTS, *(HTTPStatus(status) for status in (500, 502, 503, 504)))
+"""Statuses after which a range is asked for again."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LIMIT = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
+"""Of the header of a hub whose limit is reached: the seconds until it is lifted."""
+
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -116,7 +122,14 @@ class _Ranges:
         url = hub.hf_hub_url(self._repo, self._name, endpoint=endpoint())
         headers = utils.build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={len(self._data)}-{stop - 1}"}
         with _explaining(self._repo, self._name):  # the hub sends on to another host, which does not get the token
-            answer = utils.http_backoff("GET", url, max_retries=RETRIES, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            answer = utils.http_backoff(
+                "GET",
+                url,
+                max_retries=RETRIES,
+                retry_on_status_codes=PASSING,
+                headers=headers,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            )
             utils.hf_raise_for_status(answer)
         if answer.status_code == HTTPStatus.OK:  # all of it: ranges mean nothing to this server
             self._data.clear()
@@ -139,7 +152,7 @@ def _ask(repo: str, file: str | None) -> list[tuple[str, Any]]:
     found = []
     for name in names:
         with _explaining(repo, name):
-            found.append((name, hub.get_hf_file_metadata(hub.hf_hub_url(repo, name, endpoint=endpoint()), endpoint=endpoint())))
+            found.append((name, hub.get_hf_file_metadata(hub.hf_hub_url(repo, name, endpoint=endpoint()))))
     return found
 
 
@@ -187,7 +200,7 @@ def _refused(repo: str, error: Any) -> EnvironmentMissing:
     """What a status of the hub says; that of a fault of its own is one to try again."""
     status, words = error.response.status_code, " ".join(str(error.server_message or error).split())
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        found = re.search(r"Retry after (\d+) seconds", str(error))
+        found = _LIMIT.search(error.response.headers.get("ratelimit", ""))
         seconds = found[1] if found else error.response.headers.get("Retry-After", "")
         wait = f"wait {seconds} seconds" if seconds.isdecimal() else "wait a few minutes"
         return EnvironmentMissing(

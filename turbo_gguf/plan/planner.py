@@ -249,7 +249,10 @@ class Planner:
             too_large.append(one)
         least = self.longest(allowed[-1], context, budget)
         message = f"{context.ctx:,} tokens in {allowed[-1]} take {_mib(charged)}, and there are {_mib(budget.bytes)} ({budget.about})"
-        raise EnvironmentMissing(message, f"--ctx {least} fits" if least else "take a smaller model, or a smaller quantization of it")
+        smaller = "take a smaller model, or a smaller quantization of it"
+        if gpu_layers(self._backend):
+            smaller += ", or leave layers to the CPU: -- -ngl N"
+        raise EnvironmentMissing(message, f"--ctx {least} fits" if least else smaller)
 
     def _allowed(self, types: Sequence[CacheSpec], context: Context) -> tuple[list[CacheSpec], str]:
         """Types that the model can have, and why it can't have the others."""

@@ -164,6 +164,7 @@ REFUSALS = {
         Refusal(401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
         *("hf_x", 3, "does not know the token: Invalid credentials", "or do without a token"),
     ),
+    "closed": (Refusal(401, {"X-Error-Message": "log in first"}), "", 3, "asks for a token: log in first", "set HF_TOKEN"),
     "forbidden": (
         Refusal(403, {"X-Error-Message": "no read scope"}),
         "hf_x",

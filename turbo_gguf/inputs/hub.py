@@ -193,10 +193,10 @@ def _explained(repo: str, name: str | None, error: Exception) -> TurboError:
         return UsageError(
             f"hub model {repo}: no file {name} at {endpoint()}", f"name {repo} alone: if it has several models, they are listed"
         )
-    return _refused(repo, error) if isinstance(error, errors.HfHubHTTPError) else _unreachable(repo, error)
+    return _refused(repo, error, has_token=has_token) if isinstance(error, errors.HfHubHTTPError) else _unreachable(repo, error)
 
 
-def _refused(repo: str, error: Any) -> EnvironmentMissing:
+def _refused(repo: str, error: Any, *, has_token: bool) -> EnvironmentMissing:
     """What a status of the hub says; that of a fault of its own is one to try again."""
     status, words = error.response.status_code, " ".join(str(error.server_message or error).split())
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -207,7 +207,8 @@ def _refused(repo: str, error: Any) -> EnvironmentMissing:
             f"hub model {repo}: too many requests to {endpoint()}", f"{wait}, and run the same command again; a token raises the limit"
         )
     if status == HTTPStatus.UNAUTHORIZED:
-        return EnvironmentMissing(f"hub model {repo}: {endpoint()} does not know the token: {words}", f"{_LOG_IN}, or do without a token")
+        says, hint = ("does not know the token", f"{_LOG_IN}, or do without a token") if has_token else ("asks for a token", _LOG_IN)
+        return EnvironmentMissing(f"hub model {repo}: {endpoint()} {says}: {words}", hint)
     if status == HTTPStatus.FORBIDDEN:
         return EnvironmentMissing(f"hub model {repo}: {endpoint()} forbids access: {words}", "check what your token may read")
     return _unreachable(repo, error)

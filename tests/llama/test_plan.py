@@ -23,7 +23,7 @@ from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cli import main
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs import headers
-from turbo_gguf.plan import dry_run, memory
+from turbo_gguf.plan import devices, dry_run, memory
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.planner import Planner
 from turbo_gguf.plan.shape import shape_of
@@ -168,6 +168,13 @@ def test_serve(native_bin: Path, trained: Path) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))  # nobody is left who listens
+
+
+def test_a_device_of_a_build_for_the_cpu(native_bin: Path, trained: Path) -> None:
+    server = native_bin / "llama-server"
+    assert devices.listed(server) == ()
+    done = CliRunner().invoke(main, ["plan", str(trained), "--server", str(server), "--device", "0"])
+    assert done.exit_code == 3 and f"--device 0: {server} lists no device" in done.output
 
 
 def test_the_command_line(native_bin: Path, trained: Path) -> None:

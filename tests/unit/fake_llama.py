@@ -1,13 +1,16 @@
 """A stand-in for llama-server that plans and serves: its log has sizes by its options, and it answers /health.
 
-``mode`` beside the program says what goes wrong: "memory", "dies", "port", "killed".
+``mode`` beside the program says what goes wrong: "memory", "dies", "port", "killed"; "quiet" is without a line about its address.
+``devices`` has a line for each GPU, as --list-devices prints it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,6 +32,19 @@ def say(line: str) -> None:
     print(f"0.00.000.001 {line}", file=sys.stderr, flush=True)
 
 
+def devices() -> list[str]:
+    """Lines of the list."""
+    path = Path(sys.argv[0]).with_name("devices")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def taken() -> list[tuple[str, str, str]]:
+    """Name, total and free memory of the GPUs that -dev names."""
+    rows = [re.fullmatch(r"(\S+): .* \((\d+) MiB, (\d+) MiB free\)", line) for line in devices()]
+    found = [(row[1], row[2], row[3]) for row in rows if row]
+    return [row for row in found if row[0] in (option("-dev") or row[0]).split(",")]
+
+
 def plan() -> None:
     """What upstream's --fit writes, and then nothing: a server that loads."""
     cells, types = int(option("-c")), (cache_type(option("-ctk")), cache_type(option("-ctv")))
@@ -46,6 +62,10 @@ def plan() -> None:
         say(
             "I common_memory_breakdown_print: | memory breakdown [MiB] | total   free     self   model   context   compute    unaccounted |"
         )
+        on = taken()
+        for name, total, free in on:
+            size = int(sum(sides)) // len(on)
+            say(f"I common_memory_breakdown_print: |   - {name} (GPU) | {total} = {free} + ({size + 1} = 1 + {size} + 0) + 0 |")
         say(
             f"I common_memory_breakdown_print: |   - Host               |     15 =     1 +       {int(sum(sides))} +      {COMPUTE_MIB}   |"
         )
@@ -72,6 +92,12 @@ STARTED = time.monotonic()
 def main() -> int:
     mode = Path(sys.argv[0]).with_name("mode")
     what = mode.read_text() if mode.is_file() else ""
+    if "--list-devices" in sys.argv:
+        print("Available devices:", *(devices() or ["(none)"]), sep="\n  ")
+        return 0
+    if "--nonsense" in sys.argv:
+        print("error: invalid argument: --nonsense", file=sys.stderr)
+        return 1
     if option("-fit") == "on":
         plan()
     say("I srv: loading")
@@ -93,7 +119,8 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, end)
     server = ThreadingHTTPServer(("127.0.0.1", int(option("--port", "8080"))), Handler)
-    say("I srv: server is listening")
+    if what != "quiet":
+        threading.Timer(0.3, say, [f"I srv: listening on http://127.0.0.1:{server.server_port}"]).start()
     server.serve_forever()
     return 0
 

@@ -7,10 +7,21 @@ import json
 import re
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 from local_server import running
 
 COMMIT = "a" * 40
+
+
+class Refusal(NamedTuple):
+    """An answer in place of the right one."""
+
+    status: int
+    headers: dict[str, str]
+    of: str = ""  # what the path has in it
+    methods: tuple[str, ...] = ("GET", "HEAD")
+    times: int = 1000
 
 
 class Hub(ThreadingHTTPServer):
@@ -25,6 +36,10 @@ class Hub(ThreadingHTTPServer):
         self.break_after: int | None = None  # bytes after which a download breaks off, once
         self.failing = False  # answers 500
         self.has_ranges = True
+        self.refusal: Refusal | None = None
+        self.refused = 0
+        self.cdn: Hub | None = None  # where files are; this one sends there
+        self.tokens: list[str] = []  # that came with requests, "" without one
         self.served: list[tuple[str, int, int]] = []  # method, first byte, bytes sent
 
     @property
@@ -46,8 +61,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
+        self.server.tokens.append(self.headers.get("Authorization", ""))
         if self.server.failing:
             self._empty(500, {})
+            return
+        no = self.server.refusal
+        if no and no.of in self.path and self.command in no.methods and self.server.refused < no.times:
+            self.server.refused += 1
+            self._empty(no.status, no.headers)
             return
         if re.fullmatch(r"/api/models/org/model(/revision/main)?(\?.*)?", self.path):
             files = [{"rfilename": name} for name in self.server.files]
@@ -64,6 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, *, body: bool) -> None:
         data = self.server.files[name]
+        if self.server.cdn:
+            tag = f'"{self.server.announced[name]}"'
+            about = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": tag, "X-Linked-Size": str(len(data))}
+            self._empty(302, {"Location": f"{self.server.cdn.url}{self.path}?signature=1", **about})
+            return
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.server.has_ranges else None
         start = int(asked[1]) if asked else 0
         stop = int(asked[2]) + 1 if asked and asked[2] else len(data)

@@ -192,5 +192,5 @@ def test_the_page_has_a_section_without_verdicts(rig: Rig) -> None:
     rig.store.append([result("q4_0", 0.003)])
     root = tree(page.document(page.Records(rig.store.results(), [], []), gates))
     (table,) = section(root, "drift").iter("table")
-    assert rows(table)["turbo4"]["same tokens"] == "200.0 ± 0.0" and rows(table)["turbo4"]["verdict"] == ""
+    assert rows(table)["turbo4"]["same tokens"] == "200.0 ± 0.0" and "verdict" not in rows(table)["turbo4"]
     assert len(list(section(root, "quality").iter("table"))) == 1 and len(list(section(root, "verdicts").iter("tr"))) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from turbo_gguf.cache.spec import CacheSpec
-from turbo_gguf.errors import LogNotUnderstood, UsageError
+from turbo_gguf.errors import EnvironmentMissing, LogNotUnderstood, UsageError
 from turbo_gguf.inputs.headers import Header
 from turbo_gguf.plan import dry_run
 from turbo_gguf.plan.memory import Context
@@ -80,3 +80,6 @@ def test_the_memory_of_devices_is_what_counts(monkeypatch: pytest.MonkeyPatch, t
     assert plans.budget(5, [types], context).bytes == 5
     assert plans.args(types, context)[-2:] == ["-ngl", "999"]
     assert not plans.difference and plans.memory(types, context).kv == 2 * 30 * 2 * 2048 * 192 * 17 // 32
+    with pytest.raises(EnvironmentMissing, match=r"there are 5\.00 MiB") as missing:
+        plans.choose([types], context, 5 * MIB, fixed=True)
+    assert missing.value.hint.endswith("or leave layers to the CPU: -- -ngl N")

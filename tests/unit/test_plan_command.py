@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import fake_llama
 import pytest
@@ -17,6 +19,8 @@ import tiny_gguf
 from click.testing import CliRunner, Result
 
 from turbo_gguf.cli import main
+from turbo_gguf.inputs import headers
+from turbo_gguf.inputs.headers import Header
 from turbo_gguf.make import build
 from turbo_gguf.plan import launch
 
@@ -100,6 +104,33 @@ def test_slots_and_pools(model: Path) -> None:
     assert "-c 2048 -np 4 -kvu" in cli("plan", model, "--ctx", "2048", "-np", "4", "-kvu").output
 
 
+GPUS = "CUDA0: NVIDIA GeForce RTX 4090 (24077 MiB, 23000 MiB free)\nCUDA1: NVIDIA RTX A2000 (5000 MiB, 4000 MiB free)\n"
+
+
+def test_the_memory_of_a_gpu(model: Path, server: Path) -> None:
+    server.with_name("devices").write_text(GPUS)
+    args = ("plan", model, "--ctx", "4096", "--server", server, "--types", "f16")
+    one = cli(*args, "--device", "1")
+    assert one.exit_code == 0, one.output
+    assert "memory 2.91 GiB (free of 5000.00 MiB on CUDA1, less 1 GiB)" in one.output
+    assert f"llama-server -m {model} -c 4096 -np 1 -ctk f16 -ctv f16 -dev CUDA1" in one.output
+    assert "memory 24.37 GiB (free of 29077.00 MiB on CUDA0, CUDA1, less 1 GiB each)" in cli(*args, "--device", "cuda0,1").output
+    by_itself = cli(*args).output
+    assert "memory 24.37 GiB (free on CUDA0, CUDA1, less 1 GiB each)" in by_itself and "-dev" not in by_itself
+    assert "memory 1.00 GiB (as asked for)" in cli(*args, "--device", "0", "--memory", "1GiB").output
+
+
+def test_a_device_that_is_not_there(model: Path, server: Path) -> None:
+    args = ("plan", model, "--types", "f16", "--device", "2")
+    none = cli(*args)
+    assert none.exit_code == 3 and "there is no build to ask" in none.output and "--memory 24GiB" in none.output
+    empty = cli(*args, "--server", server)
+    assert empty.exit_code == 3 and "lists no device" in empty.output and "--preset cuda" in empty.output
+    server.with_name("devices").write_text(GPUS)
+    other = cli(*args, "--server", server)
+    assert other.exit_code == 2 and "there are 0: CUDA0 (NVIDIA GeForce RTX 4090), 1: CUDA1" in other.output
+
+
 def test_nothing_fits(model: Path) -> None:
     done = cli("plan", model, "--memory", "1MiB", "--types", "f16")
     assert done.exit_code == 0
@@ -111,6 +142,30 @@ def test_head_sizes(tmp_path: Path) -> None:
     done = cli("plan", tiny_gguf.write(tmp_path / "odd.gguf", head=80), "--memory", "1GiB")
     assert "turbo4t: the K head size 80 is no multiple of the block of 64 values of turbo4t" in done.output
     assert cells(done.output, "turbo3")[1] == "-" and cells(done.output, "f16")[1] != "-"
+
+
+def test_types_by_layer(model: Path) -> None:
+    done = cli("plan", model, "--ctx", "1024", "--memory", "1GiB", "--types", "turbo3 k=0,-1:f16,q8_0")
+    assert done.exit_code == 0, done.output
+    per_token = fake_llama.VALUES // 32 * 14 * 2 + fake_llama.VALUES * 2 * 2  # two layers: V in turbo3, K in f16
+    assert cells(done.output, "turbo3 k=0,-1:f16")[1] == f"{per_token:,}"
+    assert "-ctk turbo3 -ctv turbo3 --cache-type-k-layers 0,-1:f16" in done.output
+
+
+def test_latent_attention_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"key_length": 576, "value_length": 512, "kv_lora_rank": 512, "key_length_mla": 192, "value_length_mla": 128}
+    keys = {"block_count": 2, "context_length": 4096, "embedding_length": 512, "attention.head_count": 8, "attention.head_count_kv": 1}
+    keys |= {f"attention.{name}": value for name, value in sizes.items()}
+    fields = {"general.architecture": "deepseek2", **{f"deepseek2.{name}": value for name, value in keys.items()}}
+    monkeypatch.setattr(headers, "read", lambda spec: Header(spec, "latent", fields, (), None))
+    done = cli("plan", "org/latent", "--memory", "1GiB")
+    assert done.exit_code == 0, done.output
+    assert "turbo4t: it has multi-head latent attention" in done.output
+    assert cells(done.output, "f16")[1] == "2,304" and cells(done.output, "turbo4t")[1] == "-"
+    served = cli("serve", "org/latent", "--dry-run", "--memory", "1GiB")
+    assert command_of(served)[-1] == "f16"
+    asked = cli("serve", "org/latent", "--dry-run", "--memory", "1GiB", "--type", "turbo3")
+    assert asked.exit_code == 2 and "can have none of turbo3: it has multi-head latent attention" in asked.output
 
 
 @pytest.mark.parametrize("text", ["24", "24GiB", "1.5G", "512M", "100 kB"])
@@ -159,6 +214,15 @@ def test_a_type_of_ones_own_and_options(model: Path, server: Path) -> None:
     args = ("--dry-run", "--server", server, "--type", "q8_0 sink=4 tail=64", "--ctx", "1024", "--", "-t", "3")
     done = cli("serve", model, *args)
     assert " ".join(command_of(done)).endswith("-ctk q8_0 -ctv q8_0 --cache-sink 4 --cache-tail 64 -t 3")
+
+
+def test_serve_on_a_gpu(model: Path, server: Path) -> None:
+    """The type that fits the memory of the GPU that was named."""
+    server.with_name("devices").write_text(GPUS.replace("4000 MiB free", f"{1024 + 1 + int(mib('turbo3t', 65536)) + 1} MiB free"))
+    done = cli("serve", model, "--dry-run", "--server", server, "--ctx", "65536", "--device", "1")
+    assert " ".join(command_of(done)).endswith("-ctk turbo3t -ctv turbo3t -dev CUDA1")
+    assert "(free of 5000.00 MiB on CUDA1, less 1 GiB)" in done.stderr and "turbo4t would not fit" in done.stderr
+    assert cli("serve", model, "--dry-run", "--server", server, "--", "-dev", "CUDA1").exit_code == 2
 
 
 def test_a_model_that_can_have_none_of_ours(tmp_path: Path, server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +274,8 @@ def test_a_port_that_is_taken(model: Path, server: Path) -> None:
         done = cli("serve", model, "--server", server, "--", "--port", number)
     assert done.exit_code == 3
     assert f"port {number} of 127.0.0.1 is in use" in done.output and f"--port {number + 1}" in done.output
-    assert cli("serve", model, "--server", server, "--", "--port", "x").exit_code == 2
+    for wrong in ("x", "80000"):
+        assert cli("serve", model, "--server", server, "--", "--port", wrong).exit_code == 2
 
 
 def test_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +286,31 @@ def test_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.Address("::", 7).url == "http://127.0.0.1:7" and launch.Address("::1", 7).url == "http://[::1]:7"
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_ctrl_c_ends_both(model: Path, server: Path, port: int, sign: signal.Signals, code: int) -> None:
+def test_options_that_llama_server_does_not_know(model: Path, server: Path) -> None:
+    done = cli("serve", model, "--server", server, "--ctx", "1024", "--", "--nonsense")
+    assert done.exit_code == 2, done.output
+    assert "error: llama-server: invalid argument: --nonsense" in done.output and f"{server} --help" in done.output
+    before = cli("serve", model, "--port", "8081")
+    assert before.exit_code == 2 and "Options of llama-server stand behind --: -- --port" in before.output
+
+
+def test_more_tokens_than_the_model_was_trained_for(model: Path, server: Path) -> None:
+    args = ("serve", model, "--dry-run", "--server", server, "--ctx")
+    assert "note: the model was trained for 65,536 tokens" in cli(*args, "65537").stderr
+    assert "note:" not in cli(*args, "65536").stderr + cli(*args, "131072", "-np", "4", "-kvu").stderr, "a pool is for all slots"
+
+
+class Serving(NamedTuple):
+    """A server of a user that was ended."""
+
+    code: int
+    out: str
+    said: str  # before it was ready
+    rest: str
+
+
+def serve(model: Path, server: Path, port: int, sign: signal.Signals) -> Serving:
+    """Start it, wait until it is ready, and end it."""
     argv = [sys.executable, "-m", "turbo_gguf", "serve", str(model), "--server", str(server), "--ctx", "1024", "--", "--port", str(port)]
     with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -233,10 +321,25 @@ def test_ctrl_c_ends_both(model: Path, server: Path, port: int, sign: signal.Sig
                 break
         process.send_signal(sign)
         out, rest = process.communicate(timeout=30)
-    assert process.returncode == code, "".join(said) + rest
-    assert f"ready: http://127.0.0.1:{port}\n" in said and any("server is listening" in line for line in said)
-    assert "-ctk turbo4t" in out
+    return Serving(process.returncode, out, "".join(said), rest)
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_ctrl_c_ends_both(model: Path, server: Path, port: int, sign: signal.Signals, code: int) -> None:
+    done = serve(model, server, port, sign)
+    assert done.code == code, done
+    assert f"listening on http://127.0.0.1:{port}\n" in done.said and f"ready: http://127.0.0.1:{port}\n" in done.said
+    assert "-ctk turbo4t" in done.out
     deadline = time.monotonic() + 5
     while not server.with_name("ended").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert server.with_name("ended").exists(), "the server was asked to end"
+
+
+def test_any_port_and_a_server_that_says_nothing(model: Path, server: Path, port: int) -> None:
+    """The log tells the one, /health the other."""
+    said = serve(model, server, 0, signal.SIGINT).said
+    assert re.search(r"^ready: http://127\.0\.0\.1:[1-9]\d+$", said, re.MULTILINE), said
+    server.with_name("mode").write_text("quiet")
+    said = serve(model, server, port, signal.SIGINT).said
+    assert f"ready: http://127.0.0.1:{port}\n" in said and "listening" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs.headers import Header
-from turbo_gguf.plan import memory, planner
+from turbo_gguf.plan import devices, memory, planner
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.planner import Planner
 from turbo_gguf.plan.shape import Cache, Layer, Shape, shape_of
@@ -220,6 +221,17 @@ def test_few_probes_are_enough_for_a_line() -> None:
 
     assert planner.longest(charged, 10_000 + 97 * 20_000, 131_072, probes=4) == 20_000 // 256 * 256
     assert len(asked) <= 6
+
+
+def test_the_gpus_of_a_build_where_the_file_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimate is for them, too, not for the memory of the host."""
+    gpu = devices.Device("CUDA0", "a GPU", 8 << 30, 6 << 30)
+    monkeypatch.setattr(devices, "listed", lambda server: (gpu,))
+    plans = Planner(header("llama"), server=Path("llama-server"), backend="CUDA")
+    assert plans.estimated
+    assert plans.budget(None, [F16], Context(4096)) == planner.Budget(5 << 30, "free of 8192.00 MiB on CUDA0, less 1 GiB")
+    monkeypatch.setattr(devices, "listed", lambda server: ())
+    assert plans.budget(None, [F16], Context(4096)).about == "free here, less 1 GiB"
 
 
 def test_a_choice_by_an_estimate() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_table_has_every_type_with_its_verdict() -> None:
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "pass" in rows["turbo4"] and "fail" in rows["turbo3"] and "3.5" in rows["turbo3"]
     assert "pass" not in rows["q4_0"] and "noise floor" in "".join(rows)
-    assert "0.012000 ± 0.000240" in rows["turbo3"]
+    assert "0.01200 ± 0.00024" in rows["turbo3"]
 
 
 def test_tables_show_median_and_last_quantile_beside_the_mean() -> None:
@@ -145,3 +146,22 @@ def test_long_names_stand_below_the_panels(tmp_path: Path) -> None:
 def test_short_names_of_points() -> None:
     types = [CacheSpec.parse(text) for text in ("turbo4/turbo3", *SETTINGS)]
     assert list(drawing.short_names(types).values()) == ["turbo4/turbo3", "[1]", "[2]", "[3]", "[4]"]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "digits", "text"),
+    [
+        (0.00123, 0.00004, 6, "0.001230 ± 0.000040"),
+        (7.159761, 0.212525, 6, "7.160 ± 0.213"),
+        (734.68145, 195.18502, 5, "734.7 ± 195.2"),
+        (16456.6, 269.5, 1, "16457 ± 270"),
+        (1.00316, 0.0031, 5, "1.0032 ± 0.0031"),
+        (100.0, 0.0, 2, "100.00 ± 0.00"),
+        (-0.0000001, 0.0000001, 6, "0.000000 ± 0.000000"),
+        (256.0, math.inf, 1, "256.0 ± inf"),
+        (math.nan, math.nan, 3, ""),
+    ],
+)
+def test_digits(value: float, error: float, digits: int, text: str) -> None:
+    """No more than are known, and no more than the column has."""
+    assert report.plus_minus(Metric(value, error), digits) == text

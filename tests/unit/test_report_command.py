@@ -52,6 +52,21 @@ def test_limits_may_be_others(home: Path, tmp_path: Path) -> None:
     assert call("--gates", gates).exit_code == 2
 
 
+def test_some_models_only(home: Path) -> None:
+    other = [
+        msgspec.structs.replace(r, key=f"{r.key}b", model="Other 1B", case=msgspec.structs.replace(r.case, model_sha256="b"))
+        for r in run_of(turbo4=0.003)
+    ]
+    Store().append([*run_of(turbo4=0.002), *other])
+    page = home / "report" / "report.html"
+    assert call().exit_code == 0 and "on 2 models" in text(tree(page.read_text("utf-8")))
+    assert call("--model", "other").exit_code == 0
+    shown = text(tree(page.read_text("utf-8")))
+    assert "on 1 model," in shown and "Other 1B" in shown
+    wrong = call("--model", "other", "--model", "third")
+    assert wrong.exit_code == 2 and "--model third: no result is of such a model" in wrong.stderr and "Other 1B" in wrong.stderr
+
+
 def test_serving_alone_is_enough() -> None:
     Store().append([serve_row("f16")])
     assert call().exit_code == 0

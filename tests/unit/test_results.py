@@ -53,6 +53,21 @@ def test_a_fresh_result_speaks_for_the_tree(tree: Path) -> None:
     assert text.read_text("utf-8").startswith("# Made with patches `0123456789ab`; depends on files `")
 
 
+def test_a_page_has_its_line_in_a_comment(tree: Path) -> None:
+    """In front of the document type it would be text on the page, and another way of drawing it."""
+    table = tree / "eval/results/depends.toml"
+    table.write_text(table.read_text().replace('"list.txt"', '"list.txt", "page.html"'))
+    page = results.write(tree / "eval/results/page.html", f"{results.DOCTYPE}<html>a</html>\n", patches="0123456789abcdef")
+    top, opened, line, closed, *rest = page.read_text().splitlines()
+    assert (top, opened, closed, rest) == ("<!DOCTYPE html>", "<!--", "-->", ["<html>a</html>"])
+    assert line.startswith("Made with patches `0123456789ab`; depends on files `")
+    assert "page.html" not in problems(tree)
+    (tree / "src/a.c").write_text("int b;\n")
+    assert "older than" in problems(tree)["page.html"]
+    results.write(page, page.read_text())
+    assert page.read_text().count("Made with") == 1 and "page.html" not in problems(tree)
+
+
 @pytest.mark.parametrize("base", ["eval/results", "build/report"])
 def test_writing_twice_gives_one_line(tree: Path, base: str) -> None:
     path = results.write(tree / base / "speed/table.md", "### no title\n")

@@ -64,8 +64,14 @@ def slots(default: str) -> Callable[[Command], Command]:
 
 def memory(command: Command) -> Command:
     """``--memory``, in bytes."""
-    text = "Memory that there is.  [default: what is free here, less 1 GiB]"
+    text = "Memory that there is.  [default: what is free here, on the GPUs of the build if it has any, less 1 GiB]"
     return click.option("--memory", "memory_bytes", callback=_bytes, metavar="24GiB", help=text)(command)
+
+
+def device(command: Command) -> Command:
+    """``--device``, for :func:`turbo_gguf.plan.devices.named`."""
+    text = "GPUs to use, by number or name in `llama-server --list-devices`.  [default: all]"
+    return click.option("--device", metavar="N|NAME,...", help=text)(command)
 
 
 def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:

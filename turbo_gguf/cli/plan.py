@@ -15,6 +15,7 @@ from turbo_gguf.inputs import headers
 from turbo_gguf.inputs.headers import Header
 from turbo_gguf.judge.report import markdown
 from turbo_gguf.make import build, presets
+from turbo_gguf.plan import devices
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.planner import Plan, Planner, Row
 
@@ -34,6 +35,7 @@ ESTIMATE = (
 @click.argument("spec_", metavar="MODEL|HUB-ID")
 @options.slots("those of the training")
 @options.memory
+@options.device
 @click.option(
     "--types",
     multiple=True,
@@ -50,6 +52,7 @@ def command(
     parallel: int,
     kv_unified: bool,
     memory_bytes: int | None,
+    device: str | None,
     types: tuple[str, ...],
     server: Path | None,
     preset: str | None,
@@ -65,7 +68,8 @@ def command(
     named = tuple(parse_types(name) for name in options.split(types)) or DEFAULT_TYPES
     chosen = options.preset_of(preset)
     asked = server or build.found(chosen, "llama-server", upstream=upstream)
-    planner = Planner(header, server=asked, backend=presets.backend_of(chosen))
+    on = devices.named(asked, device) if device is not None else ()
+    planner = Planner(header, server=asked, backend=presets.backend_of(chosen), on=on)
     context = Context(ctx or planner.trained, parallel, kv_unified)
     plan = planner.plan(named, context, memory_bytes)
     click.echo(text(plan, planner, header))

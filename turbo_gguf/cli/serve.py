@@ -13,9 +13,10 @@ from turbo_gguf.cli import options
 from turbo_gguf.cli.plan import size_text
 from turbo_gguf.errors import UsageError
 from turbo_gguf.inputs import headers
-from turbo_gguf.make import build, presets
-from turbo_gguf.plan import launch, planner
-from turbo_gguf.plan.memory import Context
+from turbo_gguf.inputs.named import NAMED
+from turbo_gguf.make import build, presets, toolkits
+from turbo_gguf.plan import architectures, devices, launch, planner
+from turbo_gguf.plan.memory import PAD, Context
 from turbo_gguf.plan.planner import Choice, Planner
 
 OWN = {
@@ -23,17 +24,32 @@ OWN = {
     **dict.fromkeys(("-c", "--ctx-size"), "say --ctx"),
     **dict.fromkeys(("-np", "--parallel"), "say --parallel"),
     **dict.fromkeys(("-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified", "--kv-unified-per-slot"), "say --kv-unified"),
+    **dict.fromkeys(("-dev", "--device"), "say --device"),
     **dict.fromkeys(("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"), "say --type"),
 }
 """Options of llama-server that a plan decides, and what to say in their place."""
 
 
-@click.command(name="serve")
+class _Serve(click.Command):
+    """A command whose users type options of llama-server, too."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say where those belong."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(
+                f"{error.format_message()} Options of llama-server stand behind --: -- {error.option_name} ...", ctx
+            ) from error
+
+
+@click.command(name="serve", cls=_Serve)
 @click.argument("spec", metavar="MODEL|HUB-ID")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER OPTIONS]")
 @options.slots("those that fit, at most those of the training")
 @click.option("--type", "type_", metavar="K/V", help="Cache type, as in ppl-gate.  [default: the best that fits]")
 @options.memory
+@options.device
 @click.option("--dry-run", is_flag=True, help="Print the command, and start, build and download nothing.")
 @options.server
 @options.preset_here
@@ -47,6 +63,7 @@ def command(
     kv_unified: bool,
     type_: str | None,
     memory_bytes: int | None,
+    device: str | None,
     dry_run: bool,
     server: Path | None,
     preset: str | None,
@@ -67,17 +84,39 @@ def command(
         program = server or build.found(chosen, "llama-server", upstream=upstream)
     else:
         launch.require_free(where)
+        here = server or build.found(chosen, "llama-server", upstream=upstream)
+        if here or not toolkits.gpu_layers(presets.backend_of(chosen)):
+            _require_room(spec, here, Context(ctx or PAD, parallel, kv_unified), memory_bytes, device)
         header = headers.fetched(spec)
         program = server or build.ensure_build(chosen, upstream=upstream, targets=("llama-server",)).tool("llama-server")
-    plans = Planner(header, server=program, backend=presets.backend_of(chosen), extra=extra)
+    on = devices.named(program, device) if device is not None else ()
+    plans = Planner(header, server=program, backend=presets.backend_of(chosen), on=on, extra=extra)
     types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
-    choice = plans.choose(types, Context(ctx or plans.trained, parallel, kv_unified), memory_bytes, fixed=ctx is not None)
+    context = Context(ctx or plans.trained, parallel, kv_unified, full_windows="--swa-full" in extra)
+    choice = plans.choose(types, context, memory_bytes, fixed=ctx is not None)
     click.echo(f"{choice.types}: {_reason(choice, plans)}", err=True)
+    if choice.context.ctx > plans.trained and not kv_unified:
+        click.echo(f"note: the model was trained for {plans.trained:,} tokens, and llama-server gives a slot no more", err=True)
     argv = plans.command(choice.types, choice.context)
     click.echo(shlex.join([str(program or argv[0]), *argv[1:]]))
     if not dry_run and program:
         log = assets.home() / "logs" / f"serve-{where.port}"
         launch.run([str(program), *argv[1:]], where, log=log, say=lambda line: click.echo(line, err=True))
+
+
+def _require_room(spec: str, program: Path | None, context: Context, memory_bytes: int | None, device: str | None) -> None:
+    """Refuse a model of a hub that is too large before it is downloaded, as far as its header tells.
+
+    Raises:
+        EnvironmentMissing: the smallest cache does not fit beside its weights.
+    """
+    if spec in NAMED or Path(spec).expanduser().is_file():
+        return
+    header = headers.read(spec)
+    if header.path is None and header.fields.get("general.architecture") in architectures.KNOWN:
+        on = devices.named(program, device) if device is not None else ()
+        plans = Planner(header, server=program, backend="CPU", on=on)
+        plans.choose(planner.candidates(plans.shape)[-1:], context, memory_bytes, fixed=True)
 
 
 def _refuse_own(extra: tuple[str, ...]) -> None:

@@ -16,15 +16,25 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.files import sha256_of
+from turbo_gguf.errors import EnvironmentMissing, TurboError, UsageError
+from turbo_gguf.files import is_full, sha256_of
 from turbo_gguf.inputs.gguf_file import Data, GgufFile, part_names
 
 _HUB = re.compile(r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?:[:/](?P<file>[^:]+\.gguf))?$")
 FIRST_BYTES = 1 << 20
 """Of a file, that are asked for first: a header without a long vocabulary."""
 
+RETRIES = 2
+"""Of a range."""
+
+PASSING = (HTTPStatus.TOO_MANY_REQUESTS, *(HTTPStatus(status) for status in (500, 502, 503, 504)))
+"""Statuses after which a range is asked for again."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LIMIT = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
+"""Of the header of a hub whose limit is reached: the seconds until it is lifted."""
+
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def parse(spec: str) -> tuple[str, str | None] | None:
@@ -43,8 +53,8 @@ def download(repo: str, file: str | None = None) -> Path:
 
     Raises:
         UsageError: no such repository or file, several models to choose from, or another file than the first of a model in several.
-        EnvironmentMissing: the hub cannot be reached and its cache lacks the model, the download broke off (run again to resume), or a
-            file is not what the hub announced (it is removed).
+        EnvironmentMissing: the hub cannot be reached or refuses access, and its cache lacks the model; the download broke off (run again
+            to resume); or a file is not what the hub announced (it is removed).
     """
     import huggingface_hub as hub  # noqa: PLC0415 - slow to import
 
@@ -55,10 +65,8 @@ def download(repo: str, file: str | None = None) -> Path:
         return _from_cache(repo, file, error)
     paths = []
     for name, metadata in announced:
-        try:
+        with _explaining(repo, name):
             path = Path(hub.hf_hub_download(repo, name, endpoint=endpoint()))
-        except Exception as error:
-            raise _unreachable(repo, error) from error
         _check(path, repo, metadata.etag, metadata.size)
         paths.append(path)
     return paths[0]
@@ -69,7 +77,7 @@ def header(repo: str, file: str | None = None) -> tuple[GgufFile, Path | None]:
 
     Raises:
         UsageError: as :func:`download`, or a file is no GGUF.
-        EnvironmentMissing: the hub cannot be reached, and its cache lacks the model.
+        EnvironmentMissing: the hub cannot be reached or refuses access, and its cache lacks the model.
     """
     import huggingface_hub as hub  # noqa: PLC0415 - slow to import
 
@@ -112,12 +120,17 @@ class _Ranges:
 
         utils: Any = exported  # it does not tell type checkers what it exports
         url = hub.hf_hub_url(self._repo, self._name, endpoint=endpoint())
-        wanted = {**utils.build_hf_headers(), "Range": f"bytes={len(self._data)}-{stop - 1}"}
-        try:
-            answer = utils.get_session().get(url, headers=wanted, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        headers = utils.build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={len(self._data)}-{stop - 1}"}
+        with _explaining(self._repo, self._name):  # the hub sends on to another host, which does not get the token
+            answer = utils.http_backoff(
+                "GET",
+                url,
+                max_retries=RETRIES,
+                retry_on_status_codes=PASSING,
+                headers=headers,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            )
             utils.hf_raise_for_status(answer)
-        except Exception as error:
-            raise _unreachable(self._repo, error) from error
         if answer.status_code == HTTPStatus.OK:  # all of it: ranges mean nothing to this server
             self._data.clear()
         if not answer.content:
@@ -133,24 +146,14 @@ def _require_first(repo: str, file: str | None) -> None:
 def _ask(repo: str, file: str | None) -> list[tuple[str, Any]]:
     """Names of a model's files, and what the hub says of each."""
     import huggingface_hub as hub  # noqa: PLC0415
-    from huggingface_hub import errors  # noqa: PLC0415
 
-    name = file
-    try:
-        found = []
-        for name in part_names(file or _only_model(repo, _listed(repo))):
-            url = hub.hf_hub_url(repo, name, endpoint=endpoint())
-            found.append((name, hub.get_hf_file_metadata(url, endpoint=endpoint())))
-        return found
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise _unreachable(repo, error) from error
-        what = f"file {name}" if isinstance(error, errors.EntryNotFoundError) else "such public repository"
-        raise UsageError(f"hub model {repo}: no {what} at {endpoint()}", "a private or gated one needs HF_TOKEN") from error
-    except UsageError:
-        raise
-    except Exception as error:
-        raise _unreachable(repo, error) from error
+    with _explaining(repo, file):
+        names = part_names(file or _only_model(repo, _listed(repo)))
+    found = []
+    for name in names:
+        with _explaining(repo, name):
+            found.append((name, hub.get_hf_file_metadata(hub.hf_hub_url(repo, name, endpoint=endpoint()))))
+    return found
 
 
 def _listed(repo: str) -> list[str]:
@@ -158,6 +161,57 @@ def _listed(repo: str) -> list[str]:
 
     info = HfApi(endpoint=endpoint()).model_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     return [sibling.rfilename for sibling in info.siblings or ()]
+
+
+@contextmanager
+def _explaining(repo: str, name: str | None) -> Iterator[None]:
+    """Turn errors of huggingface_hub into ours; a full disk stays what it is."""
+    try:
+        yield
+    except TurboError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
+        raise _explained(repo, name, error) from error
+
+
+def _explained(repo: str, name: str | None, error: Exception) -> TurboError:
+    """What an error of huggingface_hub is for a user."""
+    import huggingface_hub as hub  # noqa: PLC0415
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    has_token = hub.get_token() is not None
+    if isinstance(error, errors.GatedRepoError):
+        ask = f"ask for access at {endpoint()}/{repo}"
+        hint = f"{ask} with the account of your token" if has_token else f"{ask}, then {_LOG_IN}"
+        return EnvironmentMissing(f"hub model {repo}: its owner grants access to those who ask for it", hint)
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        hint = "check the name, and what your token may read" if has_token else f"check the name; for a private one {_LOG_IN}"
+        return UsageError(f"hub model {repo}: no such public repository at {endpoint()}", hint)
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return UsageError(
+            f"hub model {repo}: no file {name} at {endpoint()}", f"name {repo} alone: if it has several models, they are listed"
+        )
+    return _refused(repo, error, has_token=has_token) if isinstance(error, errors.HfHubHTTPError) else _unreachable(repo, error)
+
+
+def _refused(repo: str, error: Any, *, has_token: bool) -> EnvironmentMissing:
+    """What a status of the hub says; that of a fault of its own is one to try again."""
+    status, words = error.response.status_code, " ".join(str(error.server_message or error).split())
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        found = _LIMIT.search(error.response.headers.get("ratelimit", ""))
+        seconds = found[1] if found else error.response.headers.get("Retry-After", "")
+        wait = f"wait {seconds} seconds" if seconds.isdecimal() else "wait a few minutes"
+        return EnvironmentMissing(
+            f"hub model {repo}: too many requests to {endpoint()}", f"{wait}, and run the same command again; a token raises the limit"
+        )
+    if status == HTTPStatus.UNAUTHORIZED:
+        says, hint = ("does not know the token", f"{_LOG_IN}, or do without a token") if has_token else ("asks for a token", _LOG_IN)
+        return EnvironmentMissing(f"hub model {repo}: {endpoint()} {says}: {words}", hint)
+    if status == HTTPStatus.FORBIDDEN:
+        return EnvironmentMissing(f"hub model {repo}: {endpoint()} forbids access: {words}", "check what your token may read")
+    return _unreachable(repo, error)
 
 
 def _unreachable(repo: str, error: Exception) -> EnvironmentMissing:

@@ -38,11 +38,22 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def plus_minus(metric: Metric, digits: int) -> str:
-    """``0.00123 ± 0.00004``; nothing for a metric that was not measured."""
+    """``0.00123 ± 0.00004``; nothing for a metric that was not measured.
+
+    At most ``digits`` stand behind the point: fewer where four digits of the value and two of its error are shown without them.
+    """
     if math.isnan(metric.value):
         return ""
-    value = f"{metric.value:.{digits}f}"
-    return f"{value if float(value) else value.lstrip('-')} ± {metric.error:.{digits}f}"
+    enough = max(_decimals(metric.value, 4, digits), _decimals(metric.error, 2, digits))
+    value = f"{metric.value:.{enough}f}"
+    return f"{value if float(value) else value.lstrip('-')} ± {metric.error:.{enough}f}"
+
+
+def _decimals(number: float, significant: int, most: int) -> int:
+    """Digits behind the point that show so many significant ones."""
+    if not number or not math.isfinite(number):
+        return most if not number else 0
+    return min(max(significant - 1 - math.floor(math.log10(abs(number))), 0), most)
 
 
 def types_text(types: CacheSpec) -> str:

@@ -22,6 +22,10 @@ TABLE = "depends.toml"
 UNKNOWN = "unknown"
 """Stands for a digest that was not written down when the result was made. Such a result is always old."""
 
+SUFFIXES = (".html", ".md", ".txt")
+"""Of results. Other files are pictures and data beside them."""
+
+DOCTYPE = "<!DOCTYPE html>\n"
 DIGITS = 12
 LINE = re.compile(
     rf"^(?:# )?Made with patches `([0-9a-f]{{{DIGITS}}}|{UNKNOWN}|none)`(?:; depends on files `([0-9a-f]{{{DIGITS}}}|{UNKNOWN})`)?\.$",
@@ -125,9 +129,14 @@ def header(name: str, *, patches: str | None = None, rules: tuple[Rule, ...] | N
 
 
 def with_header(text: str, line: str, *, comment: bool = False) -> str:
-    """Put the line under the title, or on top where there is none; an older one is replaced. ``comment``: behind ``# ``."""
+    """Put the line under the title, or on top where there is none; an older one is replaced. ``comment``: behind ``# ``.
+
+    In a page of HTML it is a comment below the document type.
+    """
     if LINE.search(text):
         return LINE.sub(lambda _: f"# {line}" if comment else line, text, count=1)
+    if text.startswith(DOCTYPE):
+        return text.replace("\n", f"\n<!--\n{line}\n-->\n", 1)
     if comment:
         return f"# {line}\n{text}"
     title, newline, rest = text.partition("\n")
@@ -153,7 +162,7 @@ def check(root: Path | None = None) -> list[State]:
     top = root or assets.eval_dir().parent
     base = top / "eval" / "results"
     rules = load(base / TABLE)
-    names = sorted(path.relative_to(base).as_posix() for path in base.rglob("*") if path.suffix in (".md", ".txt"))
+    names = sorted(path.relative_to(base).as_posix() for path in base.rglob("*") if path.suffix in SUFFIXES)
     states = [_state(name, base, rules, top) for name in names]
     used = {pattern for rule in rules for pattern in rule.results if any(fnmatchcase(name, pattern) for name in names)}
     lost = [pattern for rule in rules for pattern in rule.results if pattern not in used]

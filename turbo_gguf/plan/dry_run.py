@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from turbo_gguf import tools
-from turbo_gguf.errors import LogNotUnderstood, ToolFailed, UsageError
+from turbo_gguf.errors import EXIT_USAGE, LogNotUnderstood, ToolFailed, TurboError, UsageError
 
 SECONDS = 300.0
 """Longest wait: the vocabulary of a large model is read, and each context is planned."""
@@ -43,6 +43,15 @@ _STATES = re.compile(r"llama_memory_recurrent: size =\s*(?P<r>[\d.]+) MiB|state 
 _COPIES = re.compile(r"copies \d+ rows in \d+ streams, (?P<mib>[\d.]+) MiB")
 _ERROR = re.compile(r"^\S+ E (?:\w+ +)?\w+: (?P<why>.*\S)", re.MULTILINE)
 _NO_CONTEXT = "failed to create llama_context"
+_WRONG_OPTION = re.compile(
+    r"^error(?:: (?P<what>(?:invalid|unknown|expected) .*\S)| while handling (?P<value>argument .*\S))", re.MULTILINE
+)
+
+
+class WrongOption(TurboError):
+    """llama-server does not take an option. It is no refusal of a cache, which would be a :class:`UsageError`."""
+
+    exit_code = EXIT_USAGE
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -91,6 +100,7 @@ def ask(server: Path, args: Sequence[str], *, name: Path) -> DryRun:
 
     Raises:
         UsageError: the model can't have such a cache; the message is llama.cpp's own reason.
+        WrongOption: it does not take one of the options.
         ToolFailed: it ended, or says nothing.
     """
     argv = [str(server), *args, "--host", "127.0.0.1", "--port", "0", "-fit", "on", "-lv", "5"]
@@ -106,7 +116,13 @@ def _until_table(service: tools.Service) -> str:
         text = service.stderr.read_text("utf-8", errors="replace")
         if end := _BEHIND_TABLE.search(text, max(text.find(_TABLE), 0)):
             return text[: end.start()]
-        service.require_alive("the log says more")
+        try:
+            service.require_alive("the log says more")
+        except ToolFailed as error:
+            if wrong := _WRONG_OPTION.search(service.stderr.read_text("utf-8", errors="replace")):
+                hint = f"options of llama-server stand behind --; they are listed by {service.argv[0]} --help"
+                raise WrongOption(f"llama-server: {wrong['what'] or wrong['value']}", hint) from error
+            raise
         time.sleep(POLL_SECONDS)
     raise ToolFailed(f"llama-server plans nothing in {SECONDS:g} s; log: {service.stderr}")
 

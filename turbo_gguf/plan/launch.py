@@ -25,7 +25,10 @@ _DEFAULTS = {
 }
 """Variables and values of llama-server's where an option is not named."""
 
+LAST_PORT = 65535
 POLL_SECONDS = 0.1
+
+_LISTENING = re.compile(r"listening on (\S+)$")
 
 _NO_MEMORY = re.compile(
     r"(?:failed|unable) to (?:allocate|reserve)|out of memory|cudaMalloc failed|bad_alloc|killed by SIGKILL|mmap failed", re.IGNORECASE
@@ -51,14 +54,14 @@ def address(options: Sequence[str]) -> Address:
     """The address among options of llama-server.
 
     Raises:
-        UsageError: the port is no number.
+        UsageError: the port is none.
     """
     found = {name: os.environ.get(variable, value) for name, (variable, value) in _DEFAULTS.items()}
     for name, value in pairwise(options):
         if name in found:
             found[name] = value
-    if not found["--port"].isdecimal():
-        raise UsageError(f"--port {found['--port']}: no number")
+    if not found["--port"].isdecimal() or int(found["--port"]) > LAST_PORT:
+        raise UsageError(f"--port {found['--port']}: no number from 0 to {LAST_PORT}")
     return Address(found["--host"], int(found["--port"]), found["--api-prefix"])
 
 
@@ -103,37 +106,43 @@ def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], 
     """
     require_free(where)
     with tools.serving(argv, log=log) as service:
-        _until_healthy(service, where, say)
+        url = _until_ready(service, where, say)
         try:
-            say(f"ready: {where.url}")
+            say(f"ready: {url}")
             _follow(service, where, say)
         except KeyboardInterrupt:
             say("stopping")
 
 
-def _until_healthy(service: tools.Service, where: Address, say: Callable[[str], None]) -> None:
+def _until_ready(service: tools.Service, where: Address, say: Callable[[str], None]) -> str:
+    """Wait for the model. Returns where it answers: as its log says, which knows a port that was left open, else as it was asked for."""
     while True:
-        _tell(service, where, say)
+        for line in _told(service, say):
+            if found := _LISTENING.search(line):
+                return re.sub(r"//(0\.0\.0\.0|\[::\])", "//127.0.0.1", found[1])
         if service.ended() is not None:
             raise _why(service, where)
         if where.port and _is_healthy(where):
-            return
+            return where.url
         time.sleep(POLL_SECONDS)
 
 
 def _follow(service: tools.Service, where: Address, say: Callable[[str], None]) -> None:
     """Repeat what it says until it ends."""
     while (rc := service.ended()) is None:
-        _tell(service, where, say)
+        _told(service, say)
         time.sleep(POLL_SECONDS)
-    _tell(service, where, say)
+    _told(service, say)
     if rc:
         raise _why(service, where)
 
 
-def _tell(service: tools.Service, where: Address, say: Callable[[str], None]) -> None:
-    for line in service.lines():
+def _told(service: tools.Service, say: Callable[[str], None]) -> list[str]:
+    """Repeat what it has said since the last time."""
+    lines = service.lines()
+    for line in lines:
         say(line)
+    return lines
 
 
 def _is_healthy(where: Address) -> bool:

@@ -6,7 +6,7 @@ A build that is here is asked for a model that is here (:mod:`turbo_gguf.plan.dr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,8 @@ from turbo_gguf.cache.types import RIVALS, SCALAR, TRELLIS
 from turbo_gguf.errors import EnvironmentMissing, UsageError
 from turbo_gguf.inputs.headers import Header
 from turbo_gguf.make.toolkits import gpu_layers
-from turbo_gguf.plan import dry_run, memory
+from turbo_gguf.plan import devices, dry_run, memory
+from turbo_gguf.plan.devices import Device
 from turbo_gguf.plan.dry_run import DryRun
 from turbo_gguf.plan.memory import PAD, Context, Memory
 from turbo_gguf.plan.shape import Shape, shape_of
@@ -78,19 +79,21 @@ class Planner:
         shape: of the model; ``None`` where its architecture is not known here, and the build tells all.
     """
 
-    def __init__(self, header: Header, *, server: Path | None, backend: str, extra: Sequence[str] = ()) -> None:
+    def __init__(self, header: Header, *, server: Path | None, backend: str, on: Sequence[Device] = (), extra: Sequence[str] = ()) -> None:
         """Take a model.
 
         Args:
             header: of the model.
             server: llama-server of a build, ``None`` where there is none.
             backend: that the build runs on.
+            on: devices of the build to take; none: those that llama.cpp takes by itself.
             extra: options of llama-server that the user adds.
 
         Raises:
             UsageError: the architecture is not known, and no build can be asked; or the model has no KV cache.
         """
-        self._header, self._backend, self._extra = header, backend, tuple(extra)
+        self._header, self._backend, self._on, self._extra = header, backend, tuple(on), tuple(extra)
+        self._program = server
         self._server = server if header.path else None
         self.estimated = self._server is None
         self.shape: Shape | None
@@ -118,6 +121,7 @@ class Planner:
             *("-c", str(context.total), "-np", str(context.parallel), *pool),
             *spec.options(types),
             *gpu_layers(self._backend),
+            *(("-dev", ",".join(device.name for device in self._on)) if self._on else ()),
             *self._extra,
         ]
 
@@ -179,11 +183,13 @@ class Planner:
         """
         if asked is not None:
             return Budget(asked, "as asked for")
+        if found := self._on or (devices.listed(self._program) if self._program and self.estimated else ()):
+            return _free_on({device.name: device.free for device in found}, sum(device.total for device in found))
         if self._server:
             run = next(self._runs(types, context), None)
-            free = [device.free for device in run.devices if device.free is not None] if run else []
+            free = {device.name: device.free * _MIB for device in run.devices if device.free is not None} if run else {}
             if free:
-                return Budget(max(sum(free) * _MIB - len(free) * MARGIN, 0), "free on the devices, less 1 GiB each")
+                return _free_on(free)
         return Budget(max(_available() - MARGIN, 0), "free here, less 1 GiB")
 
     def _runs(self, types: Sequence[CacheSpec], context: Context) -> Iterator[DryRun]:
@@ -243,7 +249,10 @@ class Planner:
             too_large.append(one)
         least = self.longest(allowed[-1], context, budget)
         message = f"{context.ctx:,} tokens in {allowed[-1]} take {_mib(charged)}, and there are {_mib(budget.bytes)} ({budget.about})"
-        raise EnvironmentMissing(message, f"--ctx {least} fits" if least else "take a smaller model, or a smaller quantization of it")
+        smaller = "take a smaller model, or a smaller quantization of it"
+        if gpu_layers(self._backend):
+            smaller += ", or leave layers to the CPU: -- -ngl N"
+        raise EnvironmentMissing(message, f"--ctx {least} fits" if least else smaller)
 
     def _allowed(self, types: Sequence[CacheSpec], context: Context) -> tuple[list[CacheSpec], str]:
         """Types that the model can have, and why it can't have the others."""
@@ -255,6 +264,13 @@ class Planner:
             except UsageError as error:
                 reason = error.message
         return allowed, reason
+
+
+def _free_on(free: Mapping[str, int], total: int = 0) -> Budget:
+    """What devices have left, by their names and bytes."""
+    of_all = f" of {_mib(total)}" if total else ""
+    about = f"free{of_all} on {', '.join(free)}, less 1 GiB{' each' if len(free) > 1 else ''}"
+    return Budget(max(sum(free.values()) - len(free) * MARGIN, 0), about)
 
 
 def _mib(n: int) -> str:

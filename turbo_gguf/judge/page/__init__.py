@@ -39,6 +39,21 @@ class Records(msgspec.Struct, frozen=True):
         """Whether there is nothing to show."""
         return not (self.results or self.bench or self.serving)
 
+    @property
+    def models(self) -> list[str]:
+        """Names of all models; llama-bench knows that of the file only."""
+        names = (*(r.model for r in self.results), *(runs.model_of(r) for r in self.bench), *(r.model for r in self.serving))
+        return list(dict.fromkeys(names))
+
+    def of(self, models: Sequence[str]) -> Records:
+        """Those of these models."""
+        return Records(
+            [r for r in self.results if r.model in models],
+            [r for r in self.bench if runs.model_of(r) in models],
+            [r for r in self.serving if r.model in models],
+            self.left_out,
+        )
+
 
 class Section(msgspec.Struct, frozen=True):
     """A part of the page, with a link at its top."""

@@ -133,7 +133,7 @@ def chart(title: str, x: Axis, y: Axis, series: Sequence[Series], rules: Sequenc
     svg = el("svg", el("title", title), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
     add(svg, _frame(over, up), *_rules(lines, up))
     add(svg, *(_path(s, over, up) for s in shown if s.joined))
-    add(svg, *(_point(p, s, over, up) for s in shown for p in s.points), *_names(shown, over, up))
+    add(svg, *(_point(p, s, over, up) for s in shown for p in s.points), *_names(shown, lines, over, up))
     return el("figure", svg, caption, *_legend(shown))
 
 
@@ -207,8 +207,11 @@ def marker(shape: str, x: float, y: float, size: float = 4.5) -> Element:
     return el("polygon", points=" ".join(f"{x + dx * size * 0.9:.1f},{y + dy * size * 0.9:.1f}" for dx, dy in corners), class_="mark")
 
 
-def _names(series: Sequence[Series], over: Scale, up: Scale) -> list[Element]:
-    """Names beside points, where they cover nothing. A name without a place is left to the pointer and the table."""
+def _names(series: Sequence[Series], rules: Sequence[Rule], over: Scale, up: Scale) -> list[Element]:
+    """Names beside points, where they cover nothing, and above lines that would go through them.
+
+    A name without a place is left to the pointer and the table.
+    """
     named = [(p, s.color) for s in series for p in s.points if p.name]
     places = [(over.at(p.x), up.at(p.y)) for p, _ in named]
     unit = _LETTER / CHARACTER
@@ -221,7 +224,10 @@ def _names(series: Sequence[Series], over: Scale, up: Scale) -> list[Element]:
         anchor = "start" if side == "left" else "end"
         if x + dx * unit + _LETTER * len(point.name) * (1 if side == "left" else -1) > WIDTH - 4:
             anchor, dx = "end", -abs(dx)
-        made.append(el("text", point.name, x=x + dx * unit, y=y + dy * unit + 4, text_anchor=anchor, class_=f"{color} name"))
+        base = y + dy * unit + 4
+        under = [at for rule in rules if base - _LINE < (at := up.at(rule.y)) < base + 3]
+        base = min(base, *(at - 4 for at in under)) if under else base
+        made.append(el("text", point.name, x=x + dx * unit, y=base, text_anchor=anchor, class_=f"{color} name"))
     return made
 
 

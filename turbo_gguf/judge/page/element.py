@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree as Tree
 
+from turbo_gguf.judge import results
 from turbo_gguf.judge.gate import FAIL, PASS, WITHIN_ERROR
 from turbo_gguf.judge.report import Table
 
@@ -52,7 +53,7 @@ def table(shown: Table, caption: str = "") -> Element:
     head = el("tr", *(el("th", *words(cell), scope="col", class_=side or None) for cell, side in zip(shown.header, sides, strict=True)))
     made = el("table", el("thead", head), el("tbody", *(_row(row, sides) for row in shown.rows)))
     if caption:
-        made.insert(0, el("caption", *words(caption)))
+        made.insert(0, el("caption", el("span", *words(caption))))
     return el("div", made, class_="scroll", tabindex=0)
 
 
@@ -77,4 +78,4 @@ def folded(summary: str, *children: Child, opened: bool = False) -> Element:
 
 def written(root: Element) -> str:
     """The page as text."""
-    return "<!DOCTYPE html>\n" + Tree.tostring(root, encoding="unicode", method="html") + "\n"
+    return results.DOCTYPE + Tree.tostring(root, encoding="unicode", method="html") + "\n"

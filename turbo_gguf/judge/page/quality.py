@@ -86,11 +86,31 @@ def section(one: Judged, *, opened: bool) -> Element:
         el("p", f"{report.measured_on(one.first)}. Last measured {one.run.time[:10]}.", class_="about"),
         *([el("p", f"Not judged: {one.problem}", class_="problem")] if one.problem else []),
         picture(one.run.records, one.title),
-        table(report.quality_table(one.run.records, one.verdicts)),
+        table(_metrics_of(one)),
     ]
     if one.verdicts:
-        parts.append(folded("Checks behind the verdicts", table(report.checks(one.verdicts))))
+        parts.append(folded("Checks behind the verdicts", table(_of_one_run(report.checks(one.verdicts)))))
     return folded(one.title, *parts, opened=opened)
+
+
+def _metrics_of(one: Judged) -> Table:
+    """All metrics; without the column of verdicts where there are none."""
+    found = report.quality_table(one.run.records, one.verdicts)
+    return found if one.verdicts else _columns(found, [name for name in found.header if name != "verdict"], found.left)
+
+
+CHECKS = ("cache K/V", "check", "status", "value", "limit", "relative to")
+
+
+def _of_one_run(checks: Table) -> Table:
+    """Checks without the context, which the title has, and with the status where a phone shows it."""
+    return _columns(checks, CHECKS, left=3)
+
+
+def _columns(found: Table, names: Sequence[str], left: int) -> Table:
+    """Some columns of a table, in this order."""
+    at = [found.header.index(name) for name in names]
+    return Table(tuple(names), tuple(tuple(row[i] for i in at) for row in found.rows), left=left)
 
 
 def picture(results: Sequence[Result], title: str) -> Element:

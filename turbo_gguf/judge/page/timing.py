@@ -29,7 +29,8 @@ def colors(names: Sequence[CacheSpec]) -> dict[CacheSpec, str]:
 def bench_title(run: Run[BenchRow]) -> str:
     """Model, device and threads."""
     row = run.records[0].row
-    return f"{model_of(run.records[0])} ({row.get('model_type', '')}), {row.get('backends', '')}, {row.get('n_threads', '?')} threads"
+    kind = str(row.get("model_type", "")).replace(" ?B", "")  # llama-bench knows the usual sizes only
+    return f"{model_of(run.records[0])} ({kind}), {row.get('backends', '')}, {row.get('n_threads', '?')} threads"
 
 
 def speed(run: Run[BenchRow], *, opened: bool) -> Element:

@@ -17,6 +17,7 @@ FLOORS = (
     ("make",),
     ("measure",),
     ("plan",),
+    ("tune",),
     ("judge",),
     ("cli", "ppl-gate", "__main__"),
 )

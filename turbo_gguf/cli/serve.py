@@ -17,6 +17,8 @@ from turbo_gguf.make import build, presets
 from turbo_gguf.plan import launch, planner
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.planner import Choice, Planner
+from turbo_gguf.tune import preset as preset_files
+from turbo_gguf.tune.preset import Made
 
 OWN = {
     **dict.fromkeys(("-m", "--model", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-mu", "--model-url"), "name the model in front"),
@@ -24,6 +26,7 @@ OWN = {
     **dict.fromkeys(("-np", "--parallel"), "say --parallel"),
     **dict.fromkeys(("-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified", "--kv-unified-per-slot"), "say --kv-unified"),
     **dict.fromkeys(("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"), "say --type"),
+    "--cache-preset": "say it in front of --",
 }
 """Options of llama-server that a plan decides, and what to say in their place."""
 
@@ -33,6 +36,7 @@ OWN = {
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER OPTIONS]")
 @options.slots("those that fit, at most those of the training")
 @click.option("--type", "type_", metavar="K/V", help="Cache type, as in ppl-gate.  [default: the best that fits]")
+@options.cache_preset
 @options.memory
 @click.option("--dry-run", is_flag=True, help="Print the command, and start, build and download nothing.")
 @options.server
@@ -46,6 +50,7 @@ def command(
     parallel: int,
     kv_unified: bool,
     type_: str | None,
+    cache_preset: Path | None,
     memory_bytes: int | None,
     dry_run: bool,
     server: Path | None,
@@ -60,6 +65,8 @@ def command(
     error. Ctrl-C ends both.
     """
     _refuse_own(extra)
+    if type_ and cache_preset:
+        raise UsageError("--type and --cache-preset both name the cache", "leave one of them out")
     where = launch.address(extra)
     chosen = options.preset_of(preset)
     if dry_run:
@@ -71,6 +78,8 @@ def command(
         program = server or build.ensure_build(chosen, upstream=upstream, targets=("llama-server",)).tool("llama-server")
     plans = Planner(header, server=program, backend=presets.backend_of(chosen), extra=extra)
     types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
+    if cache_preset:
+        types = (preset_files.for_model(cache_preset, Made.of(header.name, header.fields)).types,)
     choice = plans.choose(types, Context(ctx or plans.trained, parallel, kv_unified), memory_bytes, fixed=ctx is not None)
     click.echo(f"{choice.types}: {_reason(choice, plans)}", err=True)
     argv = plans.command(choice.types, choice.context)

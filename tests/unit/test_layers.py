@@ -18,6 +18,7 @@ FLOORS = (
     ("measure",),
     ("cluster",),
     ("plan",),
+    ("tune",),
     ("judge",),
     ("cli", "ppl-gate", "__main__"),
 )

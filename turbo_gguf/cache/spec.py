@@ -120,7 +120,16 @@ def parse_types(text: str) -> CacheSpec:
     Raises:
         UsageError: a name is not a cache type, a setting is wrong, or settings contradict each other.
     """
-    types = CacheSpec.parse(text)
+    return checked(CacheSpec.parse(text))
+
+
+def checked(types: CacheSpec) -> CacheSpec:
+    """The same with the digest of its calibration, when it is one that :func:`parse_types` would take.
+
+    Raises:
+        UsageError: as there.
+    """
+    text = str(types)
     if types.adaptive and types.adaptive not in MODES:
         raise UsageError(f"cache type {text!r}: no layer-adaptive mode {types.adaptive}", f"modes are {', '.join(map(str, MODES))}")
     if types.adaptive and (types.layers_k or types.layers_v):

@@ -20,6 +20,7 @@ from turbo_gguf.failures import explained
 COMMANDS = {
     "plan": ("plan", "Say what each KV cache type takes on a model, and the longest context that fits."),
     "serve": ("serve", "Start llama-server on a model, with a KV cache that fits this machine."),
+    "tune": ("tune", "Search the KV cache of a model that loses least under a budget."),
     "ppl-gate": ("gate", "Measure what our KV cache types cost in quality, and judge them against upstream's."),
     "bench": ("bench", "Measure prefill and decode speed against context depth."),
     "bench-serve": ("bench_serve", "Measure serving under load, in a fixed budget of KV memory."),

@@ -24,6 +24,7 @@ DEFAULT_TYPES = (*RIVALS, *TURBO)
 @click.command(name="bench")
 @options.model
 @click.option("--types", multiple=True, metavar="K/V,...", help=f"Cache types, as in ppl-gate.  [default: {','.join(DEFAULT_TYPES)}]")
+@options.cache_preset
 @click.option(
     "--depth", "-d", multiple=True, type=click.IntRange(min=0), help="Tokens in the cache, may be repeated.  [default: 0 512 1536]"
 )
@@ -38,6 +39,7 @@ def command(
     *,
     model_spec: str | None,
     types: tuple[str, ...],
+    cache_preset: Path | None,
     depth: tuple[int, ...],
     prompt: int,
     gen: int,
@@ -55,7 +57,9 @@ def command(
     """
     if not prompt and not gen:
         raise click.UsageError("--prompt 0 and --gen 0 leave nothing to measure")
-    named = [parse_types(name) for name in options.split(types) or DEFAULT_TYPES]
+    model = options.model_of(model_spec)
+    searched = options.preset_types(cache_preset, model)
+    named = [*map(parse_types, options.split(types) or (() if searched else DEFAULT_TYPES)), *searched]
     plan = bench.BenchPlan(
         types=tuple(dict.fromkeys([PLAIN, *named])),
         depths=tuple(sorted(set(depth))) or (0, 512, 1536),
@@ -66,7 +70,6 @@ def command(
         backend=presets.backend_of(preset),
         env=environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
     )
-    model = options.model_of(model_spec)
     bench.check_fit(plan, model)  # before anything is compiled
     build = ensure_build(preset, upstream=upstream, targets=("llama-bench",))
     rows = bench.run(plan, build, model, Store(), lambda text: click.echo(text, err=True))

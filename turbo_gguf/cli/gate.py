@@ -41,6 +41,7 @@ than was asked for. Only 1 is a verdict on quality.
     metavar="K/V,...",
     help="Cache types such as turbo3t, turbo4t/turbo3t, 'q4_0 cal=auto' or 'turbo3t cal=none sink=0 tail=0'.  [default: as in --config]",
 )
+@options.cache_preset
 @click.option("--ctx", multiple=True, type=click.IntRange(min=16), help="Context, may be repeated.  [default: as in --config]")
 @click.option("--chunks", type=int, help="Chunks per context, -1 for the whole text.  [default: as in --config]")
 @click.option("--batch", type=click.IntRange(min=2), help="Tokens of a decode call.  [default: as in --config]")
@@ -65,6 +66,7 @@ def command(
     model_spec: str | None,
     text: Path | None,
     types: tuple[str, ...],
+    cache_preset: Path | None,
     ctx: tuple[int, ...],
     chunks: int | None,
     batch: int | None,
@@ -89,9 +91,10 @@ def command(
     again continues where an interrupted run stopped.
     """
     limits = gate.load(gates or assets.eval_dir() / "gates.toml")
-    plan = sweep.override(sweep.load(_config(config)), types=options.split(types), ctx=ctx, chunks=chunks, batch=batch)
     env = environment.settings_in_environment()
     model = options.model_of(model_spec)
+    named = (*options.split(types), *map(str, options.preset_types(cache_preset, model)))
+    plan = sweep.override(sweep.load(_config(config)), types=named, ctx=ctx, chunks=chunks, batch=batch)
     source = models.text_file(text) if text else models.held_out_text()
     backend = presets.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
-from turbo_gguf.inputs import models
+from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.inputs import headers, models
 from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.inputs.named import NAMED
 from turbo_gguf.make import toolkits
 from turbo_gguf.make.presets import PRESETS
+from turbo_gguf.tune import preset as preset_files
+from turbo_gguf.tune.preset import Made
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,7 +68,7 @@ def slots(default: str) -> Callable[[Command], Command]:
 def memory(command: Command) -> Command:
     """``--memory``, in bytes."""
     text = "Memory that there is.  [default: what is free here, on the GPUs of the build if it has any, less 1 GiB]"
-    return click.option("--memory", "memory_bytes", callback=_bytes, metavar="24GiB", help=text)(command)
+    return click.option("--memory", "memory_bytes", callback=bytes_of, metavar="24GiB", help=text)(command)
 
 
 def device(command: Command) -> Command:
@@ -74,7 +77,7 @@ def device(command: Command) -> Command:
     return click.option("--device", metavar="N|NAME,...", help=text)(command)
 
 
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes of ``24GiB`` or ``512M``."""
     if value is None:
         return None
@@ -82,6 +85,24 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     if not found:
         raise click.BadParameter(f"{value!r} is no amount of memory such as 24GiB or 512MiB", ctx, param)
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def cache_preset(command: Command) -> Command:
+    """``--cache-preset``, for :func:`preset_types`."""
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--cache-preset", type=kind, metavar="FILE", help="Cache that `tune` found for this model.")(command)
+
+
+def preset_types(path: Path | None, model: ModelFile) -> tuple[CacheSpec, ...]:
+    """The cache of ``--cache-preset``, none without it.
+
+    Raises:
+        UsageError: the file is damaged, or for another model.
+    """
+    if path is None:
+        return ()
+    header = headers.read(str(model.path))
+    return (preset_files.for_model(path, Made.of(header.name, header.fields)).types,)
 
 
 def upstream(command: Command) -> Command:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -18,6 +19,8 @@ from turbo_gguf.make import build, presets, toolkits
 from turbo_gguf.plan import architectures, devices, launch, planner
 from turbo_gguf.plan.memory import PAD, Context
 from turbo_gguf.plan.planner import Choice, Planner
+from turbo_gguf.tune import preset as preset_files
+from turbo_gguf.tune.preset import Made
 
 OWN = {
     **dict.fromkeys(("-m", "--model", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-mu", "--model-url"), "name the model in front"),
@@ -26,6 +29,7 @@ OWN = {
     **dict.fromkeys(("-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified", "--kv-unified-per-slot"), "say --kv-unified"),
     **dict.fromkeys(("-dev", "--device"), "say --device"),
     **dict.fromkeys(("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"), "say --type"),
+    "--cache-preset": "say it in front of --",
 }
 """Options of llama-server that a plan decides, and what to say in their place."""
 
@@ -48,6 +52,7 @@ class _Serve(click.Command):
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER OPTIONS]")
 @options.slots("those that fit, at most those of the training")
 @click.option("--type", "type_", metavar="K/V", help="Cache type, as in ppl-gate.  [default: the best that fits]")
+@options.cache_preset
 @options.memory
 @options.device
 @click.option("--dry-run", is_flag=True, help="Print the command, and start, build and download nothing.")
@@ -62,6 +67,7 @@ def command(
     parallel: int,
     kv_unified: bool,
     type_: str | None,
+    cache_preset: Path | None,
     memory_bytes: int | None,
     device: str | None,
     dry_run: bool,
@@ -77,6 +83,8 @@ def command(
     error. Ctrl-C ends both.
     """
     _refuse_own(extra)
+    if type_ and cache_preset:
+        raise UsageError("--type and --cache-preset both name the cache", "leave one of them out")
     where = launch.address(extra)
     chosen = options.preset_of(preset)
     if dry_run:
@@ -91,7 +99,10 @@ def command(
         program = server or build.ensure_build(chosen, upstream=upstream, targets=("llama-server",)).tool("llama-server")
     on = devices.named(program, device) if device is not None else ()
     plans = Planner(header, server=program, backend=presets.backend_of(chosen), on=on, extra=extra)
-    types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
+    if cache_preset:
+        types: Sequence[CacheSpec] = (preset_files.for_model(cache_preset, Made.of(header.name, header.fields)).types,)
+    else:
+        types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
     context = Context(ctx or plans.trained, parallel, kv_unified, full_windows="--swa-full" in extra)
     choice = plans.choose(types, context, memory_bytes, fixed=ctx is not None)
     click.echo(f"{choice.types}: {_reason(choice, plans)}", err=True)

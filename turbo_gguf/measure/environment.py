@@ -9,7 +9,7 @@ from turbo_gguf.errors import UsageError
 
 _HARMLESS = ("LLAMA_CACHE", "LLAMA_OFFLINE")
 
-CACHE_SETTINGS = tuple(name for setting in SETTINGS for name in setting.variables)
+CACHE_SETTINGS = ("TURBO_CACHE_PRESET", *(name for setting in SETTINGS for name in setting.variables))
 """What the options of a case set. From outside, they would change all cases, the base included."""
 
 

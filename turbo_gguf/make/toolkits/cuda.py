@@ -25,7 +25,7 @@ DRIVER_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/u
 """Where installations of the driver put libcuda.so.1."""
 
 UNCOMPRESSED = {"GGML_CUDA_COMPRESSION_MODE": "none"}
-"""Code objects as they are, for an archive. Those of compute capability 9.0 take 26 MB of it when nvcc compressed them one by one, else 17."""
+"""Code objects as they are, for an archive. Compressed by nvcc, those of compute capability 9.0 take 26 MB of it, else 17."""
 
 _DEFAULT_ROOTS = ("/usr/local/cuda", "/opt/cuda")
 

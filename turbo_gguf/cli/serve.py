@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from turbo_gguf import assets
-from turbo_gguf.cache.spec import parse_types
+from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cli import options
 from turbo_gguf.cli.plan import size_text
 from turbo_gguf.errors import UsageError

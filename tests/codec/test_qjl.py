@@ -169,3 +169,34 @@ def test_bits_of_keys() -> None:
         asymmetric.encode(np.zeros(64), 1, p)
     with pytest.raises(ValueError, match="no vector"):
         asymmetric.encode_unit(np.float32(1), 2)
+
+
+# --- what has no bias without signs ---------------------------------------------------------------------------------------
+
+
+def test_a_scale_that_keeps_inner_products_has_no_bias_over_rotations_and_varies_less() -> None:
+    """What is read back is x and a part across it, in a direction that random rotations make uniform: docs/lab/0020-qjl.md."""
+    q, x = vectors(64)
+    rotations = [qjl.projection(64, orthogonal=True, seed=seed).matrix / 8 for seed in range(SEEDS)]
+    turned = np.stack([r @ x for r in rotations])
+    found = {}
+    for scale in codec.Scale:
+        read = codec.round_trip("turbo3", turned, scale=scale)
+        found[scale] = np.einsum("ni,nij,j->n", read, np.stack(rotations), q)
+    errors = found[codec.Scale.INNER_PRODUCT] - q @ x
+    assert abs(errors.mean()) < 4 * errors.std() / np.sqrt(SEEDS) + 2**-11 * abs(q @ x)
+    shrunk = found[codec.Scale.LEAST_SQUARES] - q @ x
+    assert shrunk.mean() < -8 * shrunk.std() / np.sqrt(SEEDS), "the smallest error has a bias"
+    rest = x - asymmetric.decode_unit(asymmetric.encode_unit(x, 2), 2)
+    for orthogonal, times in ((False, 4), (True, 1.5)):  # at the same bits
+        assert errors.var() < float(qjl.variance(qjl.projection(64, orthogonal=orthogonal), q, rest)) / times
+
+
+def test_orthogonal_signs_are_a_codebook_of_one_bit() -> None:
+    """Of rotated vectors, with the factor that keeps inner products on average."""
+    p = qjl.projection(64, orthogonal=True)
+    x = np.random.default_rng(7).standard_normal((50, 64))
+    book = asymmetric.decode_unit(asymmetric.encode_unit(x @ p.matrix.T / 8, 1), 1) @ p.matrix / 8
+    kept = 1 - codec.lloyd_max(1, 64).error
+    np.testing.assert_allclose(qjl.decode(p, qjl.encode(p, x)), book / kept, rtol=1e-3, atol=1e-3)
+    assert p.factor**2 - 1 == pytest.approx(codec.rescaled(1 - kept, codec.Scale.INNER_PRODUCT))

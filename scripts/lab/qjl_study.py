@@ -7,8 +7,9 @@
 
 Codes are named by what is stored: `turbo3 ip` is a type and a rule of its scale, `unit3` TurboQuant's codebook with 3 bits, `+ qjl` signs
 of a Gaussian projection of what the codebook leaves, `+ oqjl` of an orthogonal one, `+ signs` the same with the factor of least error,
-which is biased. `qjl x3` is QJL alone, with three signs a value. K and V are rotated before. `--centered` takes the mean of K away, and
-attention reads 4 tokens of the sink and 64 of the tail as they are.
+which is biased. `qjl x3` is QJL alone, with three signs a value. K and V are rotated before. `--calibrated` takes the mean of K away and
+balances its RoPE pairs against those of Q, by what another part of the text has. Attention then reads 4 tokens of the sink and 64 of the
+tail as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy_llama import Array, Layer, Model, Tokenizer
+from transform_variants import pair_means, scale
 
 from turbo_gguf.codec import asymmetric, oracle, packing, qjl, rotation, tables
 from turbo_gguf.codec.tables import SCALES, TrellisType
@@ -100,25 +102,31 @@ class Study:
         cut = len(text) * 7 // 10
         tokens = Tokenizer(self.model.fields)
         self.windows = tokens(text[:cut], args.ctx * (max(args.windows) + 1)).reshape(-1, args.ctx)
-        self.kind = "centered" if args.centered else "plain"
-        self.exact = (SINK, TAIL) if args.centered else (0, 0)
-        self.mean = np.zeros((self.model.layers, self.model.kv_heads, 1, self.model.head), np.float32)
-        if args.centered:
+        self.kind = "calibrated" if args.calibrated else "plain"
+        self.exact = (SINK, TAIL) if args.calibrated else (0, 0)
+        shape = (self.model.layers, self.model.kv_heads, 1, self.model.head)
+        self.mean, self.scale = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        if args.calibrated:
             self._observe(tokens(text[cut:], args.ctx))
 
     def _observe(self, tokens: Array) -> None:
-        """Means of K after RoPE, on another part of the text."""
+        """Means of K after RoPE, and scales that balance it against Q."""
+        read, kept = np.empty_like(self.mean), np.empty_like(self.mean)
 
         def watch(layer: Layer) -> None:
-            self.mean[layer.number] = layer.k[:, SINK:].mean(1, keepdims=True)
+            i, k = layer.number, layer.k[:, SINK:]
+            self.mean[i] = k.mean(1, keepdims=True)
+            kept[i] = np.square(k - self.mean[i]).mean(1, keepdims=True)
+            read[i] = np.square(layer.q[:, SINK:]).reshape(len(k), -1, k.shape[-1]).mean(1, keepdims=True)
 
         self.model.hidden(tokens, watch=watch)
+        self.scale = scale(pair_means(self, read), pair_means(self, kept))
 
     def read_k(self, code: str, i: int, k: Array, seed: int) -> Array:
         if code == "exact":
             return k
-        coded = Code(code).read(rotation.rotate(k - self.mean[i]), 1000 * seed + i)
-        return rotation.unrotate(coded) + self.mean[i]
+        coded = Code(code).read(rotation.rotate((k - self.mean[i]) * self.scale[i]), 1000 * seed + i)
+        return rotation.unrotate(coded) / self.scale[i] + self.mean[i]
 
     def read_v(self, code: str, v: Array) -> Array:
         return v if code == "exact" else rotation.unrotate(Code(code).read(rotation.rotate(v), 0))
@@ -249,7 +257,7 @@ def main() -> None:
         command.add_argument("--ctx", type=int, default=512)
         command.add_argument("--windows", type=int, nargs="+", default=[0])
         command.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4], choices=(2, 3, 4))
-        command.add_argument("--centered", action="store_true")
+        command.add_argument("--calibrated", action="store_true")
         command.add_argument("--with-v", action="store_true", help="and once more with V in its type")
     commands.add_parser("report").add_argument("--head", type=int, default=64)
     args = parser.parse_args()

@@ -18,6 +18,8 @@ MAX_1960 = {
 }
 """Table 1 of J. Max, *Quantizing for minimum distortion*: positive levels and squared error."""
 
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
+
 dimensions = st.one_of(st.none(), st.integers(2, 300))
 
 
@@ -41,8 +43,8 @@ def test_in_three_dimensions_levels_are_equally_spaced(bits: int) -> None:
     np.testing.assert_allclose(found.levels, np.sqrt(3) * (2 * np.arange(2**bits) + 1 - 2**bits) / 2**bits, atol=1e-9)
 
 
-@given(bits=st.integers(1, 7), dimension=dimensions)
-@settings(max_examples=60, deadline=None)
+@given(bits=st.integers(1, 5), dimension=dimensions)
+@settings(max_examples=40, deadline=None)
 def test_every_level_is_the_mean_of_its_cell(bits: int, dimension: int | None) -> None:
     source, book = source_of(dimension), lloyd_max(bits, dimension)
     half = book.levels[2 ** (bits - 1) :]
@@ -51,23 +53,23 @@ def test_every_level_is_the_mean_of_its_cell(bits: int, dimension: int | None) -
     means = np.diff(source.first(edges)) / np.diff(source.mass(edges))
     np.testing.assert_allclose(half, means, rtol=1e-7)
     assert book.error == pytest.approx(expected_error(half, source))
+    gap = np.diff(book.levels).min()
     for i in range(len(half)):
-        for factor in (0.97, 1.03):
+        for step in (-gap / 4, gap / 4):
             moved = half.copy()
-            moved[i] *= factor
+            moved[i] += step
             assert expected_error(moved, source) > book.error, "another level is worse"
 
 
 @given(dimension=dimensions, x=st.floats(0, 6))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_moments_are_integrals_of_the_density(dimension: int | None, x: float) -> None:
     source = source_of(dimension)
     end = np.inf if dimension is None else np.sqrt(dimension)
     for moment, whole in ((source.mass, 0.5), (source.second, 0.5)):
         assert float(moment(np.array([end]))[0]) == pytest.approx(whole, abs=1e-9), "a distribution of variance 1"
     stop = min(x, 0.999 * end)  # in two dimensions the density is infinite at the end
-    at, weights = np.polynomial.legendre.leggauss(400)
-    at, weights = (at + 1) * stop / 2, weights * stop / 2
+    at, weights = (NODES + 1) * stop / 2, WEIGHTS * stop / 2
     density = source.density(at)
     for moment, power in ((source.mass, 0), (source.first, 1), (source.second, 2)):
         assert float(moment(np.array([stop]))[0]) == pytest.approx((weights * density * at**power).sum(), abs=1e-7)

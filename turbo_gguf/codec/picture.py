@@ -79,10 +79,10 @@ def _draw_errors(ax: Any, t: TurboType, measured: Mapping[str, float]) -> None:
     ax.plot(bits, scalar_limit(0) * bound(1) ** bits, color=_LINE, linestyle="--", label="scalar codes of many bits")
     for other in ALL:
         point = bits_per_value(other), expected(other).error
-        marker, offset, side = ("o", (6, 5), "left") if other.family == "scalar" else ("D", (-6, -12), "right")
+        marker, offset = ("o", (6, 5)) if other.family == "scalar" else ("D", (7, -6))
         color, ink = (_OURS, _OURS) if other == t else (_OTHERS, "#777777")
         ax.plot(*point, marker=marker, linestyle="", color=color)
-        ax.annotate(other.name, point, xytext=offset, textcoords="offset points", ha=side, fontsize=8, color=ink)
+        ax.annotate(other.name, point, xytext=offset, textcoords="offset points", fontsize=8, color=ink)
     for (name, error), marker in zip(measured.items(), cycle("xX+Pv^"), strict=False):
         ax.plot(bits_per_value(t), error, marker=marker, linestyle="", color="black", label=name)
     ax.set_yscale("log")

@@ -34,13 +34,6 @@ class Codec:
         return out
 
 
-def hadamard(n: int) -> Array:
-    h = np.ones((1, 1))
-    while len(h) < n:
-        h = np.block([[h, h], [h, -h]])
-    return h / np.sqrt(n)
-
-
 def coded(codec: Codec, name: str, rows: Array) -> Array:
     """Rows in one type, or their halves in two. Blocks of halves take them from neighbouring tokens."""
     halves = np.split(rows, name.count("+") + 1, axis=-1)

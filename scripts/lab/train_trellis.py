@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from turbo_gguf.codec import tables, trellis
+from turbo_gguf.codec import measure, tables, trellis
 from turbo_gguf.codec.tables import LEVEL_STEPS, QK_TRELLIS, TrellisType
 
 REACHES = np.arange(0.8, 1.6, 0.02)
@@ -25,18 +25,6 @@ REACHES = np.arange(0.8, 1.6, 0.02)
 def gaussian(blocks: int, seed: int) -> trellis.Floats:
     """Blocks of N(0, 1) data, shape (blocks, 64)."""
     return np.random.default_rng(seed).standard_normal((blocks, QK_TRELLIS)).astype(np.float32)
-
-
-def error(t: TrellisType, x: trellis.Floats) -> float:
-    """Relative squared error of a type on blocks."""
-    y = trellis.dequantize(t, trellis.quantize(t, x))
-    return float(((x - y).astype(np.float64) ** 2).sum() / (x.astype(np.float64) ** 2).sum())
-
-
-def kept(t: TrellisType, x: trellis.Floats) -> float:
-    """How much of <x, x> is in <x, decoded x>."""
-    y = trellis.dequantize(t, trellis.quantize(t, x)).astype(np.float64)
-    return float((x * y).sum() / (x.astype(np.float64) ** 2).sum())
 
 
 def centroids(t: TrellisType, x: trellis.Floats) -> np.ndarray:
@@ -56,7 +44,7 @@ def centroids(t: TrellisType, x: trellis.Floats) -> np.ndarray:
 def best_reach(t: TrellisType, x: trellis.Floats) -> TrellisType:
     """The type with the reach that has the smallest error."""
     candidates = [replace(t, reach=round(float(reach), 2)) for reach in REACHES]
-    return min(candidates, key=lambda candidate: error(candidate, x))
+    return min(candidates, key=lambda candidate: measure(candidate, x).error)
 
 
 def train(t: TrellisType, blocks: int, rounds: int) -> TrellisType:
@@ -71,8 +59,8 @@ def train(t: TrellisType, blocks: int, rounds: int) -> TrellisType:
         if number % 4 == 3:
             t = best_reach(t, x[:1000])
     for _ in range(2):
-        t = replace(t, gain=round(t.gain / kept(t, gaussian(20000, seed=2)), 4))
-    return replace(t, block_error=round(error(t, gaussian(20000, seed=3)), 5))
+        t = replace(t, gain=round(t.gain / measure(t, gaussian(20000, seed=2)).slope, 4))
+    return replace(t, block_error=round(measure(t, gaussian(20000, seed=3)).error, 5))
 
 
 def main() -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from kv_maps import Codec, Maps, hadamard
+from kv_maps import Codec, Maps
 from numpy_llama import Array, Layer, attend
+
+from turbo_gguf.codec import rotation
 
 if TYPE_CHECKING:
     from transform_search import Lab
@@ -236,7 +238,7 @@ SPLIT = {"turbo3t": "turbo4t+turbo2t"}
 def rotations(energy: Array, split: str, name: str, random: bool) -> tuple[Array, Array | tuple[str, ...]]:
     """Rotation of each head, and the types of its halves."""
     n = energy.shape[-1]
-    whole, halves = hadamard(n), np.kron(np.eye(2), hadamard(n // 2))
+    whole, halves = rotation.matrix(n), np.kron(np.eye(2), rotation.matrix(n // 2))
     if random:
         whole = np.linalg.qr(np.random.default_rng(1).standard_normal((n, n)))[0]
     if not split:

@@ -1,1 +1,55 @@
-"""The turbo formats in Python: constants, numpy reference, C oracle through ctypes, and the header generator."""
+"""The method as a library: codebooks, rotations, blocks of all cache types, what they cost, and QJL. Arrays in, arrays out.
+
+    from turbo_gguf import codec
+
+    packed = codec.quantize("turbo3t", codec.rotate(keys))
+    keys = codec.unrotate(codec.dequantize("turbo3t", packed))
+
+All names in ``__all__`` are public, with the modules :mod:`~turbo_gguf.codec.qjl` and :mod:`~turbo_gguf.codec.asymmetric`, and the list of
+types in :mod:`~turbo_gguf.codec.tables`. Examples: ``docs/reference/codec.md``. Beside them are the C reference through ctypes
+(:mod:`~turbo_gguf.codec.oracle`) and the generator of the overlay's lists and tables (:mod:`~turbo_gguf.codec.codegen`).
+"""
+
+from turbo_gguf.codec import asymmetric, qjl
+from turbo_gguf.codec.codebook import Codebook, Gaussian, Sphere, expected_error, lloyd_max
+from turbo_gguf.codec.distortion import Expected, Measured, bits_per_value, bound, compare, expected, measure, ratio, rescaled, scalar_limit
+from turbo_gguf.codec.packing import default_scale, dequantize, quantize, round_trip, turbo_type
+from turbo_gguf.codec.rotation import group_of, matrix, random_signs, rotate, unrotate
+from turbo_gguf.codec.tables import ALL, BY_NAME, SCALES, ScalarType, Scale, TrellisType, TurboType
+
+__all__ = [
+    "ALL",
+    "BY_NAME",
+    "SCALES",
+    "Codebook",
+    "Expected",
+    "Gaussian",
+    "Measured",
+    "ScalarType",
+    "Scale",
+    "Sphere",
+    "TrellisType",
+    "TurboType",
+    "asymmetric",
+    "bits_per_value",
+    "bound",
+    "compare",
+    "default_scale",
+    "dequantize",
+    "expected",
+    "expected_error",
+    "group_of",
+    "lloyd_max",
+    "matrix",
+    "measure",
+    "qjl",
+    "quantize",
+    "random_signs",
+    "ratio",
+    "rescaled",
+    "rotate",
+    "round_trip",
+    "scalar_limit",
+    "turbo_type",
+    "unrotate",
+]

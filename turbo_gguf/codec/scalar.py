@@ -46,7 +46,7 @@ def dequantize(t: ScalarType, packed: Bytes) -> Floats:
     d = _scales(blocks).astype(np.float32)
     levels = np.array(t.codebook, dtype=np.float32)[_unpack(t, blocks[:, 2:])]
     with np.errstate(invalid="ignore"):  # NaN scales
-        return (d * levels).reshape(*packed.shape[:-1], -1)
+        return (d * levels).reshape(*packed.shape[:-1], packed.shape[-1] // t.block_bytes * QK_SCALAR)
 
 
 def decay(t: ScalarType, packed: Bytes, *, scale: Scale = Scale.LEAST_SQUARES) -> Bytes:

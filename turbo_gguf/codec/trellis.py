@@ -72,7 +72,7 @@ def dequantize(t: TrellisType, packed: Bytes) -> Floats:
     selected, index = unpack(t, blocks)
     levels = np.array(t.codebooks, dtype=np.float32)[selected, index] / np.float32(LEVEL_STEPS)
     with np.errstate(invalid="ignore"):  # NaN scales
-        return (scale_of(blocks[:, :1]) * levels).reshape(*packed.shape[:-1], -1)
+        return (scale_of(blocks[:, :1]) * levels).reshape(*packed.shape[:-1], packed.shape[-1] // t.block_bytes * QK_TRELLIS)
 
 
 def scale_of(code: npt.NDArray[np.integer]) -> Floats:

@@ -1,7 +1,7 @@
 """The one list of turbo types, with the constants of their formats; ``codegen`` writes all lists in C from here.
 
 A type is a row: :class:`ScalarType` or :class:`TrellisType`. :data:`ALL` has them by ascending id. Kernels, tests, benchmarks and
-the driver take their lists from here, directly or through ``ggml-turbo-list.h``.
+the driver take their lists from here, directly or through ``ggml-turbo-list.h``; this module imports nothing slow.
 
 A value of a scalar type decodes to ``d * codebook[index]``: ``d`` is the fp16 scale of its block and the codebook holds small
 integers, the same ones for float decoding, integer dot products and GPU kernels. They are the Lloyd-Max levels of N(0, 1) times

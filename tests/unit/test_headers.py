@@ -122,7 +122,9 @@ def test_a_plan_downloads_nothing(tmp_path: Path, python: Python) -> None:
         done = python(server, PLAN, "org/model", "--types", "f16,turbo3", "--memory", "1GiB")
         assert done.returncode == 0, done.stderr
         assert "estimate from the header" in done.stdout
-        assert "turbo3: llama-server -m MODEL.gguf -c 4096 -np 1 -ctk turbo3 -ctv turbo3" in done.stdout
+        assert "turbo3: turbo-gguf serve org/model --type turbo3 --ctx 4096\n" in done.stdout
+        slots = python(server, PLAN, "org/model", "--types", "turbo3 sink=0", "--memory", "1GiB", "-np", "2", "-kvu", "--ctx", "512")
+        assert "turbo3 sink=0: turbo-gguf serve org/model --type 'turbo3 sink=0' --ctx 512 -np 2 -kvu\n" in slots.stdout
         assert not list((tmp_path / "hf").rglob("*.gguf"))
         dry = python(server, PLAN.replace("'plan'", "'serve'"), "org/model", "--dry-run")
         assert "turbo4t: 4,096 tokens" in dry.stderr, dry.stderr

@@ -89,7 +89,7 @@ def text(plan: Plan, planner: Planner, header: Header) -> str:
             [_cells(row) for row in plan.rows],
         ),
         "\n".join(f"{row.types}: {row.refusal}" for row in plan.rows if row.refusal),
-        "\n".join(f"{row.types}: {_command(row, planner, context)}" for row in plan.rows if row.longest),
+        "\n".join(f"{row.types}: {_command(row, planner, header, context)}" for row in plan.rows if row.longest),
         f"\n{ESTIMATE}" if plan.estimated else "",
         f"\nnote: {plan.note}" if plan.note else "",
         NOT_IN_IT,
@@ -97,9 +97,15 @@ def text(plan: Plan, planner: Planner, header: Header) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _command(row: Row, planner: Planner, context: Context) -> str:
-    """What to type: with the context that was asked for, or the longest one that fits."""
-    return shlex.join(planner.command(row.types, msgspec.structs.replace(context, ctx=min(context.ctx, row.longest))))
+def _command(row: Row, planner: Planner, header: Header, context: Context) -> str:
+    """What to type: with the context that was asked for, or the longest one that fits. A model that is not here has to be fetched."""
+    context = msgspec.structs.replace(context, ctx=min(context.ctx, row.longest))
+    if header.path:
+        return shlex.join(planner.command(row.types, context))
+    slots = ["-np", str(context.parallel)] if context.parallel > 1 else []
+    pool = ["-kvu"] if context.unified else []
+    devices = ["--device", ",".join(device.name for device in planner.on)] if planner.on else []
+    return shlex.join(["turbo-gguf", "serve", header.spec, "--type", str(row.types), "--ctx", str(context.ctx), *slots, *pool, *devices])
 
 
 def _weights(plan: Plan) -> int:

@@ -76,6 +76,7 @@ class Planner:
 
     Attributes:
         estimated: whether numbers come from the header alone.
+        on: devices that were named.
         shape: of the model; ``None`` where its architecture is not known here, and the build tells all.
     """
 
@@ -92,7 +93,8 @@ class Planner:
         Raises:
             UsageError: the architecture is not known, and no build can be asked; or the model has no KV cache.
         """
-        self._header, self._backend, self._on, self._extra = header, backend, tuple(on), tuple(extra)
+        self._header, self._backend, self._extra = header, backend, tuple(extra)
+        self.on = tuple(on)
         self._program = server
         self._server = server if header.path else None
         self.estimated = self._server is None
@@ -121,7 +123,7 @@ class Planner:
             *("-c", str(context.total), "-np", str(context.parallel), *pool),
             *spec.options(types),
             *gpu_layers(self._backend),
-            *(("-dev", ",".join(device.name for device in self._on)) if self._on else ()),
+            *(("-dev", ",".join(device.name for device in self.on)) if self.on else ()),
             *self._extra,
         ]
 
@@ -183,7 +185,7 @@ class Planner:
         """
         if asked is not None:
             return Budget(asked, "as asked for")
-        if found := self._on or (devices.listed(self._program) if self._program and self.estimated else ()):
+        if found := self.on or (devices.listed(self._program) if self._program and self.estimated else ()):
             return _free_on({device.name: device.free for device in found}, sum(device.total for device in found))
         if self._server:
             run = next(self._runs(types, context), None)

@@ -64,10 +64,11 @@ def test_from_end_to_end(home: Path, tool: Tool, prose: Path, tmp_path: Path) ->
     assert len(Store(home / "results").results()) == measured, "all is in the store"
 
 
-def test_a_memory_holds_all_that_a_server_takes(home: Path, native_bin: Path) -> None:
+def test_a_memory_holds_all_that_a_server_takes_and_speed_is_measured(home: Path, native_bin: Path) -> None:
     planner = Planner(headers.read(str(models.embedded().path)), server=native_bin / "llama-server", backend="CPU")
     context = Context(2048)
     limit = planner.charged(CacheSpec("turbo3t", "turbo3t"), context)
-    done = tune("--memory", f"{limit}B", "--ctx", "2048", "--out", "small.toml")
+    done = tune("--memory", f"{limit}B", "--ctx", "2048", "--target-tps", "1", "--out", "small.toml")
     assert done.exit_code == 0, done.output
+    assert "tokens per second, 1 are asked for" in done.stderr
     assert 0.99 * limit < planner.charged(preset.read(Path("small.toml")).types, context) <= limit

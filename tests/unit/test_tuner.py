@@ -9,7 +9,7 @@ import pytest
 from fake_meter import FakeMeter, bits
 from measuring import DIGEST
 
-from turbo_gguf.cache.settings import AUTO, CalibrationChoice
+from turbo_gguf.cache.settings import AUTO, NONE, CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.errors import UsageError
 from turbo_gguf.measure.metrics import Metric
@@ -125,6 +125,15 @@ def test_scalar_types_where_head_sizes_or_speed_ask_for_them():
 def spec_types(types: CacheSpec) -> tuple[str, ...]:
     maps = [found.types for found in (types.layers_k, types.layers_v) if found]
     return (types.k, types.v, *(name for found in maps for name in found))
+
+
+def test_an_architecture_that_can_have_types_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuner.architectures, "OWN_ATTENTION", frozenset({"llama"}))
+    cheap = FakeMeter(LAYERS, LOSSES)
+    outcome, _ = run(Goal(bits=3.25), cheap)
+    asked = [types for types in cheap.asked if types.layers_k or types.layers_v]
+    shown = [row.types for row in outcome.rows if row.about != FLOOR]
+    assert {(types.calibration, types.sink, types.tail) for types in (*asked, *shown)} == {(NONE, 0, 0)}
 
 
 def test_a_model_without_any_of_our_types():

@@ -159,6 +159,6 @@ def for_model(path: Path, model: Made) -> Preset:
     if str(preset.model) != str(model):
         raise UsageError(
             f"cache preset {path}: it is for {preset.model.name} ({preset.model}), and {model.name} is {model}",
-            f"search one for this model: turbo-gguf tune {model.name}",
+            "search one for this model: turbo-gguf tune MODEL --bits 3.5",
         )
     return preset

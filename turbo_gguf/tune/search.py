@@ -1,7 +1,7 @@
 """The search: first prices, the best allocation for them, and corrections where it hangs on a price.
 
 Each round measures steps of places that nearly had another type, at the allocation in hand, solves anew, and measures what comes out. It
-ends when nothing new comes out, or time is up. What measured least is the winner, so no round makes it worse.
+ends when nothing better is promised, or time is up. What measured least is the winner, so no round makes it worse.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ STEPS = 12
 """That a round measures."""
 
 ROUNDS = 4
+
+WORTH = 0.01
+"""Part of the loss that corrected prices must promise to gain, or no further allocation is measured."""
 
 
 class Step(NamedTuple):
@@ -123,7 +126,7 @@ class Search:
             self._say(f"round {number}: {len(steps)} steps from the best so far")
             self._learn(best, steps)
             again = solve()
-            if again is None or again in tried:
+            if again is None or again in tried or self.prices.loss(again) > (1 - WORTH) * self.prices.loss(best.allocation):
                 break
             tried[again] = found = self._try(again)
             if found.stats.mean.value < best.stats.mean.value:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from turbo_gguf.cache import spec
-from turbo_gguf.cache.settings import AUTO, CalibrationChoice
+from turbo_gguf.cache.settings import AUTO, NONE, OFF, CalibrationChoice
 from turbo_gguf.cache.spec import PLAIN, CacheSpec
 from turbo_gguf.cache.types import SCALAR, TRELLIS, cache_type
 from turbo_gguf.errors import UsageError
 from turbo_gguf.measure.metrics import Metric
 from turbo_gguf.measure.result import Result
-from turbo_gguf.plan import memory
+from turbo_gguf.plan import architectures, memory
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.shape import Shape
 from turbo_gguf.tune import rivals
@@ -181,6 +181,8 @@ class Tuner:
 
     def _calibrated(self, types: Sequence[str]) -> CacheSpec:
         """Settings with the better calibration: the automatic one, or one from a part of the text."""
+        if self._subject.shape.arch in architectures.OWN_ATTENTION:  # which has neither calibration nor exact tokens
+            return CacheSpec(PLAIN.k, PLAIN.v, calibration=NONE, sink=0, tail=0)
         settings = CacheSpec(PLAIN.k, PLAIN.v, calibration=AUTO, sink=SINK, tail=TAIL)
         if self._subject.calibrate is None:
             return settings
@@ -226,7 +228,7 @@ class Tuner:
                 "give more --bits or --memory, or a shorter --ctx",
             )
         found, loss = search.spec(best.allocation), best.stats.mean
-        for tail in TAILS:
+        for tail in TAILS if search.settings.tail else ():
             settings = msgspec.structs.replace(search.settings, tail=tail)
             limit = self._limit(goal, settings)
             other = search.within(limit)
@@ -274,7 +276,8 @@ class Tuner:
         """Measure the winner and types by hand on unseen text. Which ones is decided where prices were measured, as a user would."""
         asked = goal.bits if goal.bits is not None else self.bits(found)
         heads = self._heads()
-        pairs = rivals.near(self.where, asked, heads)
+        as_typed = "" if search.settings.tail else OFF
+        pairs = [spec.with_settings(pair, as_typed) for pair in rivals.near(self.where, asked, heads)]
         self._say(f"rivals: {len(pairs)} pairs of types near {asked:.3f} bits per value")
         losses = [stats.mean.value for stats in self._subject.cheap(pairs)]
         shown = self._shown(pairs, losses, asked)

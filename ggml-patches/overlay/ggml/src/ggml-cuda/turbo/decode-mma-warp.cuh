@@ -44,6 +44,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     static constexpr int nt = shape::nt;
 
+    // Whether loads of a group of K stay behind what comes before: else the compiler moves up more of them than there are registers for.
+    static constexpr bool keeps_groups_apart =
+        type_K == GGML_TYPE_F16 || (TURBO_MMA_SM86 && turbo_is_trellis<type_K> && n_cols > 8);
+
     float ref[nt][2];  // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
     float sum[nt][2];  // of this lane's keys
     uint32_t
@@ -124,8 +128,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         return seen != 0;
     }
 
-    // What the mask adds to a score. i: key; one_query: see load_mask.
-    __device__ __forceinline__ uint32_t mask_bits(const bool one_query, const int n, const int i, const int c) const {
+    // What the mask adds to a score. i: key; one_query: see load_mask. A constant: an array with an index that is none lies in memory.
+    template <bool one_query>
+    __device__ __forceinline__ uint32_t mask_bits(const int n, const int i, const int c) const {
         const uint32_t m = bias[one_query ? 0 : n][i / 2][i % 2];
         return one_query || c == 0 ? m & 0xffff : m >> 16;
     }
@@ -137,7 +142,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             const float2 slope = ((const float2 *) slopes)[4 * n + turbo_mma_part()];
 #    pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const half m = __ushort_as_half((unsigned short) mask_bits(one_query, n, i / 2, i % 2));
+                const half m = __ushort_as_half((unsigned short) mask_bits<one_query>(n, i / 2, i % 2));
                 s[n][i / 4][i % 4] += fmaf(i % 2 == 0 ? slope.x : slope.y, __half2float(m), -ref[n][i % 2]);
             }
         }
@@ -152,12 +157,12 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     // Scores of keys that are not seen, which may be NaN.
-    __device__ __forceinline__ void hide(const bool one_query) {
+    template <bool one_query> __device__ __forceinline__ void hide() {
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
 #    pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const bool is_hidden = mask_bits(one_query, n, i / 2, i % 2) == TURBO_MASK_HIDDEN;
+                const bool is_hidden = mask_bits<one_query>(n, i / 2, i % 2) == TURBO_MASK_HIDDEN;
                 s[n][i / 4][i % 4]   = is_hidden ? TURBO_MASKED : s[n][i / 4][i % 4];
             }
         }
@@ -192,7 +197,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             add_bias(slopes, one_query);
         }
         if (turbo_warp_any(unseen & TURBO_MMA_HIDDEN)) {
-            hide(one_query);
+            if (one_query) {
+                hide<true>();
+            } else {
+                hide<false>();
+            }
         }
     }
 
@@ -245,8 +254,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                     }
                 }
             }
-            if constexpr (type_K == GGML_TYPE_F16) {
-                turbo_syncwarp();  // as for V in f16, see turbo_mma_f16_fragments
+            if constexpr (keeps_groups_apart) {
+                turbo_syncwarp();
             }
             multiply_groups<b + 1>(t, Q, Q_d);
         }

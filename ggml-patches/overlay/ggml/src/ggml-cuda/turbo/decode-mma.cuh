@@ -166,20 +166,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
     }
     turbo_async_wait<0>();
 
-    warp.write_meta(meta[threadIdx.y]);
-    __syncthreads();
-    if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        top[threadIdx.x] = turbo_columns_top(a, cols[threadIdx.x], threadIdx.x, meta);
-    }
-    __syncthreads();
-#        pragma unroll 1
-    for (int w = 0; w < TURBO_DECODE_WARPS; ++w) {
-        if (w == (int) threadIdx.y) {
-            warp.add_sums((float *) shared, top, w == 0);
-        }
-        __syncthreads();
-    }
-    turbo_columns_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
+    turbo_columns_finish<DV>(warp, a, cols, (float *) shared, top, meta);
 #    else
     GGML_UNUSED(a);
 #    endif  // TURBO_MMA_DEVICE

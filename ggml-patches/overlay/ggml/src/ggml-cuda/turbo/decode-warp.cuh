@@ -130,7 +130,7 @@ template <int n_lanes> static __device__ __forceinline__ uint32_t turbo_quantize
     }
 #pragma unroll
     for (int mask = n_lanes / 2; mask > 0; mask >>= 1) {
-        amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, n_lanes));
+        amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, TURBO_WARP));
     }
     d = __uint_as_float(amax) / 127.0f;
 

@@ -2,6 +2,7 @@
 
 // What decode kernels with matrix instructions share, whosever they are: the columns of a block, their queries, and what it writes.
 
+#include "again.cuh"
 #include "decode-warp.cuh"
 
 // Column col of a KV head: query heads of its group, times queries.
@@ -69,17 +70,6 @@ static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_at
     }
 }
 
-// Which split of the keys is this block's, read again at the end of a kernel: else it stays in a register all along.
-static __device__ __forceinline__ int turbo_split_again() {
-#if defined(__CUDA_ARCH__) && !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
-    int y;
-    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(y));
-    return y;
-#else
-    return blockIdx.y;
-#endif
-}
-
 // The largest maximum of column c of all warps, and of the sink.
 template <int n_cols>
 static __device__ __forceinline__ float turbo_columns_top(const turbo_attn_args &     a,
@@ -108,8 +98,9 @@ static __device__ __forceinline__ void turbo_columns_finish(warp_t &            
                                                             float2 (&meta)[TURBO_DECODE_WARPS][n_cols]) {
     warp.write_meta(meta[threadIdx.y]);
     __syncthreads();
-    if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        top[threadIdx.x] = turbo_columns_top(a, cols[threadIdx.x], threadIdx.x, meta);
+    const int c0 = turbo_lane_again();
+    if (threadIdx.y == 0 && c0 < n_cols) {
+        top[c0] = turbo_columns_top(a, cols[c0], c0, meta);
     }
     __syncthreads();
 #pragma unroll 1
@@ -121,7 +112,7 @@ static __device__ __forceinline__ void turbo_columns_finish(warp_t &            
     }
 
     const int split = turbo_split_again();
-    const int tid   = threadIdx.y * TURBO_WARP + threadIdx.x;
+    const int tid   = threadIdx.y * TURBO_WARP + turbo_lane_again();
     for (int i = tid; i < n_cols * DV; i += TURBO_DECODE_WARPS * TURBO_WARP) {
         const int c   = i / DV;
         const int row = cols[c].row;

@@ -5,6 +5,7 @@
 #include "ggml-common.h"
 #include "ggml-impl.h"
 #include "ggml.h"
+#include "mfma.h"
 #include "mma.h"
 #include "wmma.h"
 

@@ -56,8 +56,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     float sum    = 0.0f;  // of this lane's keys
     float acc[values::n_chunks][values::n][4];  // channels of lines 4*part + r
 
-    float    s[4][4];  // of a tile: scores minus ref, of keys 16*t + 4*part + r
-    uint32_t p[4][2];  // probabilities, operand B
+    float    s[4][4];                           // of a tile: scores minus ref, of keys 16*t + 4*part + r
+    uint32_t p[4][2];                           // probabilities, operand B
 
     // Lanes beyond the last column repeat others.
     static __device__ __forceinline__ int column() { return turbo_wmma_line() % n_cols; }

@@ -17,10 +17,15 @@
 
 #ifdef TURBO_MFMA
 
-// Least waves on a SIMD, which leaves 168 or 256 registers; shared memory has room for as many. Other GPUs: no limit.
-template <int DV> static constexpr int turbo_mfma_min_waves() {
+// Whether a side needs more registers than others: many levels, or rows of many words.
+template <ggml_type type> static constexpr bool turbo_mfma_is_large() {
+    return type != GGML_TYPE_TURBO2_0 && type != GGML_TYPE_TURBO3_0 && type != GGML_TYPE_F16;
+}
+
+// Least waves on a SIMD, which leaves 168 or 256 registers. Other GPUs: no limit.
+template <int DV, ggml_type type_K, ggml_type type_V> static constexpr int turbo_mfma_min_waves() {
 #    ifdef TURBO_MFMA_DEVICE
-    return DV > 128 ? 2 : 3;
+    return DV > 128 || turbo_mfma_is_large<type_K>() || turbo_mfma_is_large<type_V>() ? 2 : 3;
 #    else
     return 1;
 #    endif  // TURBO_MFMA_DEVICE
@@ -28,10 +33,8 @@ template <int DV> static constexpr int turbo_mfma_min_waves() {
 
 // The tile of a wave, whose rows are in shared memory; f16 stays where it is.
 template <ggml_type type, int D, bool full>
-static __device__ __forceinline__ turbo_wmma_tile<type, D> turbo_mfma_tile_of(
-    const turbo_wmma_stream<type, D, full> & stream,
-    const uint32_t *                         rows,
-    const int                                key0) {
+static __device__ __forceinline__ turbo_wmma_tile<type, D>
+turbo_mfma_tile_of(const turbo_wmma_stream<type, D, full> & stream, const uint32_t * rows, const int key0) {
     if constexpr (type == GGML_TYPE_F16) {
         GGML_UNUSED(rows);
         return stream.at(key0);
@@ -144,7 +147,7 @@ static __device__ __forceinline__ void turbo_mfma_attend(const turbo_attn_args &
 
     const turbo_decode_column own    = turbo_column_of(a, col0 + wave.column(), kv_head, seq);
     const turbo_mfma_column   column = { a.mask ? own.mask : (const half *) K, a.mask ? 0xffffffff : 0,
-                                         own.slope * TURBO_LOG2E };
+                                       own.slope * TURBO_LOG2E };
 
     // whole tiles first, then the last, if it is not whole
     const int step    = gridDim.y * TURBO_MFMA_WAVES;

@@ -91,10 +91,11 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
     }
 }
 
-// Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions, or too few registers.
+// Grid: columns / n_cols, splits of the keys, KV heads x sequences. CDNA3's waves have 64 lanes, and a way of their own. Empty where the GPU has
+// no such instructions, or too few registers.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mfma_min_waves<DV>())) static __global__ void turbo_attn_decode_wmma_kernel(
-    const turbo_attn_args a) {
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mfma_min_waves<DV, type_K, type_V>())) static __global__ void
+turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
     ggml_cuda_pdl_sync();
 #    ifdef TURBO_WMMA_DEVICE
     if constexpr (TURBO_WMMA_COPIES == 2 && DV > TURBO_RDNA3_MAX_DV) {

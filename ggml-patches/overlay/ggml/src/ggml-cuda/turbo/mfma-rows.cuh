@@ -22,8 +22,8 @@ static constexpr int TURBO_MFMA_TILE = 2 * TURBO_TILE;  // keys of a tile: those
 // between lanes.
 template <ggml_type type, uint32_t flip, int parity>
 static __device__ __forceinline__ void turbo_mfma_unpack(const turbo_packed_block<type, parity> & block,
-                                                         const int                              half,
-                                                         const int                              q,
+                                                         const int                                half,
+                                                         const int                                q,
                                                          uint32_t (&w)[2]) {
     if constexpr (type == GGML_TYPE_Q8_0) {
         GGML_UNUSED(half);
@@ -46,7 +46,7 @@ static __device__ __forceinline__ void turbo_mfma_unpack(const turbo_packed_bloc
             if constexpr (trellis) {
                 const turbo_trellis_half shared =
                     turbo_read_half(block.word(half), block.word(1 - half), block.head() >> (8 + 4 * half));
-                pairs                 = (shared.z0 >> q & 0x11111111u) | (turbo_wmma_rotate(shared.z1, 1 - q) & 0x22222222u);
+                pairs = (shared.z0 >> q & 0x11111111u) | (turbo_wmma_rotate(shared.z1, 1 - q) & 0x22222222u);
                 merge[0][bits - 2] = shared.books[0];
                 merge[1][bits - 2] = shared.books[1];
             } else {
@@ -91,8 +91,7 @@ template <ggml_type type, int D> struct turbo_mfma_keys {
     using tile = turbo_wmma_tile<type, D>;
 
     // Operand A of the instructions of group b. key: of this lane's line
-    template <int b>
-    static __device__ __forceinline__ void load(const tile & t, const int key, uint32_t (&x)[n][2]) {
+    template <int b> static __device__ __forceinline__ void load(const tile & t, const int key, uint32_t (&x)[n][2]) {
         if constexpr (packed) {
             const turbo_packed_block<type, b % 2> block(t.row(key), b);
             if constexpr (turbo_is_trellis<type>) {
@@ -139,8 +138,9 @@ template <ggml_type type, int D> struct turbo_mfma_values {
     static constexpr bool packed   = type != GGML_TYPE_F16;
     static constexpr int  chunk    = D % 128 == 0 ? 128 : 64;
     static constexpr int  n_chunks = D / chunk;
-    static constexpr int  n        = chunk / 16;  // fragments of a chunk, and channels of a lane: a quarter of a block, or half of one
-    static constexpr int  quarters = chunk / 8;
+    static constexpr int  n =
+        chunk / 16;  // fragments of a chunk, and channels of a lane: a quarter of a block, or half of one
+    static constexpr int quarters = chunk / 8;
 
     using tile = turbo_wmma_tile<type, D>;
 
@@ -174,7 +174,7 @@ template <ggml_type type, int D> struct turbo_mfma_values {
                     turbo_mfma_unpack<type, 0x80>(block, g % block_groups, q % 4, w[k]);
                     d[k] = __half_as_ushort(turbo_wmma_scale<type>(block.head()));
                     if constexpr (n == 4) {
-                        w[k][0] = line < quarters ? w[k][0] : w[k][1];
+                        w[k][0] ^= (w[k][0] ^ w[k][1]) & (line < quarters ? 0 : 0xffffffff);
                     }
                 }
                 const uint32_t d2 = d[0] | d[1] << 16;
@@ -198,8 +198,7 @@ template <ggml_type type, int D> struct turbo_mfma_values {
             for (int i = 0; i < n; ++i) {
 #    pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    x[i][r] =
-                        turbo_permute(y[2 * r][i / 2], y[2 * r + 1][i / 2], i % 2 == 0 ? 0x05040100 : 0x07060302);
+                    x[i][r] = turbo_permute(y[2 * r][i / 2], y[2 * r + 1][i / 2], i % 2 == 0 ? 0x05040100 : 0x07060302);
                 }
             }
         }

@@ -125,8 +125,8 @@ static __device__ __forceinline__ void turbo_mfma_read_halves(const half * x, ui
 static __device__ __forceinline__ uint32_t turbo_mfma_max_u16(const uint32_t x, const uint32_t y) {
 #        ifdef TURBO_MFMA_DEVICE
     typedef turbo_mfma_of<unsigned short, 2> pair;
-    return __builtin_bit_cast(
-        uint32_t, __builtin_elementwise_max(__builtin_bit_cast(pair, x), __builtin_bit_cast(pair, y)));
+    return __builtin_bit_cast(uint32_t,
+                              __builtin_elementwise_max(__builtin_bit_cast(pair, x), __builtin_bit_cast(pair, y)));
 #        else
     return x | y;
 #        endif  // TURBO_MFMA_DEVICE
@@ -135,8 +135,8 @@ static __device__ __forceinline__ uint32_t turbo_mfma_max_u16(const uint32_t x, 
 static __device__ __forceinline__ uint32_t turbo_mfma_min_u16(const uint32_t x, const uint32_t y) {
 #        ifdef TURBO_MFMA_DEVICE
     typedef turbo_mfma_of<unsigned short, 2> pair;
-    return __builtin_bit_cast(
-        uint32_t, __builtin_elementwise_min(__builtin_bit_cast(pair, x), __builtin_bit_cast(pair, y)));
+    return __builtin_bit_cast(uint32_t,
+                              __builtin_elementwise_min(__builtin_bit_cast(pair, x), __builtin_bit_cast(pair, y)));
 #        else
     return x & y;
 #        endif  // TURBO_MFMA_DEVICE

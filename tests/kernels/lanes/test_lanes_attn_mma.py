@@ -1,5 +1,5 @@
-"""Decode attention by matrix instructions (NVIDIA's sm_80 and later, AMD's RDNA3, RDNA4 and CDNA3), run lane by lane on the CPU, against numpy and
-against itself."""
+"""Decode attention by matrix instructions (NVIDIA's sm_80 and later, AMD's RDNA3, RDNA4 and CDNA3), run lane by lane on the CPU, against
+numpy and against itself."""
 
 from __future__ import annotations
 

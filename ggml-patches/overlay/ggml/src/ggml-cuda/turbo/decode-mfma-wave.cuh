@@ -8,6 +8,10 @@
 
 #ifdef TURBO_MFMA
 
+// Products of integers begin with these bits: the last bits of such a float are the integer.
+static constexpr int32_t TURBO_MFMA_MAGIC_BITS = 0x4b400000;
+static constexpr float   TURBO_MFMA_MAGIC      = 12582912.0f;
+
 static constexpr int TURBO_MFMA_WAVES = TURBO_DECODE_WARPS / 2;  // of a block
 
 // Shapes that follow from the template arguments of the kernel:
@@ -129,7 +133,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 uint32_t x[keys::n][2];
                 keys::template load<b>(tile, 16 * t + turbo_wmma_line(), x);
                 if constexpr (keys::packed) {
-                    int32_t dot[4] = {};
+                    int32_t dot[4] = { TURBO_MFMA_MAGIC_BITS, TURBO_MFMA_MAGIC_BITS, TURBO_MFMA_MAGIC_BITS,
+                                       TURBO_MFMA_MAGIC_BITS };
 #    pragma unroll
                     for (int j = 0; j < keys::n; ++j) {
                         turbo_mfma_s8(dot, x[j], q[j]);
@@ -137,7 +142,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 #    pragma unroll
                     for (int r = 0; r < 4; ++r) {
                         const half d = keys::template scale<b>(tile, 16 * t + 4 * turbo_mfma_part() + r);
-                        s[t][r]      = fmaf(__half2float(d), (float) dot[r] * q_d, s[t][r]);
+                        s[t][r] = fmaf(__half2float(d), (__int_as_float(dot[r]) - TURBO_MFMA_MAGIC) * q_d, s[t][r]);
                     }
                 } else {
 #    pragma unroll

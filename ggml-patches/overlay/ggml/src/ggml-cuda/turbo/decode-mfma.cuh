@@ -17,15 +17,15 @@
 
 #ifdef TURBO_MFMA
 
-// Whether a side needs more registers than others: many levels, or rows of many words.
+// Whether a side needs more registers than others: many levels, rows of many words, or rows that are read where they are multiplied.
 template <ggml_type type> static constexpr bool turbo_mfma_is_large() {
-    return type != GGML_TYPE_TURBO2_0 && type != GGML_TYPE_TURBO3_0 && type != GGML_TYPE_F16;
+    return type != GGML_TYPE_TURBO2_0 && type != GGML_TYPE_TURBO3_0;
 }
 
-// Least waves on a SIMD, which leaves 168 or 256 registers. Other GPUs: no limit.
+// Least waves on a SIMD, which leaves 168, 256 or 512 registers. Other GPUs: no limit.
 template <int DV, ggml_type type_K, ggml_type type_V> static constexpr int turbo_mfma_min_waves() {
 #    ifdef TURBO_MFMA_DEVICE
-    return DV > 128 || turbo_mfma_is_large<type_K>() || turbo_mfma_is_large<type_V>() ? 2 : 3;
+    return 3 - (DV > 128) - (turbo_mfma_is_large<type_K>() || turbo_mfma_is_large<type_V>());
 #    else
     return 1;
 #    endif  // TURBO_MFMA_DEVICE

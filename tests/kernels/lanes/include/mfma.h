@@ -7,6 +7,7 @@
 
 #if LANES_GFX == 942
 #    define CDNA3
+#endif
 
 namespace lanes {
 
@@ -66,7 +67,6 @@ inline float turbo_mfma_shuffle_xor(float x, int lanes, LANES_HERE) {
 inline void turbo_mfma_syncwave(LANES_HERE) {
     lanes::meet(lanes::my_wave(), { "turbo_mfma_syncwave", file, line });
 }
-#endif  // LANES_GFX == 942
 
 inline int turbo_mfma_uniform(int x) {
     return x;

@@ -17,9 +17,13 @@
 
 #ifdef TURBO_MFMA
 
-// Whether a side needs more registers than others: many levels, rows of many words, or rows that are read where they are multiplied.
+// Whether a side needs more registers than others: blocks of many levels or values, or rows that are read where they are multiplied.
 template <ggml_type type> static constexpr bool turbo_mfma_is_large() {
-    return type != GGML_TYPE_TURBO2_0 && type != GGML_TYPE_TURBO3_0;
+    if constexpr (type == GGML_TYPE_F16) {
+        return true;
+    } else {
+        return turbo_block_bytes<type> > 16;
+    }
 }
 
 // Least waves on a SIMD, which leaves 168, 256 or 512 registers. Other GPUs: no limit.

@@ -33,6 +33,7 @@ HIP32 = Device("hip, waves of 32", ("-DLANES_WAVE=32", "-DGGML_USE_HIP"))
 HIP64 = Device("hip, waves of 64", ("-DLANES_WAVE=64", "-DGGML_USE_HIP"))
 GFX11 = Device("gfx11", (*HIP32.defines, "-DLANES_GFX=11"))
 GFX12 = Device("gfx12", (*HIP32.defines, "-DLANES_GFX=12"))
+GFX942 = Device("gfx942", (*HIP64.defines, "-DLANES_GFX=942"))
 
 each_device = pytest.mark.parametrize("device", [CUDA, HIP32, HIP64], ids=lambda d: d.name.replace(", waves of ", ""))
 

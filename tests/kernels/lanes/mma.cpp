@@ -164,6 +164,8 @@ static void sum_values(const char * x, int stride, int n_valid, float * y) {
     }
 }
 
+static const dim3 fragment_threads(32);
+
 #    include "fragment_exports.h"
 
 #endif  // LANES_TYPE

@@ -11,7 +11,7 @@ from lanes_tools import CUDA, HIP32, HIP64, Device, load
 from turbo_gguf.codec import tables
 
 TURING, AMPERE = 750, 800  # the last without decode by matrix instructions, and the first with it
-RDNA2, RDNA3, RDNA4, CDNA3 = (0x1000000 + arch for arch in (0x1030, 0x1100, 0x1201, 0x942))
+RDNA2, RDNA3, RDNA4, CDNA2, CDNA3 = (0x1000000 + arch for arch in (0x1030, 0x1100, 0x1201, 0x90A, 0x942))
 FLOAT_TYPES = {"f16": 1, "q8_0": 8}
 TYPE_IDS = {**FLOAT_TYPES, **{t.name: t.type_id for t in tables.ALL}}
 
@@ -78,10 +78,10 @@ def test_decode_by_matrix_instructions_never_makes_way_for_slices() -> None:
 @pytest.mark.parametrize(
     ("cc", "gqa_ratio", "n_q", "expected"),
     [
-        *((RDNA4, gqa_ratio, n_q, True) for gqa_ratio in (1, 4) for n_q in (1, 16)),
+        *((cc, gqa_ratio, n_q, True) for cc in (RDNA4, CDNA3) for gqa_ratio in (1, 4) for n_q in (1, 16)),
         *((RDNA3, 4, n_q, n_q > 2) for n_q in (1, 2, 3, 16)),
         *((RDNA3, 12, n_q, True) for n_q in (1, 16)),
-        (RDNA2, 16, 1, False),
+        *((cc, 16, 1, False) for cc in (RDNA2, CDNA2)),
     ],
 )
 def test_amd_decodes_by_matrix_instructions_where_they_take_fewer_cycles(cc: int, gqa_ratio: int, n_q: int, expected: bool) -> None:
@@ -91,7 +91,8 @@ def test_amd_decodes_by_matrix_instructions_where_they_take_fewer_cycles(cc: int
 
 def test_rdna3_decodes_large_heads_without_matrix_instructions() -> None:
     assert attend(Op(cc=RDNA3, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 0
-    assert attend(Op(cc=RDNA4, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 1
+    for cc in (RDNA4, CDNA3):
+        assert attend(Op(cc=cc, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 1
 
 
 def test_amd_decodes_no_more_queries_than_16() -> None:
@@ -199,7 +200,7 @@ def test_a_pair_without_a_decode_kernel_takes_slices() -> None:
 
 @pytest.mark.parametrize(("n_kv", "n_slices"), [(8192, 1), (8704, 2), (65536, 8)])
 def test_keys_of_a_prefill_are_unpacked_once(n_kv: int, n_slices: int) -> None:
-    calls = attend(Op(n_q=512, n_kv=n_kv))
+    calls = attend(Op(n_q=256, n_kv=n_kv))
     assert (calls.unpack, calls.upstream, calls.mma, calls.tile) == (2 * n_slices, n_slices == 1, n_slices if n_slices > 1 else 0, 0)
 
 
@@ -209,9 +210,9 @@ MIB = 1024 * 1024
 @pytest.mark.parametrize(
     ("n_q", "cache_mib", "slice_mib"),
     [
-        *((n_q, mib, 32) for n_q in (32, 512, 1023) for mib in (0, 6, 20)),  # not known, or too small for a slice
-        *((512, mib, slice_mib) for mib, slice_mib in ((40, 28), (50, 35), (72, 48), (126, 48))),
-        *((n_q, mib, slice_mib) for n_q, slice_mib in ((1024, 64), (2048, 128)) for mib in (0, 50)),
+        *((n_q, mib, 32) for n_q in (32, 511) for mib in (0, 6, 20)),  # not known, or too small for a slice
+        *((511, mib, slice_mib) for mib, slice_mib in ((40, 28), (50, 35), (72, 48), (126, 48))),
+        *((n_q, mib, 128) for n_q in (512, 2048) for mib in (0, 50)),
     ],
 )
 def test_slices_fit_the_cache_unless_merges_weigh_more(n_q: int, cache_mib: int, slice_mib: int) -> None:

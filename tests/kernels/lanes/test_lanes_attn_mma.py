@@ -1,5 +1,5 @@
-"""Decode attention by matrix instructions (NVIDIA's sm_80 and later, AMD's RDNA3 and RDNA4), run lane by lane on the CPU, against numpy and
-against itself."""
+"""Decode attention by matrix instructions (NVIDIA's sm_80 and later, AMD's RDNA3, RDNA4 and CDNA3), run lane by lane on the CPU, against
+numpy and against itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from lanes_tools import CUDA, GFX11, GFX12, Device, Library, load
+from lanes_tools import CUDA, GFX11, GFX12, GFX942, Device, Library, load
 from test_lanes_attn import NMSE_F16, NMSE_INT8, Case, Floats, Keys, nmse
 from test_lanes_attn_faults import NAN_SCALE
 
@@ -27,9 +27,9 @@ PAIRS = [
     ("q8_0", "q8_0"),
 ]
 SIZES = [(64, 64), (128, 128), (256, 256)]
-each_gpu = pytest.mark.parametrize("device", [CUDA, GFX11, GFX12], ids=lambda d: d.name)
+each_gpu = pytest.mark.parametrize("device", [CUDA, GFX11, GFX12, GFX942], ids=lambda d: d.name)
 # What RDNA3 has otherwise than RDNA4 are fragments: test_lanes_wmma.py has them for all types.
-each_maker = pytest.mark.parametrize("device", [CUDA, GFX12], ids=lambda d: d.name)
+each_maker = pytest.mark.parametrize("device", [CUDA, GFX12, GFX942], ids=lambda d: d.name)
 
 
 @dataclass

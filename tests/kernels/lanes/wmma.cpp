@@ -8,26 +8,24 @@
 // instructions: registers of all lanes, [32][n]
 //
 
-static void wmma_s8(const uint32_t * a, const uint32_t * b, int32_t * d) {
+template <int n, typename T, typename F>
+static void multiply(const uint32_t * a, const uint32_t * b, T * d, F instruction) {
     const int lane = threadIdx.x;
-    uint32_t  ra[TURBO_WMMA_S8], rb[TURBO_WMMA_S8];
-    int32_t   rd[8];
-    memcpy(ra, a + TURBO_WMMA_S8 * lane, sizeof(ra));
-    memcpy(rb, b + TURBO_WMMA_S8 * lane, sizeof(rb));
+    uint32_t  ra[n], rb[n];
+    T         rd[8];
+    memcpy(ra, a + n * lane, sizeof(ra));
+    memcpy(rb, b + n * lane, sizeof(rb));
     memcpy(rd, d + 8 * lane, sizeof(rd));
-    turbo_wmma_s8(rd, ra, rb);
+    instruction(rd, ra, rb);
     memcpy(d + 8 * lane, rd, sizeof(rd));
 }
 
+static void wmma_s8(const uint32_t * a, const uint32_t * b, int32_t * d) {
+    multiply<TURBO_WMMA_S8>(a, b, d, [](auto & rd, auto & ra, auto & rb) { turbo_wmma_s8(rd, ra, rb); });
+}
+
 static void wmma_f16(const uint32_t * a, const uint32_t * b, float * d) {
-    const int lane = threadIdx.x;
-    uint32_t  ra[TURBO_WMMA_F16], rb[TURBO_WMMA_F16];
-    float     rd[8];
-    memcpy(ra, a + TURBO_WMMA_F16 * lane, sizeof(ra));
-    memcpy(rb, b + TURBO_WMMA_F16 * lane, sizeof(rb));
-    memcpy(rd, d + 8 * lane, sizeof(rd));
-    turbo_wmma_f16(rd, ra, rb);
-    memcpy(d + 8 * lane, rd, sizeof(rd));
+    multiply<TURBO_WMMA_F16>(a, b, d, [](auto & rd, auto & ra, auto & rb) { turbo_wmma_f16(rd, ra, rb); });
 }
 
 // rows: of each line of A
@@ -169,6 +167,8 @@ static void sum_values(const char * x, int stride, int n_valid, float * y) {
         }
     }
 }
+
+static const dim3 fragment_threads(32);
 
 #    include "fragment_exports.h"
 

@@ -7,7 +7,19 @@
 
 #include <array>
 
-#ifdef LANES_GFX
+namespace lanes {
+
+inline int wmma_byte(uint32_t x, int i) {
+    return static_cast<int8_t>(x >> 8 * i);
+}
+
+inline double wmma_half(uint32_t x, int i) {
+    return static_cast<float>(lanes_bits<half>(static_cast<uint16_t>(x >> 16 * i)));
+}
+
+}  // namespace lanes
+
+#if LANES_GFX == 11 || LANES_GFX == 12
 #    if LANES_GFX == 11
 #        define RDNA3
 #    else
@@ -48,14 +60,6 @@ inline int wmma_row(int i) {
     return LANES_GFX == 11 ? 2 * i + half : i + 8 * half;
 }
 
-inline int wmma_byte(uint32_t x, int i) {
-    return static_cast<int8_t>(x >> 8 * i);
-}
-
-inline double wmma_half(uint32_t x, int i) {
-    return static_cast<float>(lanes_bits<half>(static_cast<uint16_t>(x >> 16 * i)));
-}
-
 }  // namespace lanes
 
 template <size_t n> void turbo_wmma_s8(int32_t (&d)[8], const uint32_t (&a)[n], const uint32_t (&b)[n], LANES_HERE) {
@@ -83,7 +87,7 @@ template <size_t n> void turbo_wmma_f16(float (&d)[8], const uint32_t (&a)[n], c
 inline uint32_t turbo_wmma_other_half(uint32_t x, LANES_HERE) {
     return lanes::shuffle(x, lanes::rank() % 32 ^ 16, 32, { "turbo_wmma_other_half", file, line });
 }
-#endif  // LANES_GFX
+#endif  // LANES_GFX == 11 || LANES_GFX == 12
 
 inline uint32_t turbo_wmma_pack(float a, float b) {
     return half(a).bits | static_cast<uint32_t>(half(b).bits) << 16;

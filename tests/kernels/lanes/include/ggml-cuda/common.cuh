@@ -5,6 +5,7 @@
 #include "ggml-common.h"
 #include "ggml-impl.h"
 #include "ggml.h"
+#include "mfma.h"
 #include "mma.h"
 #include "wmma.h"
 
@@ -25,6 +26,7 @@ typedef void * cudaStream_t;
 #define GGML_CUDA_CC_OFFSET_AMD    0x1000000
 #define GGML_CUDA_CC_IS_AMD(cc)    ((cc) >= GGML_CUDA_CC_OFFSET_AMD)
 #define GGML_CUDA_CC_IS_NVIDIA(cc) (!GGML_CUDA_CC_IS_AMD(cc))
+#define GGML_CUDA_CC_IS_CDNA3(cc)  ((cc) == GGML_CUDA_CC_OFFSET_AMD + 0x942)
 #define GGML_CUDA_CC_IS_RDNA(cc)   ((cc) >= GGML_CUDA_CC_OFFSET_AMD + 0x1010)
 #define GGML_CUDA_CC_IS_RDNA3(cc)  ((cc) >= GGML_CUDA_CC_OFFSET_AMD + 0x1100 && !GGML_CUDA_CC_IS_RDNA4(cc))
 #define GGML_CUDA_CC_IS_RDNA4(cc)  ((cc) >= GGML_CUDA_CC_OFFSET_AMD + 0x1200)

@@ -34,5 +34,5 @@ static inline bool turbo_decode_prefers_mma(const int cc, const int DV, const in
         const bool all = wanted == TURBO_DECODE_MMA;
         return DV <= TURBO_RDNA3_MAX_DV && (all || n_columns > TURBO_RDNA3_DP4A_COLUMNS);
     }
-    return GGML_CUDA_CC_IS_RDNA4(cc) || ampere_mma_available(cc);
+    return GGML_CUDA_CC_IS_RDNA4(cc) || GGML_CUDA_CC_IS_CDNA3(cc) || ampere_mma_available(cc);
 }

@@ -2,6 +2,7 @@
 
 // What decode kernels with matrix instructions share, whosever they are: the columns of a block, their queries, and what it writes.
 
+#include "again.cuh"
 #include "decode-warp.cuh"
 
 // Column col of a KV head: query heads of its group, times queries.
@@ -43,14 +44,11 @@ static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_at
         const float * src = (const float *) (a.Q + seq * a.nbq3 + (int64_t) h * a.nbq2 + (int64_t) q * a.nbq1) +
                             b * keys::group + part * 32;
 
-        // the order of the bits is that of the magnitudes, NaN comes last and is not lost
-        float    x[4];
-        uint32_t bits = 0;
+        float x[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const int k = type_K == GGML_TYPE_F16 ? 4 * l + j : turbo_group_order<type_K>(l, j);
             x[j]        = used && q < a.n_q ? a.scale * TURBO_LOG2E * src[k] : 0.0f;
-            bits        = max(bits, __float_as_uint(x[j]) & 0x7fffffff);
         }
 
         uint32_t * dst = Q + keys::template query_word<n_cols>(b, c, part, l);
@@ -60,18 +58,8 @@ static __device__ __forceinline__ void turbo_columns_load_queries(const turbo_at
                 ((half2 *) dst)[1] = make_half2(x[2], x[3]);
             }
         } else {
-#pragma unroll
-            for (int mask = lanes / 2; mask > 0; mask >>= 1) {
-                bits = max(bits, __shfl_xor_sync(0xffffffff, bits, mask, TURBO_WARP));
-            }
-            const float d  = __uint_as_float(bits) / 127.0f;
-            const float id = d > 0.0f ? 1.0f / d : 0.0f;
-
-            uint32_t word = 0;
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
-            }
+            float          d;
+            const uint32_t word = turbo_quantize_query<lanes>(x, d);
             if (used) {
                 *dst = word;
             }
@@ -87,26 +75,44 @@ template <int n_cols>
 static __device__ __forceinline__ float turbo_columns_top(const turbo_attn_args &     a,
                                                           const turbo_decode_column & col,
                                                           const int                   c,
-                                                          const float2 (*meta)[n_cols]) {
+                                                          const float2 (&meta)[TURBO_DECODE_WARPS][n_cols]) {
     float top = meta[0][c].x;
 #pragma unroll
     for (int w = 1; w < TURBO_DECODE_WARPS; ++w) {
         top = fmaxf(top, meta[w][c].x);
     }
-    if (a.sinks && blockIdx.y == 0 && col.row >= 0) {
+    if (a.sinks && turbo_split_again() == 0 && col.row >= 0) {
         top = fmaxf(top, a.sinks[col.row % a.n_head] * TURBO_LOG2E - TURBO_MAX_SLACK);
     }
     return top;
 }
 
-// Merges the warps of a block and writes the result, or its part of it. total: of all columns; top: their maxima.
-template <int DV, int n_cols>
-static __device__ __forceinline__ void turbo_columns_write(const turbo_attn_args &     a,
-                                                           const turbo_decode_column * cols,
-                                                           const float *               total,
-                                                           const float *               top,
-                                                           const float2 (*meta)[n_cols]) {
-    const int tid = threadIdx.y * TURBO_WARP + threadIdx.x;
+// Merges the warps of a block, and writes its columns of the result or its parts of them. total: [n_cols][DV] sums in shared memory, which
+// may be that of the warps' rows; top and meta: shared memory, for the maximum of each column, and for the maximum and sum that each warp has.
+template <int DV, int n_cols, typename warp_t>
+static __device__ __forceinline__ void turbo_columns_finish(warp_t &                    warp,
+                                                            const turbo_attn_args &     a,
+                                                            const turbo_decode_column * cols,
+                                                            float *                     total,
+                                                            float *                     top,
+                                                            float2 (&meta)[TURBO_DECODE_WARPS][n_cols]) {
+    warp.write_meta(meta[threadIdx.y]);
+    __syncthreads();
+    const int c0 = turbo_lane_again();
+    if (threadIdx.y == 0 && c0 < n_cols) {
+        top[c0] = turbo_columns_top(a, cols[c0], c0, meta);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int w = 0; w < TURBO_DECODE_WARPS; ++w) {
+        if (w == (int) threadIdx.y) {
+            warp.add_sums(total, top, w == 0);
+        }
+        __syncthreads();
+    }
+
+    const int split = turbo_split_again();
+    const int tid   = threadIdx.y * TURBO_WARP + turbo_lane_again();
     for (int i = tid; i < n_cols * DV; i += TURBO_DECODE_WARPS * TURBO_WARP) {
         const int c   = i / DV;
         const int row = cols[c].row;
@@ -114,7 +120,7 @@ static __device__ __forceinline__ void turbo_columns_write(const turbo_attn_args
             break;
         }
         float sum = 0.0f;
-        if (a.sinks && blockIdx.y == 0) {
+        if (a.sinks && split == 0) {
             sum = exp2f(a.sinks[row % a.n_head] * TURBO_LOG2E - TURBO_MAX_SLACK - top[c]);
         }
 #pragma unroll
@@ -124,7 +130,7 @@ static __device__ __forceinline__ void turbo_columns_write(const turbo_attn_args
         if (a.n_parts == 1) {
             a.dst[(int64_t) row * DV + i % DV] = sum == 0.0f ? 0.0f : total[i] / sum;  // NaN stays NaN
         } else {
-            const int64_t part        = (int64_t) row * a.n_parts + a.part0 + blockIdx.y;
+            const int64_t part        = (int64_t) row * a.n_parts + a.part0 + split;
             a.dst[part * DV + i % DV] = total[i];
             if (i % DV == 0) {
                 a.meta[part] = make_float2(top[c], sum);

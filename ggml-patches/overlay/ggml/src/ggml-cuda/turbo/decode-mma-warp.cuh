@@ -14,6 +14,25 @@ static constexpr float   TURBO_MMA_MAGIC      = 12582912.0f;
 
 static constexpr uint32_t TURBO_MMA_HIDDEN = 0x80000000;
 
+// Whether a side needs more registers than others: f16 is read where it is multiplied, and turbo2t and turbo4t have words of high bits.
+template <ggml_type type> static constexpr bool turbo_mma_is_large() {
+    if constexpr (type == GGML_TYPE_F16) {
+        return true;
+    } else {
+        return turbo_mma_n_levels<type> > 32 || (turbo_is_trellis<type> && turbo_mma_n_levels<type> < 32);
+    }
+}
+
+// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers.
+template <int DV, ggml_type type_K, ggml_type type_V, int n_cols> static constexpr int turbo_mma_blocks() {
+    constexpr bool large_K = turbo_mma_is_large<type_K>();
+    constexpr bool large_V = turbo_mma_is_large<type_V>();
+    return DV > 128                                                        ? 2 :
+           n_cols > 8                                                      ? (large_K || large_V ? 2 : 3) :
+           type_V == GGML_TYPE_F16 || (type_K == GGML_TYPE_F16 && large_V) ? 3 :
+                                                                             4;
+}
+
 // Shapes that follow from the template arguments of the kernel:
 //
 //     DK, DV            head sizes of K and V in values
@@ -43,6 +62,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     using values = typename shape::values;
 
     static constexpr int nt = shape::nt;
+
+    // Whether loads of a group of K stay behind what comes before: else the compiler moves up more of them than there are registers for.
+    static constexpr bool keeps_groups_apart =
+        type_K == GGML_TYPE_F16 || (TURBO_MMA_SM86 && turbo_is_trellis<type_K> && n_cols > 8 &&
+                                    turbo_mma_blocks<DV, type_K, type_V, n_cols>() > 2);
 
     float ref[nt][2];  // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
     float sum[nt][2];  // of this lane's keys
@@ -124,20 +148,23 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         return seen != 0;
     }
 
-    // What the mask adds to a score. i: key; one_query: see load_mask.
-    __device__ __forceinline__ uint32_t mask_bits(const bool one_query, const int n, const int i, const int c) const {
+    // What the mask adds to a score. i: key; one_query: see load_mask. A constant: an array with an index that is none lies in memory.
+    template <bool one_query>
+    __device__ __forceinline__ uint32_t mask_bits(const int n, const int i, const int c) const {
         const uint32_t m = bias[one_query ? 0 : n][i / 2][i % 2];
         return one_query || c == 0 ? m & 0xffff : m >> 16;
     }
 
     // Adds mask minus reference to scores. slopes: of the mask, in units of log2
     template <bool one_query> __device__ __forceinline__ void add_bias(const float * slopes) {
+        // K in f16 leaves no register that could keep where the slopes are
+        const int part = type_K == GGML_TYPE_F16 ? turbo_lane_again() % 4 : turbo_mma_part();
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
-            const float2 slope = ((const float2 *) slopes)[4 * n + turbo_mma_part()];
+            const float2 slope = ((const float2 *) slopes)[4 * n + part];
 #    pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const half m = __ushort_as_half((unsigned short) mask_bits(one_query, n, i / 2, i % 2));
+                const half m = __ushort_as_half((unsigned short) mask_bits<one_query>(n, i / 2, i % 2));
                 s[n][i / 4][i % 4] += fmaf(i % 2 == 0 ? slope.x : slope.y, __half2float(m), -ref[n][i % 2]);
             }
         }
@@ -152,12 +179,12 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     // Scores of keys that are not seen, which may be NaN.
-    __device__ __forceinline__ void hide(const bool one_query) {
+    template <bool one_query> __device__ __forceinline__ void hide() {
 #    pragma unroll
         for (int n = 0; n < nt; ++n) {
 #    pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const bool is_hidden = mask_bits(one_query, n, i / 2, i % 2) == TURBO_MASK_HIDDEN;
+                const bool is_hidden = mask_bits<one_query>(n, i / 2, i % 2) == TURBO_MASK_HIDDEN;
                 s[n][i / 4][i % 4]   = is_hidden ? TURBO_MASKED : s[n][i / 4][i % 4];
             }
         }
@@ -192,7 +219,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             add_bias(slopes, one_query);
         }
         if (turbo_warp_any(unseen & TURBO_MMA_HIDDEN)) {
-            hide(one_query);
+            if (one_query) {
+                hide<true>();
+            } else {
+                hide<false>();
+            }
         }
     }
 
@@ -245,8 +276,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                     }
                 }
             }
-            if constexpr (type_K == GGML_TYPE_F16) {
-                turbo_syncwarp();  // as for V in f16, see turbo_mma_f16_fragments
+            if constexpr (keeps_groups_apart) {
+                turbo_syncwarp();
             }
             multiply_groups<b + 1>(t, Q, Q_d);
         }

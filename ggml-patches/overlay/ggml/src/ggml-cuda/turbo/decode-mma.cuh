@@ -14,25 +14,6 @@
 
 #ifdef TURBO_MMA
 
-// Whether a side needs more registers than others: f16 is read where it is multiplied, and turbo2t and turbo4t have words of high bits.
-template <ggml_type type> static constexpr bool turbo_mma_is_large() {
-    if constexpr (type == GGML_TYPE_F16) {
-        return true;
-    } else {
-        return turbo_mma_n_levels<type> > 32 || (turbo_is_trellis<type> && turbo_mma_n_levels<type> < 32);
-    }
-}
-
-// Least blocks on a multiprocessor, which leaves 128, 168 or 255 registers.
-template <int DV, ggml_type type_K, ggml_type type_V, int n_cols> static constexpr int turbo_mma_blocks() {
-    constexpr bool large_K = turbo_mma_is_large<type_K>();
-    constexpr bool large_V = turbo_mma_is_large<type_V>();
-    return DV > 128                                                        ? 2 :
-           n_cols > 8                                                      ? (large_K || large_V ? 2 : 3) :
-           type_V == GGML_TYPE_F16 || (type_K == GGML_TYPE_F16 && large_V) ? 3 :
-                                                                             4;
-}
-
 // The tiles of a side, one after the other: rows on their way to shared memory, if they do not stay where they are.
 template <typename tile> struct turbo_mma_stream {
     static constexpr bool staged = tile::words > 0;
@@ -166,20 +147,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
     }
     turbo_async_wait<0>();
 
-    warp.write_meta(meta[threadIdx.y]);
-    __syncthreads();
-    if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        top[threadIdx.x] = turbo_columns_top(a, cols[threadIdx.x], threadIdx.x, meta);
-    }
-    __syncthreads();
-#        pragma unroll 1
-    for (int w = 0; w < TURBO_DECODE_WARPS; ++w) {
-        if (w == (int) threadIdx.y) {
-            warp.add_sums((float *) shared, top, w == 0);
-        }
-        __syncthreads();
-    }
-    turbo_columns_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
+    turbo_columns_finish<DV>(warp, a, cols, (float *) shared, top, meta);
 #    else
     GGML_UNUSED(a);
 #    endif  // TURBO_MMA_DEVICE

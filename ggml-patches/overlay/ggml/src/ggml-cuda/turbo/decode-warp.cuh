@@ -120,6 +120,29 @@ static __device__ __forceinline__ bool turbo_warp_any(const bool x) {
     }
 }
 
+// Four of a query's values as int8, in units of d, which n_lanes neighbouring lanes share: their largest magnitude becomes 127.
+template <int n_lanes> static __device__ __forceinline__ uint32_t turbo_quantize_query(const float (&x)[4], float & d) {
+    // as integers, among which NaN is the largest: it becomes the scale, and all scores
+    uint32_t amax = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        amax = max(amax, __float_as_uint(x[j]) & 0x7fffffff);
+    }
+#pragma unroll
+    for (int mask = n_lanes / 2; mask > 0; mask >>= 1) {
+        amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, TURBO_WARP));
+    }
+    d = __uint_as_float(amax) / 127.0f;
+
+    const float id   = d > 0.0f ? 1.0f / d : 0.0f;
+    uint32_t    word = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
+    }
+    return word;
+}
+
 // Four int8 as half2 pairs (0, 1) and (2, 3), exactly: 1024 + 128 + x has the bits of x + 128 at its end.
 static __device__ __forceinline__ void turbo_int8_to_half2(const int32_t w, half2 & lo, half2 & hi) {
     const uint32_t u = (uint32_t) w ^ 0x80808080;

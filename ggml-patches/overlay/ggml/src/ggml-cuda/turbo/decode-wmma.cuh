@@ -12,78 +12,11 @@
 // warp has a key depends on the grid's y only: so a column's result is the same whatever other columns there are.
 
 #include "decode-columns.cuh"
+#include "decode-mfma.cuh"
 #include "decode-wmma-warp.cuh"
+#include "wmma-stream.cuh"
 
 #ifdef TURBO_WMMA
-
-// The way of one side into the shared memory of a warp. full: all tiles are whole, and aligned for vectors; else rows are copied when needed.
-template <ggml_type type, int D, bool full> struct turbo_wmma_stream {
-    using tile   = turbo_wmma_tile<type, D>;
-    using loader = typename tile::loader;
-
-    static constexpr bool ahead = full && loader::prefetch;
-
-    const turbo_attn_args & a;
-
-    const char * x;
-    int          stride;
-    uint32_t *   rows;
-
-    __align__(16) uint32_t regs[loader::n_regs];
-
-    __device__ __forceinline__ turbo_wmma_stream(const turbo_attn_args & a,
-                                                 const char *            x,
-                                                 const int               stride,
-                                                 uint32_t *              rows) :
-        a(a),
-        x(x),
-        stride(stride),
-        rows(rows) {}
-
-    // Loads are under way.
-    __device__ __forceinline__ void start(const int key0) {
-        if constexpr (ahead) {
-            loader::load(regs, x + (int64_t) key0 * stride, stride);
-        }
-    }
-
-    // Rows are in shared memory for this lane.
-    __device__ __forceinline__ void put(const int key0) {
-        const char * src = x + (int64_t) key0 * stride;
-        if constexpr (ahead) {
-            loader::store(rows, regs);
-        } else if constexpr (full && loader::width > 2) {
-            loader::template copy<uint32_t, 4>(rows, src, stride, a.n_kv - key0);
-        } else {
-            loader::template copy<uint16_t, full ? 4 : 1>(rows, src, stride, a.n_kv - key0);
-        }
-    }
-
-    __device__ __forceinline__ tile at(const int) const { return { rows }; }
-};
-
-template <int D, bool full> struct turbo_wmma_stream<GGML_TYPE_F16, D, full> {
-    const turbo_attn_args & a;
-
-    const char * x;
-    int          stride;
-
-    __device__ __forceinline__ turbo_wmma_stream(const turbo_attn_args & a,
-                                                 const char *            x,
-                                                 const int               stride,
-                                                 uint32_t *) :
-        a(a),
-        x(x),
-        stride(stride) {}
-
-    __device__ __forceinline__ void start(const int) {}
-
-    __device__ __forceinline__ void put(const int) {}
-
-    __device__ __forceinline__ turbo_wmma_tile<GGML_TYPE_F16, D> at(const int key0) const {
-        return { x + (int64_t) key0 * stride, stride, a.n_kv - key0 };
-    }
-};
 
 // Of the tiles it, it + step, .. < n_tiles those with a key that is seen. rows: shared memory of the warp.
 template <bool full, int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
@@ -158,10 +91,11 @@ static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, 
     }
 }
 
-// Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions, or too few registers.
+// Grid: columns / n_cols, splits of the keys, KV heads x sequences. CDNA3's waves have 64 lanes, and a way of their own. Empty where the GPU has
+// no such instructions, or too few registers.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void turbo_attn_decode_wmma_kernel(
-    const turbo_attn_args a) {
+__launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mfma_min_waves<DV, type_K, type_V>())) static __global__ void
+turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
     ggml_cuda_pdl_sync();
 #    ifdef TURBO_WMMA_DEVICE
     if constexpr (TURBO_WMMA_COPIES == 2 && DV > TURBO_RDNA3_MAX_DV) {
@@ -216,20 +150,9 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void tur
         turbo_wmma_tiles<false>(warp, a, columns, K, V, rows, it_rest, step, n_tiles);
     }
 
-    warp.write_meta(meta[threadIdx.y]);
-    __syncthreads();
-    if (threadIdx.y == 0 && threadIdx.x < n_cols) {
-        top[threadIdx.x] = turbo_columns_top(a, cols[threadIdx.x], threadIdx.x, meta);
-    }
-    __syncthreads();
-#        pragma unroll 1
-    for (int w = 0; w < TURBO_DECODE_WARPS; ++w) {
-        if (w == (int) threadIdx.y) {
-            warp.add_sums((float *) shared, top, w == 0);
-        }
-        __syncthreads();
-    }
-    turbo_columns_write<DV, n_cols>(a, cols, (const float *) shared, top, meta);
+    turbo_columns_finish<DV>(warp, a, cols, (float *) shared, top, meta);
+#    elif defined(TURBO_MFMA_DEVICE)
+    turbo_mfma_attend<DK, DV, type_K, type_V, n_cols>(a);
 #    else
     GGML_UNUSED(a);
 #    endif  // TURBO_WMMA_DEVICE

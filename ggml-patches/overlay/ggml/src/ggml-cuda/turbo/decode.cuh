@@ -173,24 +173,8 @@ static __device__ __forceinline__ void turbo_decode_load_queries(const turbo_att
             continue;
         }
 
-        // as integers, among which NaN is the largest: it becomes the scale, and all scores
-        uint32_t amax = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            amax = max(amax, __float_as_uint(fabsf(x[j])));
-        }
-#pragma unroll
-        for (int mask = 4; mask > 0; mask >>= 1) {
-            amax = max(amax, __shfl_xor_sync(0xffffffff, amax, mask, 8));
-        }
-        const float d  = __uint_as_float(amax) / 127.0f;
-        const float id = d > 0.0f ? 1.0f / d : 0.0f;
-
-        uint32_t word = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            word |= ((uint32_t) (int) rintf(x[j] * id) & 0xff) << 8 * j;
-        }
+        float          d;
+        const uint32_t word = turbo_quantize_query<8>(x, d);
         if (used) {
             Q[i * 8 + tid % 8] = word;
         }

@@ -4,7 +4,7 @@
 // levels, from levels to values in f16. What is in which lane is said in mma-rows.cuh.
 
 #include "decode-warp.cuh"
-#include "mma.cuh"
+#include "packed-block.cuh"
 
 #ifdef TURBO_MMA
 
@@ -17,38 +17,17 @@ static __device__ __forceinline__ uint32_t turbo_rotate(const uint32_t x, const 
     return __funnelshift_l(x, x, n);
 }
 
-// Block b of a row. Blocks are an odd number of 2-byte units, so they begin at a word and in the middle of one in turns.
-// parity: of b where the compiler knows it, else -1: b may differ between lanes.
-template <ggml_type type, int parity> struct turbo_mma_block {
-    static_assert(turbo_block_bytes<type> % 4 == 2, "blocks begin in the middle of words in turns");
-
-    const uint32_t * first;  // the word where it begins
-    int              odd;
-
-    __device__ __forceinline__ turbo_mma_block(const uint32_t * row, const int b) :
-        first(row + b * turbo_block_bytes<type> / 4),
-        odd(parity < 0 ? b % 2 : parity) {}
-
-    // the 2 bytes before the words
-    __device__ __forceinline__ uint32_t head() const { return ((const uint16_t *) first)[odd]; }
-
-    __device__ __forceinline__ uint32_t word(const int i) const {
-        if constexpr (parity == 1) {
-            return first[i + 1];
-        } else {
-            return __funnelshift_rc(first[i], first[i + 1], 16 + odd * 16);
-        }
+// Word i of a block to the right by n, which may be negative. Any bits come in.
+template <ggml_type type, int parity>
+static __device__ __forceinline__ uint32_t turbo_shifted_word(const turbo_packed_block<type, parity> & block,
+                                                              const int                                i,
+                                                              const int                                n) {
+    if constexpr (parity == 0) {
+        return __funnelshift_rc(block.first[i], block.first[i + 1], 16 + n);
+    } else {
+        return turbo_rotate(block.word(i), -n);
     }
-
-    // The same to the right by n, which may be negative. Any bits come in.
-    __device__ __forceinline__ uint32_t shifted_word(const int i, const int n) const {
-        if constexpr (parity == 0) {
-            return __funnelshift_rc(first[i], first[i + 1], 16 + n);
-        } else {
-            return turbo_rotate(word(i), -n);
-        }
-    }
-};
+}
 
 // Indices of values as they are packed.
 template <ggml_type type, int n> struct turbo_mma_indices {
@@ -67,10 +46,8 @@ static __device__ __forceinline__ uint32_t turbo_mma_subsets(const uint32_t own,
 
 // Of quarters q0 and, if n is 2, q0 + 2 of a block, or of one of the halves of a trellis block. half and q0 may differ between lanes.
 template <ggml_type type, int n, int parity>
-static __device__ __forceinline__ turbo_mma_indices<type, n> turbo_mma_read(const turbo_mma_block<type, parity> & block,
-                                                                            const uint32_t                        head,
-                                                                            const int                             half,
-                                                                            const int                             q0) {
+static __device__ __forceinline__ turbo_mma_indices<type, n>
+turbo_mma_read(const turbo_packed_block<type, parity> & block, const uint32_t head, const int half, const int q0) {
     constexpr bool trellis = turbo_is_trellis<type>;
     constexpr int  bits    = turbo_traits<type>::bits;
     constexpr int  words   = turbo_traits<type>::words;
@@ -85,7 +62,7 @@ static __device__ __forceinline__ turbo_mma_indices<type, n> turbo_mma_read(cons
         x.books = (head >> (8 + 4 * half) & 15) * 0x10204080u;  // bit s goes to byte s
         pairs   = turbo_mma_subsets(block.word(half), block.word(1 - half), q1) >> above;
     } else if constexpr (bits < 4) {
-        pairs = n == 2 ? block.word(q1) : block.shifted_word(q1, above);
+        pairs = n == 2 ? block.word(q1) : turbo_shifted_word(block, q1, above);
     }
 
     if constexpr (!trellis && bits == 4) {
@@ -105,7 +82,7 @@ static __device__ __forceinline__ turbo_mma_indices<type, n> turbo_mma_read(cons
             x.nibbles[j] = pairs >> 2 * j & 0x33333333u;
         }
     } else if constexpr (n == 1) {
-        const uint32_t high = block.shifted_word(trellis ? 2 + half : words - 1, q0 - 2) & 0x44444444u;
+        const uint32_t high = turbo_shifted_word(block, trellis ? 2 + half : words - 1, q0 - 2) & 0x44444444u;
         x.nibbles[0]        = (pairs & 0x33333333u) | high;
     } else {
         // bit q0 of a nibble goes to bit 2, and bit q0 + 2 to bit 0 of the nibble above, beside the pair of q0 + 2

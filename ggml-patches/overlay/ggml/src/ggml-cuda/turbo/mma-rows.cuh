@@ -172,9 +172,9 @@ template <ggml_type type, int D> struct turbo_mma_keys {
         constexpr bool trellis = turbo_is_trellis<type>;
         constexpr int  n_of    = n / n_blocks;  // instructions of the block
 
-        const int                          part = turbo_mma_part();
-        const turbo_mma_block<type, b % 2> block(row, b);
-        const uint32_t                     head = block.head();
+        const int                             part = turbo_mma_part();
+        const turbo_packed_block<type, b % 2> block(row, b);
+        const uint32_t                        head = block.head();
 
         if constexpr (type == GGML_TYPE_Q8_0) {
             a[m][r]     = block.word(2 * part);
@@ -239,7 +239,7 @@ template <ggml_type type, int n> struct turbo_mma_packed_fragments {
         uint32_t                   head[4];
 #    pragma unroll
         for (int m = 0; m < 4; ++m) {
-            const turbo_mma_block<type, -1> block(t.row(key0 + turbo_mma_part() + 4 * m), g / groups);
+            const turbo_packed_block<type, -1> block(t.row(key0 + turbo_mma_part() + 4 * m), g / groups);
             head[m] = block.head();
             f.x[m]  = turbo_mma_read<type, n>(block, head[m], g % groups, q0);
         }
@@ -288,8 +288,8 @@ template <int n> struct turbo_mma_packed_fragments<GGML_TYPE_Q8_0, n> {
         uint32_t                   head[4];
 #    pragma unroll
         for (int m = 0; m < 4; ++m) {
-            const turbo_mma_block<GGML_TYPE_Q8_0, -1> block(t.row(key0 + turbo_mma_part() + 4 * m),
-                                                            ic * 2 * n + turbo_mma_row() / (4 / n));
+            const turbo_packed_block<GGML_TYPE_Q8_0, -1> block(t.row(key0 + turbo_mma_part() + 4 * m),
+                                                               ic * 2 * n + turbo_mma_row() / (4 / n));
             head[m] = block.head();
 #    pragma unroll
             for (int i = 0; i < 2 * n; ++i) {

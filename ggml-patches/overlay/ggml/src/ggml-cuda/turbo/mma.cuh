@@ -15,6 +15,13 @@
 #    endif
 #endif
 
+// Whether the code is for sm_86 to sm_89.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900
+static constexpr bool TURBO_MMA_SM86 = true;
+#else
+static constexpr bool TURBO_MMA_SM86 = false;
+#endif
+
 static __device__ __forceinline__ int turbo_mma_row() {
     return threadIdx.x / 4;
 }

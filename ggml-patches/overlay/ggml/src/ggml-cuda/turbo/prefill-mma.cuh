@@ -8,28 +8,6 @@
 #include "prefill-tiles.cuh"
 #include "prefill.cuh"
 
-template <int DV, int ncols1, int ncols2, typename... Rest>
-static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
-                              ggml_tensor *               dst,
-                              fattn_kernel_t              kernel,
-                              int                         nwarps,
-                              size_t                      nbytes_shared,
-                              int                         nbatch_fa,
-                              Rest... rest);
-
-#define launch_fattn                          turbo_launch_attn
-#define ggml_cuda_flash_attn_ext_mma_f16_case ggml_cuda_turbo_mma_f16_case
-#include "ggml-cuda/fattn-mma-f16.cuh"
-
-// The header only declares its instances.
-#define TURBO_MMA_INSTANCE(DK, DV, ncols1, ncols2) DECL_FATTN_MMA_F16_CASE(DK, DV, ncols1, ncols2);
-
-#define TURBO_MMA_CALL(DK, DV, ncols1, ncols2)                             \
-    if (tile.is({ DK, DV, ncols1, ncols2 })) {                             \
-        ggml_cuda_turbo_mma_f16_case<DK, DV, ncols1, ncols2>(ctx, &slice); \
-        return;                                                            \
-    }
-
 // The kernel counts the steps over the keys of all tiles of the result, and gives each block an equal share. Here n_parts blocks share a
 // tile. The last one writes its part to the result and its maximum and sum to meta[block]; the others write both to a buffer behind:
 // meta[n_blocks + block], then the values.
@@ -124,3 +102,16 @@ static void turbo_launch_attn(ggml_backend_cuda_context & ctx,
                                ctx.stream());
     turbo_attn_merge<DV>(ctx, slice, parts);
 }
+
+#define launch_fattn                          turbo_launch_attn
+#define ggml_cuda_flash_attn_ext_mma_f16_case ggml_cuda_turbo_mma_f16_case
+#include "ggml-cuda/fattn-mma-f16.cuh"
+
+// The header only declares its instances.
+#define TURBO_MMA_INSTANCE(DK, DV, ncols1, ncols2) DECL_FATTN_MMA_F16_CASE(DK, DV, ncols1, ncols2);
+
+#define TURBO_MMA_CALL(DK, DV, ncols1, ncols2)                             \
+    if (tile.is({ DK, DV, ncols1, ncols2 })) {                             \
+        ggml_cuda_turbo_mma_f16_case<DK, DV, ncols1, ncols2>(ctx, &slice); \
+        return;                                                            \
+    }

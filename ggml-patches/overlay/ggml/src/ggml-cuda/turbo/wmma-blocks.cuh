@@ -2,36 +2,11 @@
 
 // Blocks of packed rows in shared memory, unpacked by quarters to operands of AMD's matrix instructions.
 
-#include "decode-rows.cuh"
-#include "wmma.cuh"
+#include "packed-block.cuh"
 
 #ifdef TURBO_WMMA
 
 static_assert(TURBO_SELECTOR_BITS == 8, "which quarter has which values");
-
-// Block b of a row. Blocks are an odd number of 2-byte units, so they begin at a word and in the middle of one in turns.
-// parity: of b where the compiler knows it, else -1: b may differ between lanes.
-template <ggml_type type, int parity> struct turbo_wmma_block {
-    static_assert(turbo_block_bytes<type> % 4 == 2, "blocks begin in the middle of words in turns");
-
-    const uint32_t * first;  // the word where it begins
-    int              odd;
-
-    __device__ __forceinline__ turbo_wmma_block(const uint32_t * row, const int b) :
-        first(row + b * turbo_block_bytes<type> / 4),
-        odd(parity < 0 ? b % 2 : parity) {}
-
-    // the 2 bytes before the words
-    __device__ __forceinline__ uint32_t head() const { return ((const uint16_t *) first)[odd]; }
-
-    __device__ __forceinline__ uint32_t word(const int i) const {
-        if constexpr (parity == 1) {
-            return first[i + 1];
-        } else {
-            return turbo_permute(first[i], first[i + 1], 0x05040302 + odd * 0x02020202);
-        }
-    }
-};
 
 // To the left by n modulo 32.
 static __device__ __forceinline__ uint32_t turbo_wmma_rotate(const uint32_t x, const int n) {
@@ -64,9 +39,9 @@ static __device__ __forceinline__ uint32_t turbo_wmma_lookup(const uint32_t sel,
 // Quarters q0 and q0 + 2 of a block, or of one of the halves of a trellis block: two words each, those that turbo_quarter_word counts. half
 // and q0 may differ between lanes.
 template <ggml_type type, uint32_t flip, int parity>
-static __device__ __forceinline__ void turbo_wmma_unpack_packed(const turbo_wmma_block<type, parity> & block,
-                                                                const int                              half,
-                                                                const int                              q0,
+static __device__ __forceinline__ void turbo_wmma_unpack_packed(const turbo_packed_block<type, parity> & block,
+                                                                const int                                half,
+                                                                const int                                q0,
                                                                 uint32_t (&w)[2][2]) {
     constexpr int bits  = turbo_traits<type>::bits;
     constexpr int words = turbo_traits<type>::words;
@@ -123,9 +98,9 @@ static __device__ __forceinline__ void turbo_wmma_unpack_packed(const turbo_wmma
 
 // The same of any type in blocks. q8_0 is in order already, which is that of unpacked words.
 template <ggml_type type, uint32_t flip, int parity>
-static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_wmma_block<type, parity> & block,
-                                                         const int                              half,
-                                                         const int                              q0,
+static __device__ __forceinline__ void turbo_wmma_unpack(const turbo_packed_block<type, parity> & block,
+                                                         const int                                half,
+                                                         const int                                q0,
                                                          uint32_t (&w)[2][2]) {
     if constexpr (type == GGML_TYPE_Q8_0) {
         GGML_UNUSED(half);

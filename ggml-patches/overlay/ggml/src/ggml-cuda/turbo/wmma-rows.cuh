@@ -68,7 +68,7 @@ template <ggml_type type, int D> struct turbo_wmma_keys {
     template <int b>
     static __device__ __forceinline__ void load(const tile & t, const int key, uint32_t (&x)[n][n_regs], float & d) {
         if constexpr (packed) {
-            const turbo_wmma_block<type, b % 2> block(t.row(key), b);
+            const turbo_packed_block<type, b % 2> block(t.row(key), b);
 #    pragma unroll
             for (int s = 0; s < group / 32; ++s) {
                 uint32_t w[2][2];
@@ -143,7 +143,7 @@ template <ggml_type type, int D> struct turbo_wmma_values {
         uint32_t d[2];
 #    pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const turbo_wmma_block<type, -1> block(t.row(key + 16 * i), g / block_groups);
+            const turbo_packed_block<type, -1> block(t.row(key + 16 * i), g / block_groups);
             turbo_wmma_unpack<type, 0x80>(block, g % block_groups, 0, w[i][0]);
             turbo_wmma_unpack<type, 0x80>(block, g % block_groups, 1, w[i][1]);
             d[i] = __half_as_ushort(turbo_wmma_scale<type>(block.head()));

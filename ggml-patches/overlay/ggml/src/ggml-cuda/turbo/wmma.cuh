@@ -14,6 +14,9 @@
 #    if defined(RDNA3) || defined(RDNA4)
 #        define TURBO_WMMA_DEVICE
 #    endif
+#    if defined(TURBO_WMMA_DEVICE) || defined(CDNA3)
+#        define TURBO_MATRIX_DEVICE
+#    endif
 #endif  // GGML_USE_HIP
 
 // RDNA3 has no registers for larger heads of V: both halves of a wave hold all of each operand.
@@ -119,50 +122,50 @@ static __device__ __forceinline__ uint32_t turbo_wmma_other_half(const uint32_t 
 
 // 2^x; 0 where the result would be below 2^-126.
 static __device__ __forceinline__ float turbo_wmma_exp2(const float x) {
-#    ifdef TURBO_WMMA_DEVICE
+#    ifdef TURBO_MATRIX_DEVICE
     return __builtin_amdgcn_exp2f(x);
 #    else
     return exp2f(x);
-#    endif  // TURBO_WMMA_DEVICE
+#    endif  // TURBO_MATRIX_DEVICE
 }
 
 // x, of which the compiler knows nothing.
 template <typename T> static __device__ __forceinline__ T turbo_wmma_opaque(T x) {
-#    ifdef TURBO_WMMA_DEVICE
+#    ifdef TURBO_MATRIX_DEVICE
     asm("" : "+v"(x));
-#    endif  // TURBO_WMMA_DEVICE
+#    endif  // TURBO_MATRIX_DEVICE
     return x;
 }
 
 // The same where registers are scarce: what is computed from x is computed here, and not kept from one tile to the next.
 template <bool scarce, typename T> static __device__ __forceinline__ T turbo_wmma_here(T x) {
-#    ifdef TURBO_WMMA_DEVICE
+#    ifdef TURBO_MATRIX_DEVICE
     if constexpr (scarce) {
         asm volatile("" : "+v"(x));
     }
-#    endif  // TURBO_WMMA_DEVICE
+#    endif  // TURBO_MATRIX_DEVICE
     return x;
 }
 
 // Pairs of f16 in a register. HIP's half2 is a class, whose bits LLVM copies byte by byte.
-#    ifdef TURBO_WMMA_DEVICE
+#    ifdef TURBO_MATRIX_DEVICE
 typedef _Float16 turbo_wmma_pair __attribute__((ext_vector_type(2)));
-#    endif  // TURBO_WMMA_DEVICE
+#    endif  // TURBO_MATRIX_DEVICE
 
 // a in the low half, b in the high one, rounded to nearest
 static __device__ __forceinline__ uint32_t turbo_wmma_pack(const float a, const float b) {
-#    ifdef TURBO_WMMA_DEVICE
+#    ifdef TURBO_MATRIX_DEVICE
     return __builtin_bit_cast(uint32_t, turbo_wmma_pair{ (_Float16) a, (_Float16) b });
 #    else
     GGML_UNUSED_VARS(a, b);
     return 0;
-#    endif  // TURBO_WMMA_DEVICE
+#    endif  // TURBO_MATRIX_DEVICE
 }
 
 // (x - 1152) * d of both halves: levels times their scales, where x has the bits of 1024 + 128 + level. Two instructions, since 1152 * d is
 // no f16.
 static __device__ __forceinline__ uint32_t turbo_wmma_scaled(const uint32_t x, const uint32_t d) {
-#    ifdef TURBO_WMMA_DEVICE
+#    ifdef TURBO_MATRIX_DEVICE
     // LLVM would take off the upper bits of x, which it knows, and put them in again
     const auto            y    = __builtin_bit_cast(turbo_wmma_pair, turbo_wmma_opaque(x));
     const turbo_wmma_pair bias = { (_Float16) -1152.0f, (_Float16) -1152.0f };
@@ -170,7 +173,7 @@ static __device__ __forceinline__ uint32_t turbo_wmma_scaled(const uint32_t x, c
 #    else
     GGML_UNUSED_VARS(x, d);
     return 0;
-#    endif  // TURBO_WMMA_DEVICE
+#    endif  // TURBO_MATRIX_DEVICE
 }
 
 #endif  // defined(TURBO_WMMA) && defined(__HIP__)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -100,8 +101,8 @@ def measure_case(case: Case, job: Job, progress: Listener) -> Result:
     Raises:
         EnvironmentMissing, ToolFailed: as :func:`measure`.
     """
-    path, base = _base(case, job, progress)
-    return _compare(case, job, path, base, progress)
+    with _base(case, job, progress) as (path, base):
+        return _compare(case, job, path, base, progress)
 
 
 def check_fit(cases: Sequence[Case], model: ModelFile) -> None:
@@ -131,7 +132,7 @@ def decayed_cells(case: Case) -> int:
     return decay.cells(case.ctx, case.batch, _ubatch(case.batch), case.types.decay.cold)
 
 
-def _base(case: Case, job: Job, progress: Listener) -> tuple[Path, BaseRun]:
+def _base(case: Case, job: Job, progress: Listener) -> AbstractContextManager[tuple[Path, BaseRun]]:
     """Find or make the base logits of a case."""
 
     def write(part: Path) -> BaseRun:
@@ -157,7 +158,7 @@ def _base(case: Case, job: Job, progress: Listener) -> tuple[Path, BaseRun]:
             progress.say(f"    the text has only {made.chunks} chunks of {case.ctx} tokens, {case.chunks} were asked for")
         return made
 
-    return base_logits.ensure(case, write)
+    return base_logits.ensured(case, write)
 
 
 def _compare(case: Case, job: Job, path: Path, base: BaseRun, progress: Listener) -> Result:

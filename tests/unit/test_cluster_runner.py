@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -339,6 +341,37 @@ def test_no_cluster_is_said_at_once(address: str, error: type[Exception], words:
     with pytest.raises(error, match=words) as caught, pool.connected(address):
         pass
     assert "ray start --head" in caught.value.hint  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers is no Ray"),
+        (b"-ERR\r\n", "what answers is no Ray"),
+        (None, "nobody answers: timed out"),
+    ],
+)
+def test_a_port_of_something_else_is_noticed(answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for minutes. Its own port is that of Redis, too."""
+    monkeypatch.setitem(sys.modules, "ray", mock.Mock())
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                if answer is None:
+                    done.wait()
+                else:
+                    connection.sendall(answer)
+
+        done, thread = threading.Event(), threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(EnvironmentMissing, match=words), pool.connected(f"127.0.0.1:{server.getsockname()[1]}"):
+            pass
+        done.set()
+        thread.join()
 
 
 def test_ray_that_finds_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import pytest
 import tiny_gguf
 from click.testing import CliRunner
 from fake_pool import FakePool
-from measuring import program
+from measuring import DIGEST, program
 
+from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.cli import main
 from turbo_gguf.cluster import node, pool
 from turbo_gguf.cluster.runner import Cluster, needs_of
@@ -258,6 +259,51 @@ def test_model_with_a_name_is_fetched_by_it(place: Place, monkeypatch: pytest.Mo
     monkeypatch.setattr(models, "resolve", lambda spec: asked.append(spec) or place.job.model)
     place.measure(place.cases("f16"), model="smollm2")
     assert asked == ["smollm2", "smollm2"]
+
+
+def widened(place: Place) -> Path:
+    """Give the build a llama-quantize, and the job a model with unpacked weights; returns where each home keeps them."""
+    packed = place.job.model
+    wide = tiny_gguf.write(place.folder / "wide.gguf", seed=1)
+    program(place.job.build.tool("llama-quantize"), f'#!/bin/sh\ncp {wide} "$3"\n')
+    place.job = msgspec.structs.replace(place.job, model=models.read(wide), packed=packed)
+    return Path("models", "unpacked", f"tiny-{packed.sha256[:12]}.gguf")
+
+
+def test_weights_are_unpacked_on_each_node(place: Place) -> None:
+    path = widened(place)
+    results = place.measure(place.cases("f16", "q4_0"))
+    assert {Path(result.argv[2]) for result in results} == {place.pool.home(name) / path for name in ("one", "two")}
+    assert {result.case.model_sha256 for result in results} == {place.job.model.sha256}
+    assert "one: unpacks the weights of tiny.gguf where they are not there yet" in place.said.getvalue()
+
+
+def test_weights_that_were_unpacked_otherwise(place: Place) -> None:
+    path = place.pool.home("two") / widened(place)
+    path.parent.mkdir(parents=True)
+    tiny_gguf.write(path, seed=2)
+    place.measure(place.cases("f16"))
+    assert f"without two: {path}: sha256 is " in place.said.getvalue()
+    assert f"remove it here and {place.job.model.path} there" in place.said.getvalue()
+
+
+def test_node_that_can_unpack_no_weights(place: Place) -> None:
+    widened(place)
+    place.job.build.tool("llama-quantize").unlink()
+    with pytest.raises(EnvironmentMissing, match="no finished build with llama-perplexity and llama-quantize"):
+        place.measure(place.cases("f16"))
+
+
+def test_a_calibration_from_a_file_travels(place: Place) -> None:
+    own = place.folder / "own.gguf"
+    own.write_bytes(b"a calibration")
+    types = CacheSpec.parse(f"turbo3 cal={own}#{DIGEST}")
+    cases = [*place.cases("f16"), *(msgspec.structs.replace(case, types=types) for case in place.cases("f16"))]
+    plain, result = place.measure(cases)
+    kept = Path(result.argv[result.argv.index("--cache-calibration") + 1])
+    assert kept == place.pool.home("two") / "calibrations" / f"{DIGEST}.gguf" and kept.read_bytes() == b"a calibration"
+    assert "--cache-calibration" not in plain.argv
+    assert [found.case for found in place.store.results()] == cases, "with the path of the driver"
 
 
 # --- errors of tools ------------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class Job(msgspec.Struct, frozen=True):
     model: ModelFile
     text: TextFile
     threads: int
+    packed: ModelFile | None = None  # the model of which ``model`` has the unpacked weights (:mod:`turbo_gguf.measure.unpacked`)
     elsewhere: Elsewhere | None = None  # None: this machine, one case after the other
 
 

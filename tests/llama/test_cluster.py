@@ -73,7 +73,6 @@ class Machines:
         return {
             "TURBO_GGUF_HOME": str(home),
             "TURBO_GGUF_BUILD": str(self.build),
-            "LLAMA_CACHE": str(home / "cache"),
             "PYTHONPATH": str(REPOSITORY),
         }
 

@@ -126,6 +126,17 @@ def test_contexts_come_one_after_the_other(place: Place) -> None:
     assert measured == [512] * 3 + [1024] * 3
 
 
+def test_each_model_is_calibrated_by_itself(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp shares the calibration of a model between its quantizations: on a node, that which came first would decide."""
+    seen: list[str] = []
+    run = kld.tools.run
+    monkeypatch.setattr(kld.tools, "run", lambda argv, **how: (seen.append(how["env"]["LLAMA_CACHE"]), run(argv, **how))[1])
+    place.measure(place.cases("f16", "turbo4"))
+    place.job = msgspec.structs.replace(place.job, model=models.read(tiny_gguf.write(place.folder / "tiny.gguf", seed=1)))
+    place.measure(place.cases("f16", "turbo4"))
+    assert len(seen) == 8 and len(set(seen)) == 4, "two nodes, two models"
+
+
 # --- lost nodes -----------------------------------------------------------------------------------------------------------
 
 

@@ -19,9 +19,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from turbo_gguf.cache.spec import CacheSpec, measured
+from turbo_gguf.inputs import models
 from turbo_gguf.make.build import MANIFEST, Manifest
 from turbo_gguf.measure.result import Result
 from turbo_gguf.measure.store import Store
+from turbo_gguf.tune import preset
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'turbo-gguf[ray]'")
 pytestmark = pytest.mark.native
@@ -40,7 +43,7 @@ folder = Path(sys.argv[1])
 there = build.read_manifest(folder)
 tree = Tree(path=folder, upstream="test", commit=there.commit, digest=there.digest)
 build.ensure_build = lambda *a, **k: build.Build(id=there.id, path=folder, preset="cpu", tree=tree, compiler=there.compiler)
-main(["ppl-gate", "--threads", "1", *sys.argv[2:]])
+main([*sys.argv[2:], "--threads", "1"])
 """
 
 
@@ -70,12 +73,11 @@ class Machines:
         return {
             "TURBO_GGUF_HOME": str(home),
             "TURBO_GGUF_BUILD": str(self.build),
-            "LLAMA_CACHE": str(home / "cache"),
             "PYTHONPATH": str(REPOSITORY),
         }
 
     def driver(self, name: str, *args: str) -> subprocess.Popen[str]:
-        """``turbo-gguf ppl-gate`` with a home of its own."""
+        """``turbo-gguf`` with a home of its own."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("LLAMA_", "GGML_", "TURBO_"))}
         allow = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(
@@ -139,6 +141,27 @@ def read(driver: subprocess.Popen[str], act: Callable[[str], None]) -> tuple[int
     return driver.returncode, "".join(lines)
 
 
+def test_tune_finds_what_one_machine_finds(machines: Machines) -> None:
+    """Nodes unpack the weights themselves, and get the calibration that the driver made."""
+    short = ("--bits", "3.25", "--chunks", "1", "--proof-chunks", "1", "--minutes", "0")
+    found: dict[str, CacheSpec] = {}
+    for name, way in (("tuned-far", ("--ray", machines.cluster.address)), ("tuned-near", ())):
+        out = machines.folder / name / "own.cache.toml"
+        rc, said = read(machines.driver(name, "tune", str(models.embedded().path), *short, "--out", str(out), *way), lambda line: None)
+        print(said)
+        assert rc == 0, said
+        found[name] = measured(preset.read(out).types)
+    assert found["tuned-far"] == found["tuned-near"] and found["tuned-far"].by_layer
+    far, near = ({result.key: result.stats for result in machines.results(name)} for name in found)
+    assert far == near and len(far) > 20
+    for name in ("one", "two"):
+        home = machines.folder / name
+        (wide,) = (home / "models" / "unpacked").iterdir()
+        assert any(str(wide) in result.argv for result in machines.results("tuned-far"))
+    given = [word for result in machines.results("tuned-far") for word in result.argv if "/calibrations/" in word]
+    assert given and not any("tuned-far" in word for word in given)
+
+
 def test_node_that_dies_in_the_middle_of_a_case(machines: Machines) -> None:
     killed: list[str] = []
     done: list[str] = []
@@ -150,7 +173,7 @@ def test_node_that_dies_in_the_middle_of_a_case(machines: Machines) -> None:
             machines.kill("two")
             killed.append(begun[1])
 
-    rc, said = read(machines.driver("far", "--ray", machines.cluster.address, "--config", "smoke"), kill_while_it_measures)
+    rc, said = read(machines.driver("far", "ppl-gate", "--ray", machines.cluster.address, "--config", "smoke"), kill_while_it_measures)
     print(said)
     assert rc in (0, 1), said  # the gate may fail on so few tokens
     assert killed and f"one: ctx 512, {killed[0]}: mean KLD" in said and "two is lost" in said
@@ -158,7 +181,7 @@ def test_node_that_dies_in_the_middle_of_a_case(machines: Machines) -> None:
     far = machines.results("far")
     stored = (machines.folder / "far" / "results" / "results.jsonl").read_text().splitlines()
     assert len(stored) == len(far) == 12 and max(Counter(result.key for result in far).values()) == 1
-    rc, said = read(machines.driver("near", "--config", "smoke"), lambda line: None)
+    rc, said = read(machines.driver("near", "ppl-gate", "--config", "smoke"), lambda line: None)
     near = {result.key: result for result in machines.results("near")}
     assert rc in (0, 1) and near.keys() == {result.key for result in far}, said
     for result in far:
@@ -177,7 +200,8 @@ def test_driver_that_ends_in_the_middle(machines: Machines, number: signal.Signa
         if re.match("one: ctx 512, (?!f32)", line) and machines.results(home) and machines.measuring("one"):
             driver.send_signal(number)
 
-    driver = machines.driver(home, "--ray", machines.cluster.address, "--config", "smoke", "--types", "turbo4,turbo3,turbo2")
+    few = ("--config", "smoke", "--types", "turbo4,turbo3,turbo2")
+    driver = machines.driver(home, "ppl-gate", "--ray", machines.cluster.address, *few)
     rc, said = read(driver, end)
     assert rc == (130 if number == signal.SIGINT else -number), said
     machines.wait_until_nothing_runs("one")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -17,8 +19,9 @@ import pytest
 import tiny_gguf
 from click.testing import CliRunner
 from fake_pool import FakePool
-from measuring import program
+from measuring import DIGEST, program
 
+from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.cli import main
 from turbo_gguf.cluster import node, pool
 from turbo_gguf.cluster.runner import Cluster, needs_of
@@ -121,6 +124,17 @@ def test_contexts_come_one_after_the_other(place: Place) -> None:
     place.measure(place.cases("f16", "q4_0", "turbo4", ctx=(512, 1024)))
     measured = [args[0].ctx for _, task, args in place.pool.ran if task == "measure"]  # type: ignore[attr-defined]
     assert measured == [512] * 3 + [1024] * 3
+
+
+def test_each_model_is_calibrated_by_itself(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp shares the calibration of a model between its quantizations: on a node, that which came first would decide."""
+    seen: list[str] = []
+    run = kld.tools.run
+    monkeypatch.setattr(kld.tools, "run", lambda argv, **how: (seen.append(how["env"]["LLAMA_CACHE"]), run(argv, **how))[1])
+    place.measure(place.cases("f16", "turbo4"))
+    place.job = msgspec.structs.replace(place.job, model=models.read(tiny_gguf.write(place.folder / "tiny.gguf", seed=1)))
+    place.measure(place.cases("f16", "turbo4"))
+    assert len(seen) == 8 and len(set(seen)) == 4, "two nodes, two models"
 
 
 # --- lost nodes -----------------------------------------------------------------------------------------------------------
@@ -258,6 +272,51 @@ def test_model_with_a_name_is_fetched_by_it(place: Place, monkeypatch: pytest.Mo
     assert asked == ["smollm2", "smollm2"]
 
 
+def widened(place: Place) -> Path:
+    """Give the build a llama-quantize, and the job a model with unpacked weights; returns where each home keeps them."""
+    packed = place.job.model
+    wide = tiny_gguf.write(place.folder / "wide.gguf", seed=1)
+    program(place.job.build.tool("llama-quantize"), f'#!/bin/sh\ncp {wide} "$3"\n')
+    place.job = msgspec.structs.replace(place.job, model=models.read(wide), packed=packed)
+    return Path("models", "unpacked", f"tiny-{packed.sha256[:12]}.gguf")
+
+
+def test_weights_are_unpacked_on_each_node(place: Place) -> None:
+    path = widened(place)
+    results = place.measure(place.cases("f16", "q4_0"))
+    assert {Path(result.argv[2]) for result in results} == {place.pool.home(name) / path for name in ("one", "two")}
+    assert {result.case.model_sha256 for result in results} == {place.job.model.sha256}
+    assert "one: unpacks the weights of tiny.gguf where they are not there yet" in place.said.getvalue()
+
+
+def test_weights_that_were_unpacked_otherwise(place: Place) -> None:
+    path = place.pool.home("two") / widened(place)
+    path.parent.mkdir(parents=True)
+    tiny_gguf.write(path, seed=2)
+    place.measure(place.cases("f16"))
+    assert f"without two: {path}: sha256 is " in place.said.getvalue()
+    assert f"remove it here and {place.job.model.path} there" in place.said.getvalue()
+
+
+def test_node_that_can_unpack_no_weights(place: Place) -> None:
+    widened(place)
+    place.job.build.tool("llama-quantize").unlink()
+    with pytest.raises(EnvironmentMissing, match="no finished build with llama-perplexity and llama-quantize"):
+        place.measure(place.cases("f16"))
+
+
+def test_a_calibration_from_a_file_travels(place: Place) -> None:
+    own = place.folder / "own.gguf"
+    own.write_bytes(b"a calibration")
+    types = CacheSpec.parse(f"turbo3 cal={own}#{DIGEST}")
+    cases = [*place.cases("f16"), *(msgspec.structs.replace(case, types=types) for case in place.cases("f16"))]
+    plain, result = place.measure(cases)
+    kept = Path(result.argv[result.argv.index("--cache-calibration") + 1])
+    assert kept == place.pool.home("two") / "calibrations" / f"{DIGEST}.gguf" and kept.read_bytes() == b"a calibration"
+    assert "--cache-calibration" not in plain.argv
+    assert [found.case for found in place.store.results()] == cases, "with the path of the driver"
+
+
 # --- errors of tools ------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +398,37 @@ def test_no_cluster_is_said_at_once(address: str, error: type[Exception], words:
     with pytest.raises(error, match=words) as caught, pool.connected(address):
         pass
     assert "ray start --head" in caught.value.hint  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers is no Ray"),
+        (b"-ERR\r\n", "what answers is no Ray"),
+        (None, "nobody answers: timed out"),
+    ],
+)
+def test_a_port_of_something_else_is_noticed(answer: bytes | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for minutes. Its own port is that of Redis, too."""
+    monkeypatch.setitem(sys.modules, "ray", mock.Mock())
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                if answer is None:
+                    done.wait()
+                else:
+                    connection.sendall(answer)
+
+        done, thread = threading.Event(), threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(EnvironmentMissing, match=words), pool.connected(f"127.0.0.1:{server.getsockname()[1]}"):
+            pass
+        done.set()
+        thread.join()
 
 
 def test_ray_that_finds_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -417,9 +418,13 @@ def test_disk_that_runs_full_under_the_tool(tmp_path: Path, monkeypatch: pytest.
 
     for free, error in ((1000, EnvironmentMissing), (10**12, LogNotUnderstood)):
         monkeypatch.setattr(base_logits.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        with pytest.raises(error, match="1008 bytes written, 16744404 expected"):
-            base_logits.ensure(case(chunks=8), write)
-    assert not [path for path in base_logits.folder().iterdir() if path.suffix != ".lock"]
+        with pytest.raises(error, match="1008 bytes written, 16744404 expected"), base_logits.ensured(case(chunks=8), write):
+            pass
+    assert not logits()
+
+
+def logits() -> list[str]:
+    return sorted(path.name for path in base_logits.folder().iterdir() if path.suffix != ".lock")
 
 
 def test_old_base_logits_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,8 +435,28 @@ def test_old_base_logits_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             path = base_logits.folder() / f"{name}.{end}"
             path.write_bytes(bytes(100))
             os.utime(path, (1000 - age, 1000 - age))
-    base_logits.prune(keep=base_logits.folder() / "oldest.logits", limit=150)
-    assert sorted(p.name for p in base_logits.folder().iterdir()) == ["newest.json", "newest.logits", "oldest.json", "oldest.logits"]
+    base_logits.prune(limit=150)
+    assert logits() == ["newest.json", "newest.logits"]
+
+
+def test_base_logits_that_another_process_uses_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several contexts at a time on one node may take more than is kept."""
+    monkeypatch.setenv("TURBO_GGUF_HOME", str(tmp_path))
+
+    def write(part: Path) -> BaseRun:
+        size = base_logits.size_of(512, 259, 4)
+        part.write_bytes((b"_logits_" + struct.pack("<iii", 512, 259, 4)).ljust(size, b"\0"))
+        return BaseRun(key="k", chunks=4, ppl=Metric(10.0, 0.1), splits=1, seconds=1.0, size=size)
+
+    def prune_elsewhere() -> None:
+        script = "from turbo_gguf.measure import base_logits; base_logits.prune(limit=0)"
+        subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
+
+    with base_logits.ensured(case(chunks=4), write) as (path, _):
+        prune_elsewhere()
+        assert logits() == [f"{path.stem}.json", path.name]
+    prune_elsewhere()
+    assert not logits()
 
 
 def test_size_of_base_logits_is_that_of_real_files() -> None:

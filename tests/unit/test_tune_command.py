@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tiny_gguf
 from click.testing import CliRunner, Result
@@ -17,10 +19,13 @@ from turbo_gguf.cache.settings import AUTO
 from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cli import bench, gate, main
 from turbo_gguf.cli import tune as command
-from turbo_gguf.inputs import headers
+from turbo_gguf.inputs import headers, models
+from turbo_gguf.measure import unpacked
 from turbo_gguf.measure.case import Case
+from turbo_gguf.measure.kld import Job
 from turbo_gguf.measure.result import Result as Measured
-from turbo_gguf.tune import meter, preset, unpacked
+from turbo_gguf.measure.store import Store
+from turbo_gguf.tune import meter, preset
 from turbo_gguf.tune.preset import Made, Preset
 
 TYPES = parse_types("turbo4t/turbo3t k=0:q8_0 cal=auto sink=4 tail=64")
@@ -117,6 +122,32 @@ def test_the_winner_is_measured_on_text_that_the_search_never_saw(model: Path, t
     seen = [case for case in measured if case.text_sha256 == unseen]
     assert winner in [case.types for case in seen]
     assert len(seen) < 8
+
+
+def test_losses_come_from_a_cluster(model: Path, text: Path, measured: list[Case], monkeypatch: pytest.MonkeyPatch):
+    jobs: list[Job] = []
+    asked: list[object] = []
+    known = meter.kld.measure
+
+    @contextmanager
+    def joined(address: str, **how: object) -> Iterator[str]:
+        asked.append((address, how))
+        yield "far"
+
+    def measure(cases: Sequence[Case], job: Job, store: Store) -> list[Measured]:
+        jobs.append(job)
+        return known(cases, job, store)
+
+    monkeypatch.setattr(meter.kld, "measure", measure)
+    monkeypatch.setattr(command.runner, "joined", joined)
+    monkeypatch.setattr(unpacked, "is_unpacked", lambda found: False)
+    monkeypatch.setattr(unpacked, "unpack", lambda build, found, threads: msgspec.structs.replace(found, sha256="wide"))
+    done = cli("tune", model, text, "--bits", "3.5", "--ray", "10.0.0.1:6379")
+    assert done.exit_code == 0, done.output
+    assert asked == [("10.0.0.1:6379", {"upstream": None, "model": str(model)})]
+    assert {job.elsewhere for job in jobs} == {"far"}
+    own = models.read(model).sha256
+    assert {(job.model.sha256, job.packed.sha256 if job.packed else None) for job in jobs} == {("wide", own), (own, None)}
 
 
 def test_ppl_gate_and_bench_take_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,13 +17,14 @@ from turbo_gguf.cache import calibration, spec
 from turbo_gguf.cache.settings import AUTO, CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.cli import options
+from turbo_gguf.cluster import runner
 from turbo_gguf.inputs import headers, models
 from turbo_gguf.inputs.headers import Header
 from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.judge.report import markdown
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.measure import bench, calibrate, environment
+from turbo_gguf.measure import bench, calibrate, environment, unpacked
 from turbo_gguf.measure.bench import BenchPlan
 from turbo_gguf.measure.kld import Job
 from turbo_gguf.measure.store import Store
@@ -32,7 +33,7 @@ from turbo_gguf.plan.planner import Planner
 from turbo_gguf.plan.shape import shape_of
 from turbo_gguf.tools import default_threads
 from turbo_gguf.tune import preset as preset_files
-from turbo_gguf.tune import texts, unpacked
+from turbo_gguf.tune import texts
 from turbo_gguf.tune.meter import Meter
 from turbo_gguf.tune.preset import Made, Preset
 from turbo_gguf.tune.tuner import SINK, TAIL, Goal, Outcome, Row, Subject, Tuner
@@ -68,6 +69,7 @@ POSITIVE, COUNT = click.FloatRange(min=0, min_open=True), click.IntRange(min=1)
 @options.threads
 @options.preset
 @options.upstream
+@options.ray
 def command(
     *,
     model_spec: str,
@@ -86,13 +88,15 @@ def command(
     threads: int | None,
     preset: str,
     upstream: str | None,
+    ray: str | None,
 ) -> None:
     """Search the KV cache of MODEL that loses least under a budget: types by layer, of K and of V, calibration and tail.
 
     One of --bits, --memory and --max-kld is the goal. Prices are measured on the first part of TEXT, which should be like what the model
     will read. The winner and the best types by hand are measured on its last part, which the search never sees. What is measured is kept,
-    so the same command again continues where an interrupted one stopped, and another budget reuses prices. The file goes to
-    `--cache-preset` of serve, ppl-gate, bench and llama.cpp's tools. The command goes to standard output, words to standard error.
+    so the same command again continues where an interrupted one stopped, and another budget reuses prices. --ray measures losses on the
+    nodes of a cluster that are like this machine; memory and speed are those of this one. The file goes to `--cache-preset` of serve,
+    ppl-gate, bench and llama.cpp's tools. The command goes to standard output, words to standard error.
     """
     if sum(goal is not None for goal in (bits, memory_bytes, max_kld)) != 1:
         raise click.UsageError("say one of --bits, --memory and --max-kld")
@@ -103,25 +107,26 @@ def command(
     context = Context(ctx or min(PROOF_CTX, shape.n_ctx_train))
     path = out or Path(f"{model.path.stem}.cache.toml")
     targets = ("llama-perplexity", calibrate.TARGET, unpacked.TARGET, "llama-bench", *(["llama-server"] if memory_bytes else []))
-    build = ensure_build(preset, upstream=upstream, targets=targets)
     backend, parts, store = presets.backend_of(preset), texts.split(source), Store()
     cores = threads or default_threads()
+    with runner.joined(ray, upstream=upstream, model=model_spec) as elsewhere:
+        build = ensure_build(preset, upstream=upstream, targets=targets)
 
-    def meter(of: ModelFile, part: TextFile, length: int, count: int) -> Meter:
-        job = Job(build=build, model=of, text=part, threads=cores)
-        return Meter.of(job, store, ctx=length, chunks=count, backend=backend, env=env)
+        def meter(part: TextFile, length: int, count: int, of: ModelFile = model) -> Meter:
+            job = Job(build=build, model=of, text=part, threads=cores, packed=model if of != model else None, elsewhere=elsewhere)
+            return Meter.of(job, store, ctx=length, chunks=count, backend=backend, env=env)
 
-    subject = Subject(
-        shape=shape,
-        context=context,
-        cheap=meter(model if packed else _unpacked(build, model, cores), parts.prices, PRICE_CTX, chunks),
-        real=meter(model, parts.prices, PROOF_CTX, REAL_CHUNKS),
-        unseen=meter(model, parts.unseen, PROOF_CTX, proof_chunks),
-        calibrate=(lambda: _calibration(build, model, parts.calibration, cores)) if own_calibration else None,
-    )
-    goal = Goal(bits=bits, bytes=_kv_bytes(header, build, backend, context, memory_bytes) if memory_bytes else None, max_kld=max_kld)
-    speed = _speed(build, model, store, depth=context.ctx - GEN, threads=cores, backend=backend) if target_tps else None
-    outcome = Tuner(subject, minutes=minutes, say=_say, speed=speed).run(goal, target_tps=target_tps)
+        subject = Subject(
+            shape=shape,
+            context=context,
+            cheap=meter(parts.prices, PRICE_CTX, chunks, of=model if packed else _unpacked(build, model, cores)),
+            real=meter(parts.prices, PROOF_CTX, REAL_CHUNKS),
+            unseen=meter(parts.unseen, PROOF_CTX, proof_chunks),
+            calibrate=(lambda: _calibration(build, model, parts.calibration, cores)) if own_calibration else None,
+        )
+        goal = Goal(bits=bits, bytes=_kv_bytes(header, build, backend, context, memory_bytes) if memory_bytes else None, max_kld=max_kld)
+        speed = _speed(build, model, store, depth=context.ctx - GEN, threads=cores, backend=backend) if target_tps else None
+        outcome = Tuner(subject, minutes=minutes, say=_say, speed=speed).run(goal, target_tps=target_tps)
     types = _beside(outcome.types, path)
     made = Made.of(header.name, header.fields, model.sha256)
     preset_files.write(path, Preset(types, made, _evidence(outcome, build, source)))

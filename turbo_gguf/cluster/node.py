@@ -1,4 +1,5 @@
-"""What runs on a node: it brings build and model, whose digests must be those of the driver, and measures one case.
+"""What runs on a node: it brings build and model, whose digests must be those of the driver, and measures one case. Text and calibrations
+came with the orders.
 
 A build stands for one kind of machine, and so do results: the store knows cases by the id of their build, in which are the compiler, its
 options and the features of the CPU. A node that would have another id, or other GPUs, takes no part.
@@ -6,25 +7,25 @@ options and the features of the CPU. A node that would have another id, or other
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from turbo_gguf import __version__, assets
+from turbo_gguf.cache.settings import CalibrationChoice
 from turbo_gguf.cluster.pool import Here
 from turbo_gguf.errors import EnvironmentMissing, TurboError
 from turbo_gguf.failures import explained
 from turbo_gguf.files import write_whole
 from turbo_gguf.inputs import models
-from turbo_gguf.inputs.models import ModelFile, TextFile
+from turbo_gguf.inputs.models import ModelFile
 from turbo_gguf.make.build import Build, cpu_mark, ensure_build, read_manifest
 from turbo_gguf.make.toolkits import of_preset
-from turbo_gguf.measure import environment, kld
+from turbo_gguf.measure import environment, kld, unpacked
 from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.kld import Job
 from turbo_gguf.measure.progress import QUIET_SECONDS, label
@@ -50,7 +51,7 @@ class Order(msgspec.Struct, frozen=True):
     job: Job  # with paths of the driver
     env: tuple[str, ...]  # of the cases
     upstream: str | None  # as `--upstream`
-    model: str | None  # a name or a hub id as `--model`; "": a file; None: the embedded one
+    model: str | None  # a name or a hub id as `--model`, packed where that of the job is not; "": a file; None: the embedded one
     version: str = __version__
     cpu: str = msgspec.field(default_factory=cpu_mark)
     gpus: tuple[str, ...] = ()
@@ -81,12 +82,13 @@ def prepare(here: Here, order: Order, text: bytes) -> Job | Failed:
     return _said(lambda: _prepare(here, order, text))
 
 
-def measure(here: Here, case: Case, jobs: dict[str, Job]) -> Measured:
-    """Measure a case with the job of this node."""
+def measure(here: Here, case: Case, jobs: dict[str, Job], calibration: bytes | None) -> Measured:
+    """Measure a case with the job of this node, and with a calibration from a file that is on the driver only."""
 
     def run() -> Result:
         _require_environment(case.env)
-        return kld.measure_case(case, jobs[here.node], _Telling(here))
+        own = case if calibration is None else _calibrated(case, calibration)
+        return kld.measure_case(own, jobs[here.node], _Telling(here))
 
     return Measured(here.node, _said(run))
 
@@ -133,9 +135,12 @@ def _prepare(here: Here, order: Order, text: bytes) -> Job:
     _require_environment(order.env)
     _require_alike("another CPU", cpu_mark(), order.cpu)
     _require_alike("other GPUs", gpu_names(order.job.build.preset), order.gpus)
-    return msgspec.structs.replace(
-        order.job, build=_build(here, order), model=_model(order.model, order.job.model), text=_text(order.job.text, text)
-    )
+    job, build = order.job, _build(here, order)
+    model = _model(order.model, job.packed or job.model)
+    if job.packed is not None:
+        model = _unpacked(here, build, model, job)
+    path = _kept(assets.home() / "text" / f"{job.text.sha256}.txt", text)
+    return msgspec.structs.replace(job, build=build, model=model, text=msgspec.structs.replace(job.text, path=path))
 
 
 def _require_environment(env: tuple[str, ...]) -> None:
@@ -163,21 +168,23 @@ def _words(value: object) -> str:
 def _build(here: Here, order: Order) -> Build:
     """The build of the driver's id: that of a named folder, one that is there, or one that is made now."""
     wanted = order.job.build
+    programs = (PROGRAM,) if order.job.packed is None else (PROGRAM, unpacked.TARGET)
     named = os.environ.get(BUILD_FOLDER)
     if named:
-        found = _named_build(Path(named), wanted)
+        found = _named_build(Path(named), wanted, programs)
     else:
         here.tell(f"builds {wanted.preset} where it is not there yet")
-        found = ensure_build(wanted.preset, upstream=order.upstream, targets=(PROGRAM,), jobs=order.job.threads)
+        found = ensure_build(wanted.preset, upstream=order.upstream, targets=programs, jobs=order.job.threads)
     if found.id != wanted.id:
         raise EnvironmentMissing(f"its build {found.id} is not the driver's {wanted.id}: {_difference(found, wanted)}", _ALIKE)
     return found
 
 
-def _named_build(folder: Path, wanted: Build) -> Build:
+def _named_build(folder: Path, wanted: Build, programs: Sequence[str]) -> Build:
     manifest = read_manifest(folder)
-    if manifest is None or not (folder / "bin" / PROGRAM).is_file():
-        raise EnvironmentMissing(f"{BUILD_FOLDER}={folder}: no finished build with {PROGRAM}", "name a folder that `turbo-gguf build` made")
+    if manifest is None or not all((folder / "bin" / name).is_file() for name in programs):
+        what = f"{BUILD_FOLDER}={folder}: no finished build with {' and '.join(programs)}"
+        raise EnvironmentMissing(what, "name a folder that `turbo-gguf build` made")
     tree = Tree(path=wanted.tree.path, upstream=wanted.tree.upstream, commit=manifest.commit, digest=manifest.digest)
     return Build(id=manifest.id, path=folder, preset=wanted.preset, tree=tree, compiler=manifest.compiler)
 
@@ -206,14 +213,31 @@ def _model(spec: str | None, wanted: ModelFile) -> ModelFile:
         if path is None:
             raise EnvironmentMissing(f"model {wanted.path.name} is neither {places[0]} nor {places[1]}", f"copy it to {places[1].parent}")
         found = models.read(path)
+    return _same(found, wanted, "copy that of the driver here")
+
+
+def _unpacked(here: Here, build: Build, model: ModelFile, job: Job) -> ModelFile:
+    """The model with its weights unpacked, which is found or made here: llama-quantize writes the same bytes on all machines."""
+    here.tell(f"unpacks the weights of {model.path.name} where they are not there yet")
+    found = unpacked.unpack(build, model, job.threads)
+    return _same(found, job.model, f"remove it here and {job.model.path} there: both are made anew")
+
+
+def _same(found: ModelFile, wanted: ModelFile, hint: str) -> ModelFile:
     if found.sha256 != wanted.sha256:
-        raise EnvironmentMissing(f"{found.path}: sha256 is {found.sha256}, the driver's is {wanted.sha256}", "copy that of the driver here")
+        raise EnvironmentMissing(f"{found.path}: sha256 is {found.sha256}, the driver's is {wanted.sha256}", hint)
     return found
 
 
-def _text(wanted: TextFile, data: bytes) -> TextFile:
-    """The text, which came with the order."""
-    path = assets.home() / "text" / f"{wanted.sha256}.txt"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted.sha256:
+def _calibrated(case: Case, data: bytes) -> Case:
+    """The same case with its calibration in a file of this node."""
+    digest = case.types.calibration.digest if case.types.calibration else ""
+    path = _kept(assets.home() / "calibrations" / f"{digest}.gguf", data)
+    return msgspec.structs.replace(case, types=msgspec.structs.replace(case.types, calibration=CalibrationChoice(str(path), digest)))
+
+
+def _kept(path: Path, data: bytes) -> Path:
+    """A file of this node with what came from the driver."""
+    if not path.is_file() or path.read_bytes() != data:
         write_whole(path, data)
-    return msgspec.structs.replace(wanted, path=path)
+    return path

@@ -32,6 +32,9 @@ END_SECONDS = 10.0
 _START = "ray start --head on one machine, ray start --address=HOST:6379 on the others, and this command on one of them"
 _NODE_LABEL = "ray.io/node-id"
 
+_SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
+"""An empty SETTINGS frame of HTTP/2: length, type, flags, stream."""
+
 
 class Node(msgspec.Struct, frozen=True):
     """A machine of the cluster, or a part of one."""
@@ -132,9 +135,18 @@ def _require_answer(address: str) -> None:
     if not host or "/" in host or not port.isdecimal():
         raise UsageError(f"--ray {address}: neither HOST:PORT nor {AUTO} nor {LOCAL}", _START)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
+            spoken = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise EnvironmentMissing(f"--ray {address}: nobody answers: {error}", _START) from error
+    if not spoken:
+        raise EnvironmentMissing(f"--ray {address}: what answers is no Ray", _START)
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether somebody answers the opening of HTTP/2 (RFC 9113, 3.4), which Ray's protocol gRPC uses, with settings of his own."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+    return connection.recv(len(_SETTINGS))[3:4] == _SETTINGS[3:4]
 
 
 def _connect(ray: Any, address: str, log: Path) -> None:

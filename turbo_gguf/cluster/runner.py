@@ -71,6 +71,7 @@ class Cluster:
         self._upstream = upstream
         self._model = "" if model and Path(model).expanduser().is_file() else model
         self._names: dict[str, str] = {}
+        self._calibrations: dict[str, Any] = {}  # handles to files, by digest
         self._prepared: dict[tuple[str, str, str], dict[str, Job | Failed]] = {}
 
     def __call__(self, cases: Sequence[Case], job: Job, progress: Progress) -> Iterator[tuple[Result, str]]:
@@ -94,7 +95,8 @@ class Cluster:
                 room = sum(needs[cases[0]].times(one) for one in self._alive() if one.id in jobs)
                 while waiting and len(tasks) < max(1, AHEAD * room):
                     case = waiting.pop()
-                    tasks[self._pool.submit(node.measure, case, handle, needs=needs[case], on=on)] = case
+                    args = (case, handle, self._calibration(case))
+                    tasks[self._pool.submit(node.measure, *args, needs=needs[case], on=on)] = case
                 done = self._pool.finished(list(tasks), LOOK_SECONDS)
                 self._say_news(progress)
                 for task in done:
@@ -106,6 +108,15 @@ class Cluster:
                 _require_room({case: needs[case] for case in (*tasks.values(), *waiting)}, [one for one in alive if one.id in jobs])
         finally:
             self._pool.cancel(list(tasks))
+
+    def _calibration(self, case: Case) -> Any:
+        """A handle to the calibration of a case, which travels to each node once; ``None``: it is from no file."""
+        chosen = case.types.calibration
+        if chosen is None or not chosen.is_file:
+            return None
+        if chosen.digest not in self._calibrations:
+            self._calibrations[chosen.digest] = self._pool.share(Path(chosen.path).read_bytes())
+        return self._calibrations[chosen.digest]
 
     def _alive(self) -> list[Node]:
         found = self._pool.nodes()
@@ -165,7 +176,7 @@ class Cluster:
             raise _fetched(found.outcome, name)
         if found.outcome.key != case.key:
             raise ToolFailed(f"{name}: a result of another case than ctx {case.ctx}, {label(case)}", "this is a fault of turbo-gguf")
-        return found.outcome, name
+        return msgspec.structs.replace(found.outcome, case=case), name
 
     def _say_news(self, progress: Progress) -> None:
         for where, text in self._pool.news():

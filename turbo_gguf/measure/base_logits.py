@@ -5,15 +5,18 @@ Its attention has neither flash attention nor anything in f16, so its sums are r
 ``llama-perplexity --kl-divergence-base FILE`` writes, for each scored token, the log-probabilities of the whole vocabulary as
 16-bit numbers. A file is only used when its run ended with a complete log and its size is exactly what the format says. It is
 written under another name first, so that a killed run leaves nothing that looks finished. Files are shared by all cases of the
-same build, model, text, context, chunks and batch, and the least recently used are removed beyond :data:`KEEP_BYTES`.
+same build, model, text, context, chunks and batch, and the least recently used are removed beyond :data:`KEEP_BYTES`. Two locks keep
+that safe between processes: one on its name while a file is looked for, made or removed, and a shared one on itself while it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,7 +30,7 @@ from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.result import BaseRun
 
 KEEP_BYTES = 4 * 1024**3
-"""Base logits kept on disk after a run; the file in use is always kept."""
+"""Base logits kept on disk after a run; files in use are always kept."""
 
 _MAGIC = b"_logits_"
 _MORE_SPACE = f"{MORE_SPACE}, or use fewer --chunks"
@@ -72,8 +75,9 @@ def require_disk(case: Case, model: ModelFile, text: TextFile) -> int:
     return need
 
 
-def ensure(case: Case, write: Callable[[Path], BaseRun]) -> tuple[Path, BaseRun]:
-    """Return the file of base logits of a case, written when it is not there yet.
+@contextlib.contextmanager
+def ensured(case: Case, write: Callable[[Path], BaseRun]) -> Iterator[tuple[Path, BaseRun]]:
+    """The file of base logits of a case, written when it is not there yet, and kept as long as the block runs.
 
     Args:
         case: any case that is to be compared with it.
@@ -86,7 +90,7 @@ def ensure(case: Case, write: Callable[[Path], BaseRun]) -> tuple[Path, BaseRun]
     path = folder() / f"{key_of(case)}.logits"
     record = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path) + ".lock"):
+    with _named(path):
         run = _find(path, record)
         if run is None:
             _remove_leftovers(path)
@@ -101,8 +105,11 @@ def ensure(case: Case, write: Callable[[Path], BaseRun]) -> tuple[Path, BaseRun]
                 part.unlink(missing_ok=True)
             record.write_bytes(msgspec.json.encode(run))
         os.utime(path)
-    prune(keep=path)
-    return path, run
+        used = path.open("rb")
+        fcntl.flock(used, fcntl.LOCK_SH)
+    with used:
+        prune()
+        yield path, run
 
 
 def _incomplete(part: Path, found: int, expected: int) -> EnvironmentMissing | LogNotUnderstood:
@@ -113,15 +120,26 @@ def _incomplete(part: Path, found: int, expected: int) -> EnvironmentMissing | L
     return LogNotUnderstood(message)
 
 
-def prune(keep: Path | None = None, limit: int = KEEP_BYTES) -> None:
-    """Remove the least recently used files until the rest takes ``limit`` bytes at most. ``keep`` stays."""
-    files = sorted(folder().glob("*.logits"), key=lambda p: p.stat().st_mtime, reverse=True)
+def prune(limit: int = KEEP_BYTES) -> None:
+    """Remove the least recently used files until the rest takes ``limit`` bytes at most. Those in use stay."""
     total = 0
-    for path in files:
-        total += path.stat().st_size
-        if total > limit and path != keep:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
+    with FileLock(folder() / "prune.lock"):
+        for path in sorted(folder().glob("*.logits"), key=lambda p: p.stat().st_mtime, reverse=True):
+            total += path.stat().st_size
+            if total > limit:
+                _remove_unused(path)
+
+
+def _remove_unused(path: Path) -> None:
+    with contextlib.suppress(OSError), _named(path, timeout=0), path.open("r+b") as file:  # what is locked raises one, too
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _named(path: Path, timeout: float = -1) -> FileLock:
+    """The lock on the name of a file."""
+    return FileLock(f"{path}.lock", timeout=timeout)
 
 
 def _find(path: Path, record: Path) -> BaseRun | None:

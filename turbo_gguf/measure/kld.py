@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -58,6 +59,7 @@ class Job(msgspec.Struct, frozen=True):
     model: ModelFile
     text: TextFile
     threads: int
+    packed: ModelFile | None = None  # the model of which ``model`` has the unpacked weights (:mod:`turbo_gguf.measure.unpacked`)
     elsewhere: Elsewhere | None = None  # None: this machine, one case after the other
 
 
@@ -100,8 +102,8 @@ def measure_case(case: Case, job: Job, progress: Listener) -> Result:
     Raises:
         EnvironmentMissing, ToolFailed: as :func:`measure`.
     """
-    path, base = _base(case, job, progress)
-    return _compare(case, job, path, base, progress)
+    with _base(case, job, progress) as (path, base):
+        return _compare(case, job, path, base, progress)
 
 
 def check_fit(cases: Sequence[Case], model: ModelFile) -> None:
@@ -131,7 +133,7 @@ def decayed_cells(case: Case) -> int:
     return decay.cells(case.ctx, case.batch, _ubatch(case.batch), case.types.decay.cold)
 
 
-def _base(case: Case, job: Job, progress: Listener) -> tuple[Path, BaseRun]:
+def _base(case: Case, job: Job, progress: Listener) -> AbstractContextManager[tuple[Path, BaseRun]]:
     """Find or make the base logits of a case."""
 
     def write(part: Path) -> BaseRun:
@@ -152,12 +154,12 @@ def _base(case: Case, job: Job, progress: Listener) -> tuple[Path, BaseRun]:
                 size=base_logits.size_of(case.ctx, job.model.n_vocab, chunks),
             )
 
-        made = _run(argv, f"base-{base_logits.key_of(case)}", read, progress)
+        made = _run(argv, f"base-{base_logits.key_of(case)}", job, read, progress)
         if 0 < case.chunks != made.chunks:
             progress.say(f"    the text has only {made.chunks} chunks of {case.ctx} tokens, {case.chunks} were asked for")
         return made
 
-    return base_logits.ensure(case, write)
+    return base_logits.ensured(case, write)
 
 
 def _compare(case: Case, job: Job, path: Path, base: BaseRun, progress: Listener) -> Result:
@@ -193,7 +195,7 @@ def _compare(case: Case, job: Job, path: Path, base: BaseRun, progress: Listener
             progress.chunk(case, int(chunk[1]), base.chunks)
 
     progress.start(case)
-    return _run(argv, f"kld-{case.key}", read, progress, on_line)
+    return _run(argv, f"kld-{case.key}", job, read, progress, on_line=on_line)
 
 
 def _ubatch(batch: int) -> int:
@@ -214,11 +216,20 @@ def _argv(case: Case, job: Job, types: CacheSpec, batch: int) -> list[str]:
     ]
 
 
+def _variables(job: Job) -> dict[str, str]:
+    """Variables of a run. Build and model have a cache folder of their own: a calibration that llama.cpp makes by itself fits all
+    quantizations of a model, so in a shared folder numbers would depend on which of them was run first.
+    """
+    return ENVIRONMENT | {"LLAMA_CACHE": str(assets.home() / "cache" / f"{job.build.id}-{job.model.sha256[:12]}")}
+
+
 def _run(
     argv: Sequence[str],
     name: str,
+    job: Job,
     read: Callable[[Run, str, str], T],
     progress: Listener,
+    *,
     on_line: Callable[[str], None] | None = None,
 ) -> T:
     """Run the tool and read its log; once more when the end of the log was lost, and only then."""
@@ -226,7 +237,8 @@ def _run(
     for left in reversed(range(TRIES)):
         for end in (".out", ".err"):  # a tool that outlived a killed driver may still write to the old files
             log.with_suffix(end).unlink(missing_ok=True)
-        run = tools.run(argv, log=log, env=ENVIRONMENT, on_line=on_line, fail_hint="the log says more; a crash is no verdict on quality")
+        hint = "the log says more; a crash is no verdict on quality"
+        run = tools.run(argv, log=log, env=_variables(job), on_line=on_line, fail_hint=hint)
         out, err = (path.read_text(encoding="utf-8", errors="replace") for path in (run.stdout, run.stderr))
         try:
             return read(run, out, err)

@@ -114,6 +114,7 @@ def command(
     subject = Subject(
         shape=shape,
         context=context,
+        backend=backend,
         cheap=meter(model if packed else _unpacked(build, model, cores), parts.prices, PRICE_CTX, chunks),
         real=meter(model, parts.prices, PROOF_CTX, REAL_CHUNKS),
         unseen=meter(model, parts.unseen, PROOF_CTX, proof_chunks),

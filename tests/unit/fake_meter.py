@@ -13,7 +13,17 @@ from turbo_gguf.measure.result import Result
 from turbo_gguf.tune.places import Place
 
 FLOOR = 0.000002
-SHRINK = {"f16": 0.0, "q8_0": 0.0003, "turbo4t": 0.045, "turbo3t": 0.2, "turbo2t": 1.0, "turbo4": 0.06, "turbo3": 0.25, "turbo2": 1.2}
+SHRINK = {
+    "f16": 0.0,
+    "q8_0": 0.0003,
+    "q5_0": 0.016,
+    "turbo4t": 0.045,
+    "turbo3t": 0.2,
+    "turbo2t": 1.0,
+    "turbo4": 0.06,
+    "turbo3": 0.25,
+    "turbo2": 1.2,
+}
 """Loss of each type, over that of turbo2t."""
 
 

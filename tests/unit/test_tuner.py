@@ -31,9 +31,9 @@ def shape(head: int = 64) -> Shape:
     return Shape("llama", 8192, 256, 512, 4, 100, 1, (Cache(layers),), numbers=tuple(range(LAYERS)))
 
 
-def subject(cheap: FakeMeter, real: FakeMeter | None = None, *, head: int = 64) -> Subject:
+def subject(cheap: FakeMeter, real: FakeMeter | None = None, *, head: int = 64, backend: str = "CPU") -> Subject:
     file = real or FakeMeter(LAYERS, LOSSES, floor=0.003, own=cheap.own, long_tail=cheap.long_tail)
-    return Subject(shape(head), CONTEXT, cheap, file, file, lambda: FILE)  # type: ignore[arg-type]
+    return Subject(shape(head), CONTEXT, backend, cheap, file, file, lambda: FILE)  # type: ignore[arg-type]
 
 
 def run(goal: Goal, cheap: FakeMeter | None = None, **options: object) -> tuple[Outcome, list[str]]:
@@ -125,6 +125,14 @@ def test_scalar_types_where_head_sizes_or_speed_ask_for_them():
 def spec_types(types: CacheSpec) -> tuple[str, ...]:
     maps = [found.types for found in (types.layers_k, types.layers_v) if found]
     return (types.k, types.v, *(name for found in maps for name in found))
+
+
+def test_a_gpu_gets_no_type_that_it_has_no_kernel_for():
+    for backend, has in (("CPU", True), ("ROCm", False), ("CUDA", False)):
+        cheap = FakeMeter(LAYERS, LOSSES)
+        Tuner(subject(cheap, backend=backend), minutes=30, say=lambda text: None).run(Goal(bits=4.25))
+        assert any("q5_0" in spec_types(types) for types in cheap.asked) == has
+        assert any("q8_0" in spec_types(types) for types in cheap.asked)
 
 
 def test_an_architecture_that_can_have_types_alone(monkeypatch: pytest.MonkeyPatch):

@@ -119,6 +119,7 @@ def command(
         subject = Subject(
             shape=shape,
             context=context,
+            backend=backend,
             cheap=meter(parts.prices, PRICE_CTX, chunks, of=model if packed else _unpacked(build, model, cores)),
             real=meter(parts.prices, PROOF_CTX, REAL_CHUNKS),
             unseen=meter(parts.unseen, PROOF_CTX, proof_chunks),

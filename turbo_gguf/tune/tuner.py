@@ -23,8 +23,11 @@ from turbo_gguf.tune.meter import Meter
 from turbo_gguf.tune.places import Allocation, Place, bits, places
 from turbo_gguf.tune.search import Search
 
-WIDE = ("q8_0",)
-"""Types beside ours, for a place that needs more bits than they have."""
+WIDE = {"CPU": ("q5_0", "q8_0")}
+"""Types beside ours, for a place that needs more bits than they have, by backend."""
+
+WIDE_ELSEWHERE = ("q8_0",)
+"""A GPU has no decode kernels for q5_0 beside ours."""
 
 SINK, TAIL = 4, 64
 """Exact tokens of all runs, written out: what turbo types have by default."""
@@ -57,6 +60,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     shape: Shape
     context: Context
+    backend: str
     cheap: Meter  # for prices: unpacked weights, few tokens
     real: Meter  # for a limit of loss: the file itself, on the same text
     unseen: Meter  # for the end result: the file itself, on text of its own
@@ -114,7 +118,7 @@ def gain(found: Metric, over: Metric) -> Metric:
     return Metric(1 - ratio, ratio * math.hypot(found.error / found.value, over.error / over.value))
 
 
-def candidates(shape: Shape, families: Sequence[Sequence[str]]) -> tuple[str, ...]:
+def candidates(shape: Shape, families: Sequence[Sequence[str]], wide: Sequence[str]) -> tuple[str, ...]:
     """Types of the first family that the head sizes allow, and wide ones.
 
     Raises:
@@ -123,7 +127,7 @@ def candidates(shape: Shape, families: Sequence[Sequence[str]]) -> tuple[str, ..
     why = "no cache type was named"
     for family in families:
         fits = []
-        for name in (*family, *WIDE):
+        for name in (*family, *wide):
             if not (why_not := memory.why_not(shape, CacheSpec(name, name))):
                 fits.append(name)
             why = why_not or why
@@ -159,7 +163,7 @@ class Tuner:
         families = [TRELLIS, SCALAR]
         speeds: list[str] = []
         while True:
-            types = candidates(self._subject.shape, families)
+            types = candidates(self._subject.shape, families, WIDE.get(self._subject.backend, WIDE_ELSEWHERE))
             search = self._search(types, self._calibrated(types))
             found = self._for_loss(search, goal.max_kld) if goal.max_kld is not None else self._for_bytes(search, goal)
             if target_tps is None or self._speed is None:
@@ -187,7 +191,7 @@ class Tuner:
         if self._subject.calibrate is None:
             return settings
         made = self._subject.calibrate()
-        middle = sorted(types, key=lambda name: cache_type(name).bits)[len(types) // 2 - 1]
+        middle = sorted(types, key=lambda name: cache_type(name).bits)[1]  # of three of a family
         both = [msgspec.structs.replace(settings, k=middle, v=middle, calibration=one) for one in (AUTO, made)]
         self._say(f"calibration: automatic, or from a part of the text, with {middle}")
         automatic, own = (stats.mean for stats in self._subject.cheap.times(CALIBRATION_CHUNKS)(both))

@@ -139,7 +139,7 @@ def test_results_of_a_calibration_that_was_moved_are_found(tmp_path: Path) -> No
     store = Store(tmp_path)
     store.append([result("q4_0 cal=a.gguf#0123abcd", 0.003)])
     moved, again = case_of("q4_0 cal=/elsewhere/b.gguf#0123abcd"), case_of("q4_0 cal=a.gguf#0123abcd")
-    found = kld.measure([moved, again], SimpleNamespace(model=MODEL), store)  # type: ignore[arg-type]
+    found = kld.measure([moved, again], SimpleNamespace(model=MODEL, elsewhere=None), store)  # type: ignore[arg-type]
     assert [one.case for one in found] == [moved, again] and len({one.key for one in found}) == 1
     assert [str(one.case.types) for one in found] == ["q4_0 cal=/elsewhere/b.gguf#0123abcd", "q4_0 cal=a.gguf#0123abcd"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from lanes_tools import CUDA, GFX11, GFX12, GFX942, Device, Library, load
-from test_lanes_attn import NMSE_F16, NMSE_INT8, Case, Floats, Keys, nmse
+from test_lanes_attn import NMSE_F16, NMSE_INT8, Case, Floats, Keys, expected, nmse, pack
 from test_lanes_attn_faults import NAN_SCALE
 
 from turbo_gguf.codec import tables
@@ -100,6 +100,28 @@ def test_a_second_segment(case: MmaCase, device: Device) -> None:
 @pytest.mark.parametrize("kind", ["turbo3", "turbo3t", "f16"])
 def test_a_wrong_k_is_seen(kind: str, device: Device) -> None:
     assert nmse(MmaCase(kind, kind), device, broken=True) > 0.1
+
+
+@each_gpu
+@pytest.mark.parametrize("kind", ["turbo3", "f16"])
+@pytest.mark.parametrize("rise", [12, 60], ids=lambda n: f"by e^{n}")
+def test_maxima_that_move(kind: str, rise: int, device: Device) -> None:
+    """Each tile has larger scores than those before. By e^12 the sums of an earlier tile still count. By e^60 f16 does not hold
+    what follows from the first maximum."""
+    case = MmaCase(kind, "turbo3", n_q=2, n_head_kv=1, n_kv=256, n_split=1)
+    rng = np.random.default_rng(5)
+    size = case.head_size[0]
+    signs = rng.choice(np.float32([-1, 1]), size)
+    q = np.broadcast_to(signs, (1, case.n_q, case.gqa_ratio, size)) * rng.uniform(1, 2, (1, case.n_q, case.gqa_ratio, 1))
+    q = q.astype(np.float32)  # of one magnitude in a head, so int8 has all of it
+    keys = Keys.random(case, rng, case.n_kv, (kind, "turbo3"))
+    keys.mask[:] = 0
+    k = np.linspace(0, rise / np.sqrt(size), case.n_kv)[None, :, None, None] * signs + 0.1 * rng.standard_normal((1, case.n_kv, 1, size))
+    packed, k = pack(kind, k.astype(np.float32))
+    keys.packed[0][...] = packed
+    want = expected(case, q, (k, keys.values[1]), keys.mask.astype(np.float32), np.zeros(case.gqa_ratio, np.float32))
+    got = attend(case, device, q, keys)
+    assert ((got - want) ** 2).sum() / (want**2).sum() < NMSE_F16
 
 
 #

@@ -83,8 +83,15 @@ def test_gpu_targets_of_the_environment_win(root: Path, monkeypatch: pytest.Monk
 
 
 def test_targets_with_features_and_generic_ones_are_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPU_TARGETS", "gfx90a:sramecc+:xnack-;gfx11-generic;gfx9-4-generic")
-    assert rocm.targets() == ["gfx90a:sramecc+:xnack-", "gfx11-generic", "gfx9-4-generic"]
+    monkeypatch.setenv("GPU_TARGETS", "gfx90a:sramecc+:xnack-;gfx11-generic")
+    assert rocm.targets() == ["gfx90a:sramecc+:xnack-", "gfx11-generic"]
+
+
+def test_a_target_without_the_matrix_instructions_of_its_gpu_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_TARGETS", "gfx1100;gfx9-4-generic")
+    with pytest.raises(UsageError, match="code for gfx9-4-generic lacks matrix instructions") as caught:
+        rocm.targets()
+    assert caught.value.hint == "GPU_TARGETS=gfx942"
 
 
 def test_a_target_that_there_is_not_is_a_usage_error(world: World, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,9 @@ TOPOLOGY = Path("/sys/class/kfd/kfd/topology/nodes")
 
 OS_RELEASE = Path("/etc/os-release")
 
+NOT_GENERIC = {"gfx9-4-generic": "gfx942"}
+"""Targets whose code lacks what the GPU is asked for when it runs: a gfx942 decodes by its own matrix instructions."""
+
 _TARGET = re.compile(r"gfx[0-9a-f]{3,}(:(xnack|sramecc)[+-])*|gfx[0-9]+(-[0-9]+)*-generic")
 
 
@@ -79,12 +82,14 @@ def targets() -> list[str]:
     """Architectures to compile for, such as gfx1100: those in ``GPU_TARGETS`` (or ``AMDGPU_TARGETS``), else of the GPUs here.
 
     Raises:
-        UsageError: the variable names something else.
+        UsageError: the variable names something else, or a target that would not do.
     """
     named = [name for name in re.split(r"[;, ]+", os.environ.get("GPU_TARGETS") or os.environ.get("AMDGPU_TARGETS") or "") if name]
     wrong = [name for name in named if not _TARGET.fullmatch(name)]
     if wrong:
         raise UsageError(f"GPU_TARGETS: {', '.join(wrong)} is no AMD architecture", TARGETS_HINT)
+    for name in set(named) & NOT_GENERIC.keys():
+        raise UsageError(f"GPU_TARGETS: code for {name} lacks matrix instructions that we need", f"GPU_TARGETS={NOT_GENERIC[name]}")
     return named or gpus()
 
 

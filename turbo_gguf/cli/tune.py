@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from turbo_gguf import __version__, assets
+from turbo_gguf import __version__, assets, files
 from turbo_gguf.cache import calibration, spec
 from turbo_gguf.cache.settings import AUTO, CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec
@@ -101,7 +100,8 @@ def command(
     if sum(goal is not None for goal in (bits, memory_bytes, max_kld)) != 1:
         raise click.UsageError("say one of --bits, --memory and --max-kld")
     env = environment.settings_in_environment()
-    model, header = models.resolve(model_spec), headers.fetched(model_spec)
+    model = models.resolve(model_spec)
+    header = headers.read(str(model.path))
     source = models.text_file(text) if text else models.held_out_text()
     shape = shape_of(header.fields, header.tensors)
     context = Context(ctx or min(PROOF_CTX, shape.n_ctx_train))
@@ -189,7 +189,7 @@ def _beside(types: CacheSpec, path: Path) -> CacheSpec:
     if chosen is None or not chosen.is_file:
         return types
     beside = path.absolute().with_name(f"{path.name.removesuffix('.toml')}.calibration.gguf")
-    shutil.copyfile(chosen.path, beside)
+    files.write_whole(beside, Path(chosen.path).read_bytes())
     return msgspec.structs.replace(types, calibration=CalibrationChoice(str(beside), chosen.digest))
 
 

@@ -20,7 +20,7 @@ from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.shape import Shape
 from turbo_gguf.tune import rivals
 from turbo_gguf.tune.meter import Meter
-from turbo_gguf.tune.places import Allocation, Place, bits, places
+from turbo_gguf.tune.places import Allocation, Place, bits, places, total
 from turbo_gguf.tune.search import Search
 
 WIDE = {"CPU": ("q5_0", "q8_0")}
@@ -164,7 +164,10 @@ class Tuner:
         speeds: list[str] = []
         while True:
             types = candidates(self._subject.shape, families, WIDE.get(self._subject.backend, WIDE_ELSEWHERE))
-            search = self._search(types, self._calibrated(types))
+            settings = self._settings()
+            self._require_possible(types, settings, goal)
+            self._subject.unseen.results([PLAIN])  # a text that is too short ends the search here; in the end it is in the store
+            search = self._search(types, self._calibrated(types, settings))
             found = self._for_loss(search, goal.max_kld) if goal.max_kld is not None else self._for_bytes(search, goal)
             if target_tps is None or self._speed is None:
                 break
@@ -183,12 +186,15 @@ class Tuner:
 
     # --- settings ---------------------------------------------------------------------------------------------------------
 
-    def _calibrated(self, types: Sequence[str]) -> CacheSpec:
-        """Settings with the better calibration: the automatic one, or one from a part of the text."""
+    def _settings(self) -> CacheSpec:
+        """Of all runs: what turbo types have by default, written out."""
         if self._subject.shape.arch in architectures.OWN_ATTENTION:  # which has neither calibration nor exact tokens
             return CacheSpec(PLAIN.k, PLAIN.v, calibration=NONE, sink=0, tail=0)
-        settings = CacheSpec(PLAIN.k, PLAIN.v, calibration=AUTO, sink=SINK, tail=TAIL)
-        if self._subject.calibrate is None:
+        return CacheSpec(PLAIN.k, PLAIN.v, calibration=AUTO, sink=SINK, tail=TAIL)
+
+    def _calibrated(self, types: Sequence[str], settings: CacheSpec) -> CacheSpec:
+        """Settings with the better calibration: the automatic one, or one from a part of the text."""
+        if self._subject.calibrate is None or settings.calibration != AUTO:
             return settings
         made = self._subject.calibrate()
         middle = sorted(types, key=lambda name: cache_type(name).bits)[1]  # of three of a family
@@ -221,16 +227,40 @@ class Tuner:
     def _copies(self, settings: CacheSpec) -> int:
         return memory.copies_bytes(self._subject.shape, settings, self._subject.context)
 
+    def _require_possible(self, types: Sequence[str], settings: CacheSpec, goal: Goal) -> None:
+        """Refuse what can't be had, before prices are measured for it.
+
+        Raises:
+            UsageError: the smallest allocation is too large, or f16 itself loses too much.
+        """
+        if goal.max_kld is not None:
+            self._floor(settings, goal.max_kld)
+            return
+        limit, smallest = self._limit(goal, settings), min(types, key=lambda name: cache_type(name).bits)
+        everywhere = tuple(smallest for _ in self.where)
+        if total(self.where, everywhere) > limit:
+            raise UsageError(
+                f"no allocation takes {max(self._bits_of(limit), 0.0):.3f} bits per value or less: "
+                f"{smallest} everywhere takes {bits(self.where, everywhere):g}",
+                "give more --bits or --memory, or a shorter --ctx",
+            )
+
+    def _floor(self, settings: CacheSpec, limit: float) -> float:
+        """What f16 loses on the file itself.
+
+        Raises:
+            UsageError: as much as the limit, or more.
+        """
+        floor = self._subject.real([msgspec.structs.replace(settings, k=PLAIN.k, v=PLAIN.v)])[0].mean.value
+        if floor >= limit:
+            raise UsageError(f"f16 itself loses {floor:.4f} on this model, {limit:g} are asked for", "give more --max-kld")
+        return floor
+
     def _for_bytes(self, search: Search, goal: Goal) -> CacheSpec:
         """The least loss within bytes, then with other tails where they are better."""
         limit = self._limit(goal, search.settings)
         best = search.best(lambda: search.within(limit))
-        if best is None:
-            least = bits(self.where, tuple(search.types[0] for _ in self.where))
-            raise UsageError(
-                f"no allocation takes {self._bits_of(limit):.3f} bits per value or less: {search.types[0]} everywhere takes {least:g}",
-                "give more --bits or --memory, or a shorter --ctx",
-            )
+        assert best is not None  # the smallest allocation is within it
         found, loss = search.spec(best.allocation), best.stats.mean
         for tail in TAILS if search.settings.tail else ():
             settings = msgspec.structs.replace(search.settings, tail=tail)
@@ -249,9 +279,7 @@ class Tuner:
 
     def _for_loss(self, search: Search, limit: float) -> CacheSpec:
         """The fewest bytes that lose so much at most on the file itself, where packed weights add noise."""
-        floor = self._subject.real([search.spec(tuple("f16" for _ in self.where))])[0].mean.value
-        if floor >= limit:
-            raise UsageError(f"f16 itself loses {floor:.4f} on this model, {limit:g} are asked for", "give more --max-kld")
+        floor = self._floor(search.settings, limit)
         room = limit - floor
         best = search.best(lambda: search.at_most(limit - floor))
         asked = None if best is None else best.allocation

@@ -28,6 +28,7 @@ def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> 
     if ours := [name for name in CACHE_SETTINGS if name in os.environ]:
         raise UsageError(
             f"the environment sets {', '.join(ours)}: it would change every case, the base that all are compared with included",
-            f"unset {' '.join(ours)}; ask for it in the type: --types 'turbo3 k=0,-1:q8_0', 'turbo3 decay=balanced', 'turbo3 {OFF}'",
+            f"unset {' '.join(ours)}; ask for it in the type: --types 'turbo3 k=0,-1:q8_0', 'turbo3 decay=balanced', 'turbo3 {OFF}'; "
+            "or, of a file, with --cache-preset",
         )
     return tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(prefixes) and not k.startswith("TURBO_GGUF_")))

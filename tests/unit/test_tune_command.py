@@ -17,7 +17,7 @@ from measuring import fake_build
 
 from turbo_gguf.cache.settings import AUTO
 from turbo_gguf.cache.spec import CacheSpec, parse_types
-from turbo_gguf.cli import bench, gate, main
+from turbo_gguf.cli import bench, gate, main, serve
 from turbo_gguf.cli import tune as command
 from turbo_gguf.inputs import headers, models
 from turbo_gguf.measure import unpacked
@@ -186,6 +186,15 @@ def test_serve_takes_it(model: Path, tmp_path: Path):
     assert "leave one of them out" in both.stderr
     behind = cli("serve", model, "--dry-run", "--", "--cache-preset", path)
     assert behind.exit_code == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("--type", "turbo9"), ("--cache-preset", "none.toml"), ("--cache-preset", "{other}")])
+def test_serve_names_a_wrong_cache_before_it_builds(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str):
+    other = preset.write(tmp_path / "other.cache.toml", Preset(TYPES, Made("other", "", "qwen2", 24, 896)))
+    monkeypatch.setattr(serve.build, "ensure_build", lambda *a, **k: pytest.fail("built"))
+    done = cli("serve", model, "--memory", "8GiB", option, value.format(other=other), "--", "--port", "0")
+    assert done.exit_code == 2, done.output
+    assert value.format(other="qwen2") in done.stderr
 
 
 @pytest.mark.parametrize("args", [("serve", "{model}", "--dry-run"), ("ppl-gate", "--model", "{model}"), ("bench", "--model", "{model}")])

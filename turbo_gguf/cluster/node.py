@@ -130,7 +130,7 @@ def _failed(error: TurboError) -> Failed:
 def _prepare(here: Here, order: Order, text: bytes) -> Job:
     if order.version != __version__:
         raise EnvironmentMissing(
-            f"turbo-gguf is {__version__}, the driver's is {order.version}", f"pip install turbo-gguf=={order.version}"
+            f"turbo-gguf is {__version__}, the driver's is {order.version}", f"install turbo-gguf {order.version} there"
         )
     _require_environment(order.env)
     _require_alike("another CPU", cpu_mark(), order.cpu)

@@ -13,7 +13,7 @@ import msgspec
 
 from turbo_gguf import __version__, assets, files
 from turbo_gguf.cache import calibration, spec
-from turbo_gguf.cache.settings import AUTO, CalibrationChoice
+from turbo_gguf.cache.settings import CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.cli import options
 from turbo_gguf.cluster import runner
@@ -35,7 +35,7 @@ from turbo_gguf.tune import preset as preset_files
 from turbo_gguf.tune import texts
 from turbo_gguf.tune.meter import Meter
 from turbo_gguf.tune.preset import Made, Preset
-from turbo_gguf.tune.tuner import SINK, TAIL, Goal, Outcome, Row, Subject, Tuner
+from turbo_gguf.tune.tuner import DEFAULTS, Goal, Outcome, Row, Subject, Tuner
 
 PRICE_CTX, PROOF_CTX = 1024, 2048
 """Tokens of a chunk that prices, and that the end result, are measured on; fewer where a model was trained on fewer."""
@@ -166,7 +166,7 @@ def _calibration(build: Build, model: ModelFile, text: TextFile, threads: int) -
 def _kv_bytes(header: Header, build: Build, backend: str, context: Context, limit: int) -> int:
     """What a memory leaves for KV caches and copies of exact tokens."""
     planner = Planner(header, server=build.tool("llama-server"), backend=backend)
-    types = CacheSpec("q8_0", "q8_0", calibration=AUTO, sink=SINK, tail=TAIL)
+    types = msgspec.structs.replace(DEFAULTS, k="q8_0", v="q8_0")
     found = planner.memory(types, context)
     return limit - planner.charged(types, context) + found.kv + found.copies
 
@@ -175,7 +175,7 @@ def _speed(build: Build, model: ModelFile, store: Store, *, depth: int, threads:
     """Measures tokens per second of decoding with a cache."""
 
     def measure(types: CacheSpec) -> float:
-        env = environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
+        env = environment.settings_in_environment(environment.OF_SPEED)
         plan = BenchPlan((types,), (max(depth, 0),), n_prompt=0, n_gen=GEN, rounds=1, threads=threads, backend=backend, env=env)
         rows = bench.run(plan, build, model, store, _say)
         return max(row.tokens_per_second.value for row in rows)

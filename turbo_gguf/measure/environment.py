@@ -13,7 +13,14 @@ CACHE_SETTINGS = ("TURBO_CACHE_PRESET", *(name for setting in SETTINGS for name 
 """What the options of a case set. From outside, they would change all cases, the base included."""
 
 
-def settings_in_environment(prefixes: tuple[str, ...] = ("GGML_", "TURBO_")) -> tuple[str, ...]:
+OF_NUMBERS = ("GGML_", "TURBO_")
+"""How variables begin that decide what comes out."""
+
+OF_SPEED = (*OF_NUMBERS, "OMP_", "GOMP_")
+"""The same of speed: how threads wait decides it."""
+
+
+def settings_in_environment(prefixes: tuple[str, ...] = OF_NUMBERS) -> tuple[str, ...]:
     """Variables in force whose names start so, as NAME=value: part of what a case is. TURBO_GGUF_* are the driver's own.
 
     Raises:

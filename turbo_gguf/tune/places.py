@@ -60,9 +60,14 @@ def total(where: Sequence[Place], allocation: Allocation) -> int:
     return sum(place.bytes(name) for place, name in zip(where, allocation, strict=True))
 
 
+def values(where: Sequence[Place]) -> int:
+    """Values of all cells."""
+    return sum(place.values * place.cells for place in where)
+
+
 def bits(where: Sequence[Place], allocation: Allocation) -> float:
     """Bits per value of an allocation, on average over all values of the cache, without copies of exact tokens."""
-    return 8 * total(where, allocation) / sum(place.values * place.cells for place in where)
+    return 8 * total(where, allocation) / values(where)
 
 
 def spec_of(where: Sequence[Place], allocation: Allocation, settings: CacheSpec) -> CacheSpec:

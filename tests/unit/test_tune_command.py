@@ -25,6 +25,7 @@ from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.kld import Job
 from turbo_gguf.measure.result import Result as Measured
 from turbo_gguf.measure.store import Store
+from turbo_gguf.plan.memory import Memory
 from turbo_gguf.tune import meter, preset
 from turbo_gguf.tune.preset import Made, Preset
 
@@ -113,6 +114,16 @@ def test_a_search_ends_in_a_file_a_table_and_a_command(model: Path, text: Path, 
     assert [row["about"] for row in rows][0 :: len(rows) - 1] == ["tuned", "f16"]
     assert found.evidence["bits"] <= 3.5
     assert len({case.text_sha256 for case in measured}) == 2, "prices and the end result are of texts of their own"
+
+
+def test_a_memory_that_holds_no_cache(model: Path, text: Path, measured: list[Case], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(command.Planner, "__init__", lambda self, *a, **k: None)
+    monkeypatch.setattr(command.Planner, "memory", lambda self, *a: Memory(kv=10_000, copies=1000))
+    monkeypatch.setattr(command.Planner, "charged", lambda self, *a: 20_000)
+    done = cli("tune", model, text, "--memory", "0B")
+    assert done.exit_code == 2, done.output
+    assert "no allocation takes 0.000 bits per value" in done.stderr
+    assert not measured
 
 
 def test_the_winner_is_measured_on_text_that_the_search_never_saw(model: Path, text: Path, measured: list[Case], tmp_path: Path):

@@ -23,7 +23,7 @@ from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.judge.report import markdown
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.measure import bench, calibrate, environment, unpacked
+from turbo_gguf.measure import bench, calibrate, environment, kld, unpacked
 from turbo_gguf.measure.bench import BenchPlan
 from turbo_gguf.measure.kld import Job
 from turbo_gguf.measure.store import Store
@@ -106,7 +106,7 @@ def command(
     shape = shape_of(header.fields, header.tensors)
     context = Context(ctx or min(PROOF_CTX, shape.n_ctx_train))
     path = out or Path(f"{model.path.stem}.cache.toml")
-    targets = ("llama-perplexity", calibrate.TARGET, unpacked.TARGET, "llama-bench", *(["llama-server"] if memory_bytes else []))
+    targets = (kld.TARGET, calibrate.TARGET, unpacked.TARGET, "llama-bench", *(["llama-server"] if memory_bytes is not None else []))
     backend, parts, store = presets.backend_of(preset), texts.split(source), Store()
     cores = threads or default_threads()
     with runner.joined(ray, upstream=upstream, model=model_spec) as elsewhere:
@@ -125,7 +125,8 @@ def command(
             unseen=meter(parts.unseen, PROOF_CTX, proof_chunks),
             calibrate=(lambda: _calibration(build, model, parts.calibration, cores)) if own_calibration else None,
         )
-        goal = Goal(bits=bits, bytes=_kv_bytes(header, build, backend, context, memory_bytes) if memory_bytes else None, max_kld=max_kld)
+        kv_bytes = None if memory_bytes is None else _kv_bytes(header, build, backend, context, memory_bytes)
+        goal = Goal(bits=bits, bytes=kv_bytes, max_kld=max_kld)
         speed = _speed(build, model, store, depth=context.ctx - GEN, threads=cores, backend=backend) if target_tps else None
         outcome = Tuner(subject, minutes=minutes, say=_say, speed=speed).run(goal, target_tps=target_tps)
     types = _beside(outcome.types, path)

@@ -36,6 +36,9 @@ from turbo_gguf.measure.result import BaseRun, Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import Run
 
+TARGET = "llama-perplexity"
+"""CMake target and name of the program."""
+
 TRIES = 5
 """Runs of one case when the tool loses the end of its log (see :class:`turbo_gguf.errors.LogCut`).
 
@@ -206,7 +209,7 @@ def _ubatch(batch: int) -> int:
 def _argv(case: Case, job: Job, types: CacheSpec, batch: int) -> list[str]:
     """Command line of a run: everything that decides the numbers is said, nothing is left to a default."""
     return [
-        str(job.build.tool("llama-perplexity")),
+        str(job.build.tool(TARGET)),
         *("-m", str(job.model.path), "-f", str(job.text.path)),
         *("-c", str(case.ctx), "-b", str(batch), "-ub", str(_ubatch(batch)), "-t", str(job.threads)),
         *spec.options(types),

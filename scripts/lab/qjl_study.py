@@ -25,7 +25,7 @@ import numpy as np
 from numpy_llama import Array, Layer, Model, Tokenizer
 from transform_variants import pair_means, scale
 
-from turbo_gguf.codec import asymmetric, oracle, packing, qjl, rotation, tables
+from turbo_gguf.codec import asymmetric, distortion, oracle, packing, qjl, rotation, tables
 from turbo_gguf.codec.tables import SCALES, TrellisType
 
 SINK, TAIL = 4, 64
@@ -49,7 +49,7 @@ class Code:
         """Bits per value of heads of size n."""
         book, signs = self.parts
         name = book.split(" ")[0]
-        found = asymmetric.bits_of_unit(int(book[4:]), n) if book.startswith("unit") else 8 * _size(name) if name else 0.0
+        found = asymmetric.bits_of_unit(int(book[4:]), n) if book.startswith("unit") else distortion.bits_per_value(name) if name else 0.0
         return found + (_projection(signs, n, 0).bits_per_value if signs else 0)
 
     def read(self, x: Array, seed: int) -> Array:
@@ -61,11 +61,6 @@ class Code:
         p = _projection(signs, x.shape[-1], seed)
         rest = qjl.decode(p, qjl.encode(p, x - y))
         return y + (rest * np.float32(p.dimension / p.factor**2 / p.rows) if signs == "signs" else rest)
-
-
-def _size(name: str) -> float:
-    t = tables.BY_NAME[name]
-    return t.block_bytes / t.block
 
 
 def _projection(signs: str, n: int, seed: int) -> qjl.Projection:

@@ -118,6 +118,19 @@ def test_what_is_stored_is_not_measured_and_nodes_are_prepared_once(place: Place
     assert Counter(task for _, task, _ in place.pool.ran) == {"prepare": 2, "measure": 2}
 
 
+def test_a_result_that_can_not_be_kept_ends_what_still_runs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Store, results: object) -> None:
+        raise EnvironmentMissing("the disk is full")
+
+    monkeypatch.setattr(Store, "append", full)
+    try:
+        place.measure(place.cases("f16", "q4_0", "turbo4"))
+    except EnvironmentMissing:
+        assert len(place.pool.cancelled) == 2, "before the driver leaves the cluster"
+    else:
+        pytest.fail("the disk was not full")
+
+
 def test_contexts_come_one_after_the_other(place: Place) -> None:
     """Each takes a file of base logits on each node, so nodes should not work on all of them at a time."""
     place.pool = FakePool(place.folder, ("one",))

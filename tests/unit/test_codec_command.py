@@ -96,6 +96,7 @@ def test_drawn_levels_are_those_of_ordinary_blocks(t: tables.TurboType) -> None:
         (lambda path: None, "No such file"),
         (lambda path: path.write_text("text"), "it is no array of numpy"),
         (lambda path: path.write_bytes(b""), "it is no array of numpy"),
+        (lambda path: path.write_bytes(b"PK\x03\x04, and no archive"), "it is no array of numpy"),
         (lambda path: np.save(path, np.array(["a"])), "it holds no array of numbers"),
         (lambda path: np.savez(path.open("wb"), a=np.zeros(64)), "it holds no array of numbers"),
         (lambda path: np.save(path, np.zeros((4, 48))), "shape (4, 48) is no whole number of blocks of 64"),

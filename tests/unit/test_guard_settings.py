@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from cache_logs import cache_line as _cache
 from cache_logs import facts_of as _facts
-from measuring import LOGS, MODEL, log
+from measuring import DIGEST, LOGS, MODEL, log
 
 from turbo_gguf.cache import calibration
 from turbo_gguf.cache.decay import DecayShares
-from turbo_gguf.cache.settings import OFF, SETTINGS
+from turbo_gguf.cache.settings import OFF, SETTINGS, CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec, options, parse_types, with_settings
 from turbo_gguf.errors import LogCut, LogNotUnderstood, SilentFallback, UsageError
 from turbo_gguf.measure import environment, guard, perplexity
@@ -465,3 +465,11 @@ def test_settings_from_outside_are_refused(monkeypatch: pytest.MonkeyPatch, name
         with pytest.raises(UsageError, match=f"the environment sets {name}") as caught:
             environment.settings_in_environment(*prefixes)
         assert caught.value.hint.startswith(f"unset {name}; ask for it in the type: --types")
+
+
+@pytest.mark.parametrize("path", ["a b/c  d.gguf", "/a / b/x=1 sink.gguf", "tail 4.gguf"])
+def test_a_path_of_a_calibration_may_have_spaces(path: str) -> None:
+    types = CacheSpec.parse(f"turbo4 / turbo3 cal={path}#{DIGEST} sink=4")
+    assert (types.k, types.v, types.sink) == ("turbo4", "turbo3", 4)
+    assert types.calibration == CalibrationChoice(path, DIGEST)
+    assert CacheSpec.parse(str(types)) == types

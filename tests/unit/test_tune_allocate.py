@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_gguf.cache.settings import AUTO
 from turbo_gguf.cache.spec import CacheSpec, layer_types, parse_types
+from turbo_gguf.cache.types import SCALAR
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.shape import Cache, Layer, Shape
 from turbo_gguf.tune import allocate, rivals
@@ -86,9 +87,11 @@ def test_a_layer_with_a_window_weighs_what_it_keeps():
 
 def test_rivals_are_all_pairs_of_a_family_near_the_budget():
     where = tuple(Place(side, layer, 64) for side in "kv" for layer in range(2))
-    assert {str(pair) for pair in rivals.near(where, 3.75, (64, 64))} == {
+    assert {str(pair) for pair in rivals.near(where, 3.75, lambda pair: True)} == {
         "turbo4t/turbo3t", "turbo3t/turbo4t", "turbo3", "turbo4/turbo2", "turbo2/turbo4", "turbo4/turbo3", "turbo3/turbo4",
     }  # fmt: skip
-    assert all("t" not in str(pair).replace("turbo", "") for pair in rivals.near(where, 3.75, (96, 96)))
-    assert [str(pair) for pair in rivals.near(where, 9.0, (64, 64))] == ["turbo4"]
+    scalar = rivals.near(where, 3.75, lambda pair: {pair.k, pair.v} <= set(SCALAR))
+    assert {str(pair) for pair in scalar} == {"turbo3", "turbo4/turbo2", "turbo2/turbo4", "turbo4/turbo3", "turbo3/turbo4"}
+    assert not rivals.near(where, 3.75, lambda pair: False)
+    assert [str(pair) for pair in rivals.near(where, 9.0, lambda pair: True)] == ["turbo4"]
     assert math.isclose(rivals.bits_of(where, CacheSpec("turbo4t", "turbo2t")), 3.25)

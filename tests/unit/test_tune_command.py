@@ -17,7 +17,7 @@ from measuring import fake_build
 
 from turbo_gguf.cache.settings import AUTO
 from turbo_gguf.cache.spec import CacheSpec, parse_types
-from turbo_gguf.cli import bench, gate, main
+from turbo_gguf.cli import bench, gate, main, serve
 from turbo_gguf.cli import tune as command
 from turbo_gguf.inputs import headers, models
 from turbo_gguf.measure import unpacked
@@ -25,6 +25,7 @@ from turbo_gguf.measure.case import Case
 from turbo_gguf.measure.kld import Job
 from turbo_gguf.measure.result import Result as Measured
 from turbo_gguf.measure.store import Store
+from turbo_gguf.plan.memory import Memory
 from turbo_gguf.tune import meter, preset
 from turbo_gguf.tune.preset import Made, Preset
 
@@ -115,6 +116,16 @@ def test_a_search_ends_in_a_file_a_table_and_a_command(model: Path, text: Path, 
     assert len({case.text_sha256 for case in measured}) == 2, "prices and the end result are of texts of their own"
 
 
+def test_a_memory_that_holds_no_cache(model: Path, text: Path, measured: list[Case], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(command.Planner, "__init__", lambda self, *a, **k: None)
+    monkeypatch.setattr(command.Planner, "memory", lambda self, *a: Memory(kv=10_000, copies=1000))
+    monkeypatch.setattr(command.Planner, "charged", lambda self, *a: 20_000)
+    done = cli("tune", model, text, "--memory", "0B")
+    assert done.exit_code == 2, done.output
+    assert "no allocation takes 0.000 bits per value" in done.stderr
+    assert not measured
+
+
 def test_the_winner_is_measured_on_text_that_the_search_never_saw(model: Path, text: Path, measured: list[Case], tmp_path: Path):
     cli("tune", model, text, "--bits", "3.5")
     winner = preset.read(tmp_path / "tiny.cache.toml").types
@@ -186,6 +197,15 @@ def test_serve_takes_it(model: Path, tmp_path: Path):
     assert "leave one of them out" in both.stderr
     behind = cli("serve", model, "--dry-run", "--", "--cache-preset", path)
     assert behind.exit_code == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("--type", "turbo9"), ("--cache-preset", "none.toml"), ("--cache-preset", "{other}")])
+def test_serve_names_a_wrong_cache_before_it_builds(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str):
+    other = preset.write(tmp_path / "other.cache.toml", Preset(TYPES, Made("other", "", "qwen2", 24, 896)))
+    monkeypatch.setattr(serve.build, "ensure_build", lambda *a, **k: pytest.fail("built"))
+    done = cli("serve", model, "--memory", "8GiB", option, value.format(other=other), "--", "--port", "0")
+    assert done.exit_code == 2, done.output
+    assert value.format(other="qwen2") in done.stderr
 
 
 @pytest.mark.parametrize("args", [("serve", "{model}", "--dry-run"), ("ppl-gate", "--model", "{model}"), ("bench", "--model", "{model}")])

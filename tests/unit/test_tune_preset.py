@@ -39,6 +39,8 @@ def test_a_calibration_moves_with_its_preset(tmp_path: Path):
     digest = calibration.digest(made)
     path = written(tmp_path / "here is it", CacheSpec("turbo3t", "turbo3t", calibration=CalibrationChoice(str(file), digest)))
     assert 'cache-calibration = "smol.calibration.gguf"' in path.read_text()
+    here = preset.read(path).types
+    assert parse_types(str(here)) == here, "as ppl-gate takes it, whatever is in the path"
     (tmp_path / "here is it").rename(tmp_path / "there")
     found = preset.read(tmp_path / "there" / path.name).types.calibration
     assert found == CalibrationChoice(str(tmp_path / "there" / file.name), digest)

@@ -4,6 +4,7 @@ measurements do not make."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from fake_meter import FakeMeter, bits
@@ -13,6 +14,7 @@ from turbo_gguf.cache.settings import AUTO, NONE, CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.errors import UsageError
 from turbo_gguf.measure.metrics import Metric
+from turbo_gguf.measure.result import Result
 from turbo_gguf.plan import memory
 from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.shape import Cache, Layer, Shape
@@ -101,14 +103,34 @@ def test_the_fewest_bits_for_a_limit_of_loss_on_the_file_itself():
     [
         (Goal(bits=2.0), "turbo2t everywhere takes 2.25"),
         (Goal(bytes=1000), "bits per value or less"),
+        (Goal(bytes=-1000), "no allocation takes 0.000 bits"),
         (Goal(max_kld=0.002), "f16 itself loses 0.0030"),
-        (Goal(max_kld=0.0030001), "not even q8_0 everywhere"),
     ],
 )
-def test_what_can_not_be_had_is_said(goal: Goal, words: str):
+def test_what_can_not_be_had_is_said_before_a_price_is_measured(goal: Goal, words: str):
+    cheap = FakeMeter(LAYERS, LOSSES)
     with pytest.raises(UsageError, match=words) as caught:
-        run(goal)
+        run(goal, cheap)
     assert caught.value.hint
+    assert not cheap.asked
+
+
+def test_a_loss_that_no_allocation_reaches():
+    with pytest.raises(UsageError, match="not even q8_0 everywhere") as caught:
+        run(Goal(max_kld=0.0030001))
+    assert caught.value.hint
+
+
+def test_a_text_that_is_too_short_for_the_end_result_ends_the_search_at_its_begin():
+    class ShortMeter(FakeMeter):
+        def results(self, asked: Sequence[CacheSpec]) -> list[Result]:
+            raise UsageError("the text has 3000 tokens")
+
+    cheap, file = FakeMeter(LAYERS, LOSSES), FakeMeter(LAYERS, LOSSES)
+    short = Subject(shape(), CONTEXT, "CPU", cheap, file, ShortMeter(LAYERS, LOSSES), lambda: FILE)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="3000 tokens"):
+        Tuner(short, minutes=30, say=lambda text: None).run(Goal(bits=3.25))
+    assert not cheap.asked
 
 
 def test_scalar_types_where_head_sizes_or_speed_ask_for_them():

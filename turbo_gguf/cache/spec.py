@@ -16,6 +16,9 @@ from turbo_gguf.cache.settings import BY_WORD, HINT, SETTINGS, CalibrationChoice
 from turbo_gguf.cache.types import CACHE_TYPES, cache_type
 from turbo_gguf.errors import UsageError
 
+_WORDS = re.compile(rf"cal=.*?(?=\s+(?:{'|'.join(BY_WORD)})=|\s*$)|\S+", re.DOTALL)
+"""Words of the notation. A calibration reaches to the next setting: the name of its file may have spaces."""
+
 
 class CacheSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """The types of the K and of the V cache, by the names that llama.cpp's ``-ctk`` and ``-ctv`` take, and what changes them.
@@ -56,7 +59,7 @@ class CacheSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         Raises:
             UsageError: a word is no setting, is there twice or has no value, or a value is wrong.
         """
-        names, *words = re.sub(r"\s*/\s*", "/", text).split() or [""]
+        names, *words = _WORDS.findall(re.sub(r"^([^/=]*?)\s*/\s*", r"\1/", text)) or [""]
         k, pair, v = names.partition("/")
         return cls(k=k, v=v if pair else k, **_settings(words, text, logged=logged))
 

@@ -68,7 +68,7 @@ def command(
         rounds=rounds,
         threads=threads or default_threads(),
         backend=presets.backend_of(preset),
-        env=environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
+        env=environment.settings_in_environment(environment.OF_SPEED),
     )
     bench.check_fit(plan, model)  # before anything is compiled
     build = ensure_build(preset, upstream=upstream, targets=("llama-bench",))

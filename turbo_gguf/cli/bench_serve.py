@@ -116,7 +116,7 @@ def command(
         timeout=timeout,
         threads=threads or default_threads(),
         backend=presets.backend_of(preset),
-        env=environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_")),  # how threads wait decides speed
+        env=environment.settings_in_environment(environment.OF_SPEED),
     )
     serve.check_fit(plan, model)  # before anything is compiled
     source = models.text_file(text) if text else models.held_out_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import click
 import numpy as np
@@ -102,7 +103,7 @@ def _rows(t: TurboType, file: Path) -> npt.NDArray[np.float32]:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or 'it is no array of numpy'}", hint) from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile) as error:  # numpy reads .npz, too
         raise UsageError(f"{file}: it is no array of numpy", hint) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         raise UsageError(f"{file}: it holds no array of numbers", hint)

@@ -99,7 +99,7 @@ def command(
     backend = presets.backend_of(preset)
     setup = sweep.Setup(build_id="", model_sha256=model.sha256, text_sha256=source.sha256, backend=backend, env=env)
     kld.check_fit(sweep.cases(plan, setup, gate.references(limits)), model)  # before anything is compiled
-    targets = ("llama-perplexity", *(["llama-server"] if with_drift or with_retrieval else []))
+    targets = (kld.TARGET, *(["llama-server"] if with_drift or with_retrieval else []))
     with runner.joined(ray, upstream=upstream, model=model_spec) as elsewhere:
         build = ensure_build(preset, upstream=upstream, targets=targets)
         setup = msgspec.structs.replace(setup, build_id=build.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -83,28 +82,25 @@ def command(
     error. Ctrl-C ends both.
     """
     _refuse_own(extra)
-    if type_ and cache_preset:
-        raise UsageError("--type and --cache-preset both name the cache", "leave one of them out")
+    types = _named(type_, cache_preset)  # what is wrong with them is said before anything is fetched or built
     where = launch.address(extra)
     chosen = options.preset_of(preset)
+    program = server or build.found(chosen, "llama-server", upstream=upstream)
     if dry_run:
         header = headers.read(spec)
-        program = server or build.found(chosen, "llama-server", upstream=upstream)
     else:
         launch.require_free(where)
-        here = server or build.found(chosen, "llama-server", upstream=upstream)
-        if here or not toolkits.gpu_layers(presets.backend_of(chosen)):
-            _require_room(spec, here, Context(ctx or PAD, parallel, kv_unified), memory_bytes, device)
+        if program or not toolkits.gpu_layers(presets.backend_of(chosen)):
+            _require_room(spec, program, Context(ctx or PAD, parallel, kv_unified), memory_bytes, device)
         header = headers.fetched(spec)
+    if cache_preset:
+        preset_files.for_model(cache_preset, Made.of(header.name, header.fields))
+    if not dry_run:
         program = server or build.ensure_build(chosen, upstream=upstream, targets=("llama-server",)).tool("llama-server")
     on = devices.named(program, device) if device is not None else ()
     plans = Planner(header, server=program, backend=presets.backend_of(chosen), on=on, extra=extra)
-    if cache_preset:
-        types: Sequence[CacheSpec] = (preset_files.for_model(cache_preset, Made.of(header.name, header.fields)).types,)
-    else:
-        types = (parse_types(type_),) if type_ else planner.candidates(plans.shape)
     context = Context(ctx or plans.trained, parallel, kv_unified, full_windows="--swa-full" in extra)
-    choice = plans.choose(types, context, memory_bytes, fixed=ctx is not None)
+    choice = plans.choose(types or planner.candidates(plans.shape), context, memory_bytes, fixed=ctx is not None)
     click.echo(f"{choice.types}: {_reason(choice, plans)}", err=True)
     if choice.context.ctx > plans.trained and not kv_unified:
         click.echo(f"note: the model was trained for {plans.trained:,} tokens, and llama-server gives a slot no more", err=True)
@@ -113,6 +109,19 @@ def command(
     if not dry_run and program:
         log = assets.home() / "logs" / f"serve-{where.port}"
         launch.run([str(program), *argv[1:]], where, log=log, say=lambda line: click.echo(line, err=True))
+
+
+def _named(type_: str | None, cache_preset: Path | None) -> tuple[CacheSpec, ...]:
+    """The cache of ``--type`` or ``--cache-preset``, none without them.
+
+    Raises:
+        UsageError: both, no such type, or a file that is damaged.
+    """
+    if type_ and cache_preset:
+        raise UsageError("--type and --cache-preset both name the cache", "leave one of them out")
+    if cache_preset:
+        return (preset_files.read(cache_preset).types,)
+    return (parse_types(type_),) if type_ else ()
 
 
 def _require_room(spec: str, program: Path | None, context: Context, memory_bytes: int | None, device: str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import click
 import msgspec
 
-from turbo_gguf import __version__, assets
+from turbo_gguf import __version__, assets, files
 from turbo_gguf.cache import calibration, spec
-from turbo_gguf.cache.settings import AUTO, CalibrationChoice
+from turbo_gguf.cache.settings import CalibrationChoice
 from turbo_gguf.cache.spec import CacheSpec
 from turbo_gguf.cli import options
 from turbo_gguf.cluster import runner
@@ -24,7 +23,7 @@ from turbo_gguf.inputs.models import ModelFile, TextFile
 from turbo_gguf.judge.report import markdown
 from turbo_gguf.make import presets
 from turbo_gguf.make.build import Build, ensure_build
-from turbo_gguf.measure import bench, calibrate, environment, unpacked
+from turbo_gguf.measure import bench, calibrate, environment, kld, unpacked
 from turbo_gguf.measure.bench import BenchPlan
 from turbo_gguf.measure.kld import Job
 from turbo_gguf.measure.store import Store
@@ -36,7 +35,7 @@ from turbo_gguf.tune import preset as preset_files
 from turbo_gguf.tune import texts
 from turbo_gguf.tune.meter import Meter
 from turbo_gguf.tune.preset import Made, Preset
-from turbo_gguf.tune.tuner import SINK, TAIL, Goal, Outcome, Row, Subject, Tuner
+from turbo_gguf.tune.tuner import DEFAULTS, Goal, Outcome, Row, Subject, Tuner
 
 PRICE_CTX, PROOF_CTX = 1024, 2048
 """Tokens of a chunk that prices, and that the end result, are measured on; fewer where a model was trained on fewer."""
@@ -101,12 +100,13 @@ def command(
     if sum(goal is not None for goal in (bits, memory_bytes, max_kld)) != 1:
         raise click.UsageError("say one of --bits, --memory and --max-kld")
     env = environment.settings_in_environment()
-    model, header = models.resolve(model_spec), headers.fetched(model_spec)
+    model = models.resolve(model_spec)
+    header = headers.read(str(model.path))
     source = models.text_file(text) if text else models.held_out_text()
     shape = shape_of(header.fields, header.tensors)
     context = Context(ctx or min(PROOF_CTX, shape.n_ctx_train))
     path = out or Path(f"{model.path.stem}.cache.toml")
-    targets = ("llama-perplexity", calibrate.TARGET, unpacked.TARGET, "llama-bench", *(["llama-server"] if memory_bytes else []))
+    targets = (kld.TARGET, calibrate.TARGET, unpacked.TARGET, "llama-bench", *(["llama-server"] if memory_bytes is not None else []))
     backend, parts, store = presets.backend_of(preset), texts.split(source), Store()
     cores = threads or default_threads()
     with runner.joined(ray, upstream=upstream, model=model_spec) as elsewhere:
@@ -125,7 +125,8 @@ def command(
             unseen=meter(parts.unseen, PROOF_CTX, proof_chunks),
             calibrate=(lambda: _calibration(build, model, parts.calibration, cores)) if own_calibration else None,
         )
-        goal = Goal(bits=bits, bytes=_kv_bytes(header, build, backend, context, memory_bytes) if memory_bytes else None, max_kld=max_kld)
+        kv_bytes = None if memory_bytes is None else _kv_bytes(header, build, backend, context, memory_bytes)
+        goal = Goal(bits=bits, bytes=kv_bytes, max_kld=max_kld)
         speed = _speed(build, model, store, depth=context.ctx - GEN, threads=cores, backend=backend) if target_tps else None
         outcome = Tuner(subject, minutes=minutes, say=_say, speed=speed).run(goal, target_tps=target_tps)
     types = _beside(outcome.types, path)
@@ -166,7 +167,7 @@ def _calibration(build: Build, model: ModelFile, text: TextFile, threads: int) -
 def _kv_bytes(header: Header, build: Build, backend: str, context: Context, limit: int) -> int:
     """What a memory leaves for KV caches and copies of exact tokens."""
     planner = Planner(header, server=build.tool("llama-server"), backend=backend)
-    types = CacheSpec("q8_0", "q8_0", calibration=AUTO, sink=SINK, tail=TAIL)
+    types = msgspec.structs.replace(DEFAULTS, k="q8_0", v="q8_0")
     found = planner.memory(types, context)
     return limit - planner.charged(types, context) + found.kv + found.copies
 
@@ -175,7 +176,7 @@ def _speed(build: Build, model: ModelFile, store: Store, *, depth: int, threads:
     """Measures tokens per second of decoding with a cache."""
 
     def measure(types: CacheSpec) -> float:
-        env = environment.settings_in_environment(("GGML_", "TURBO_", "OMP_", "GOMP_"))
+        env = environment.settings_in_environment(environment.OF_SPEED)
         plan = BenchPlan((types,), (max(depth, 0),), n_prompt=0, n_gen=GEN, rounds=1, threads=threads, backend=backend, env=env)
         rows = bench.run(plan, build, model, store, _say)
         return max(row.tokens_per_second.value for row in rows)
@@ -189,7 +190,7 @@ def _beside(types: CacheSpec, path: Path) -> CacheSpec:
     if chosen is None or not chosen.is_file:
         return types
     beside = path.absolute().with_name(f"{path.name.removesuffix('.toml')}.calibration.gguf")
-    shutil.copyfile(chosen.path, beside)
+    files.write_whole(beside, Path(chosen.path).read_bytes())
     return msgspec.structs.replace(types, calibration=CalibrationChoice(str(beside), chosen.digest))
 
 

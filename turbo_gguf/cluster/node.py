@@ -35,8 +35,6 @@ from turbo_gguf.patchset.tree import Tree
 BUILD_FOLDER = "TURBO_GGUF_BUILD"
 """Variable of a node: folder of a finished build, for a node without compilers."""
 
-PROGRAM = "llama-perplexity"
-
 LOG_BYTES = 1 << 20
 """Of each log that an error names, its last bytes, go to the driver."""
 
@@ -130,7 +128,7 @@ def _failed(error: TurboError) -> Failed:
 def _prepare(here: Here, order: Order, text: bytes) -> Job:
     if order.version != __version__:
         raise EnvironmentMissing(
-            f"turbo-gguf is {__version__}, the driver's is {order.version}", f"pip install turbo-gguf=={order.version}"
+            f"turbo-gguf is {__version__}, the driver's is {order.version}", f"install turbo-gguf {order.version} there"
         )
     _require_environment(order.env)
     _require_alike("another CPU", cpu_mark(), order.cpu)
@@ -168,7 +166,7 @@ def _words(value: object) -> str:
 def _build(here: Here, order: Order) -> Build:
     """The build of the driver's id: that of a named folder, one that is there, or one that is made now."""
     wanted = order.job.build
-    programs = (PROGRAM,) if order.job.packed is None else (PROGRAM, unpacked.TARGET)
+    programs = (kld.TARGET,) if order.job.packed is None else (kld.TARGET, unpacked.TARGET)
     named = os.environ.get(BUILD_FOLDER)
     if named:
         found = _named_build(Path(named), wanted, programs)

@@ -226,7 +226,7 @@ class _RayPool:
             return self._ray.get(task)
         except errors.RayTaskError as error:
             last = str(error).strip().splitlines()[-1]
-            hint = f"pip install turbo-gguf=={__version__} there, for the Python that runs `ray start`"
+            hint = f"install turbo-gguf {__version__} there, for the Python that runs `ray start`"
             raise EnvironmentMissing(f"a task of turbo-gguf could not begin: {last}", hint) from error
         except errors.RayError as error:
             raise Lost(str(error).strip().partition("\n")[0] or type(error).__name__) from error

@@ -22,7 +22,7 @@ from turbo_gguf.files import write_whole
 from turbo_gguf.make.toolkits import gpu_layers
 from turbo_gguf.measure import base_logits
 from turbo_gguf.measure.case import Case
-from turbo_gguf.measure.kld import Elsewhere, Job
+from turbo_gguf.measure.kld import Elsewhere, Job, Results
 from turbo_gguf.measure.progress import Progress, label
 from turbo_gguf.measure.result import Result
 
@@ -74,7 +74,7 @@ class Cluster:
         self._calibrations: dict[str, Any] = {}  # handles to files, by digest
         self._prepared: dict[tuple[str, str, str], dict[str, Job | Failed]] = {}
 
-    def __call__(self, cases: Sequence[Case], job: Job, progress: Progress) -> Iterator[tuple[Result, str]]:
+    def __call__(self, cases: Sequence[Case], job: Job, progress: Progress) -> Results:
         """Measure cases; see :data:`turbo_gguf.measure.kld.Elsewhere`.
 
         Raises:

@@ -17,9 +17,6 @@ Array = npt.NDArray[np.floating]
 UPSTREAM_GROUP = 64
 """Upstream rotates head sizes that are multiples of this: V in groups of it, and K in the largest ones that fit."""
 
-LARGEST_GROUP = 128
-"""Of head sizes that upstream does not rotate."""
-
 
 def group_of(head_size: int, side: str) -> int:
     """How many neighbouring values the graph rotates together: a power of two that divides the head size.

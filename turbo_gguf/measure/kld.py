@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -36,6 +36,9 @@ from turbo_gguf.measure.result import BaseRun, Result
 from turbo_gguf.measure.store import Store
 from turbo_gguf.tools import Run
 
+TARGET = "llama-perplexity"
+"""CMake target and name of the program."""
+
 TRIES = 5
 """Runs of one case when the tool loses the end of its log (see :class:`turbo_gguf.errors.LogCut`).
 
@@ -48,8 +51,11 @@ ENVIRONMENT = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "pa
 
 T = TypeVar("T")
 
-Elsewhere = Callable[[Sequence[Case], "Job", Progress], Iterator[tuple[Result, str]]]
-"""Runs cases on other machines (:mod:`turbo_gguf.cluster`): results as they come, each with the machine that it is from."""
+Results = Generator[tuple[Result, str], None, None]
+"""Results as they come, each with the machine that it is from. To close it ends what still runs."""
+
+Elsewhere = Callable[[Sequence[Case], "Job", Progress], Results]
+"""Runs cases on other machines (:mod:`turbo_gguf.cluster`)."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -84,14 +90,15 @@ def measure(cases: Sequence[Case], job: Job, store: Store, stream: TextIO | None
     progress = Progress(todo, Estimate(r for r in done.values() if r.case.model_sha256 == job.model.sha256), stream)
     if stored:
         progress.say(f"{stored} of {len(cases)} cases are in the store already")
-    for result, where in (job.elsewhere or _here)(todo, job, progress):
-        store.append([result])
-        done[result.key] = result
-        progress.finish(result.case, result, where)
+    with closing((job.elsewhere or _here)(todo, job, progress)) as results:
+        for result, where in results:
+            store.append([result])
+            done[result.key] = result
+            progress.finish(result.case, result, where)
     return [msgspec.structs.replace(done[case.key], case=case) for case in cases]
 
 
-def _here(cases: Sequence[Case], job: Job, progress: Progress) -> Iterator[tuple[Result, str]]:
+def _here(cases: Sequence[Case], job: Job, progress: Progress) -> Results:
     """Results of this machine, one after the other."""
     return ((measure_case(case, job, progress), "") for case in cases)
 
@@ -206,7 +213,7 @@ def _ubatch(batch: int) -> int:
 def _argv(case: Case, job: Job, types: CacheSpec, batch: int) -> list[str]:
     """Command line of a run: everything that decides the numbers is said, nothing is left to a default."""
     return [
-        str(job.build.tool("llama-perplexity")),
+        str(job.build.tool(TARGET)),
         *("-m", str(job.model.path), "-f", str(job.text.path)),
         *("-c", str(case.ctx), "-b", str(batch), "-ub", str(_ubatch(batch)), "-t", str(job.threads)),
         *spec.options(types),

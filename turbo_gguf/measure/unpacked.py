@@ -37,7 +37,9 @@ def size_of(model: ModelFile) -> int:
 
 
 def why_not(model: ModelFile) -> str:
-    """Why a model is not unpacked; "": it can be."""
+    """Why a model is not unpacked; "": it can be, or is there already."""
+    if _file(model).is_file():
+        return ""
     size = size_of(model)
     if size > MOST_BYTES:
         return f"unpacked it has {size / 1e9:.0f} GB"
@@ -51,6 +53,11 @@ def folder() -> Path:
     return assets.home() / "models" / "unpacked"
 
 
+def _file(model: ModelFile) -> Path:
+    """The unpacked model, whether it is there or not."""
+    return folder() / f"{model.path.stem}-{model.sha256[:12]}.gguf"
+
+
 def unpack(build: Build, model: ModelFile, threads: int) -> ModelFile:
     """Make it, or find it.
 
@@ -58,7 +65,7 @@ def unpack(build: Build, model: ModelFile, threads: int) -> ModelFile:
         ToolFailed: the tool crashed.
         EnvironmentMissing: the disk is full.
     """
-    path = folder() / f"{model.path.stem}-{model.sha256[:12]}.gguf"
+    path = _file(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(f"unpack-{model.sha256[:12]}"):
         if not path.is_file():

@@ -60,9 +60,14 @@ def total(where: Sequence[Place], allocation: Allocation) -> int:
     return sum(place.bytes(name) for place, name in zip(where, allocation, strict=True))
 
 
+def values(where: Sequence[Place]) -> int:
+    """Values of all cells."""
+    return sum(place.values * place.cells for place in where)
+
+
 def bits(where: Sequence[Place], allocation: Allocation) -> float:
     """Bits per value of an allocation, on average over all values of the cache, without copies of exact tokens."""
-    return 8 * total(where, allocation) / sum(place.values * place.cells for place in where)
+    return 8 * total(where, allocation) / values(where)
 
 
 def spec_of(where: Sequence[Place], allocation: Allocation, settings: CacheSpec) -> CacheSpec:
@@ -81,17 +86,12 @@ def spec_of(where: Sequence[Place], allocation: Allocation, settings: CacheSpec)
         base = max(counts, key=lambda name: (counts[name], cache_type(name).bits))
         named[side] = base
         others = sorted({name for name in types.values() if name != base}, key=lambda name: -cache_type(name).bits)
-        items = [Item(_ranges([layer for layer, own in types.items() if own == name]), name) for name in others]
+        items = [_item([layer for layer, own in types.items() if own == name], name) for name in others]
         maps[f"layers_{side}"] = LayerMap(tuple(items)) if items else None
     return msgspec.structs.replace(settings, **named, **maps, adaptive=None)
 
 
-def _ranges(layers: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Runs of ascending numbers."""
-    runs: list[tuple[int, int]] = []
-    for layer in sorted(layers):
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1] = (runs[-1][0], layer)
-        else:
-            runs.append((layer, layer))
-    return tuple(runs)
+def _item(layers: Sequence[int], name: str) -> Item:
+    """Ascending layers and their type: all runs in one item."""
+    runs = LayerMap.of([(layer, name) for layer in layers]).items
+    return Item(tuple(layers for run in runs for layers in run.ranges), name)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 from turbo_gguf.cache.spec import CacheSpec
-from turbo_gguf.cache.types import SCALAR, TRELLIS, cache_type
+from turbo_gguf.cache.types import SCALAR, TRELLIS
 from turbo_gguf.tune.places import Place, bits
 
 NEAR = 0.25
@@ -18,24 +18,15 @@ def bits_of(where: Sequence[Place], types: CacheSpec) -> float:
     return bits(where, tuple(types.k if place.side == "k" else types.v for place in where))
 
 
-def near(where: Sequence[Place], budget: float, head_sizes: tuple[int, int]) -> list[CacheSpec]:
+def near(where: Sequence[Place], budget: float, can_have: Callable[[CacheSpec], bool]) -> list[CacheSpec]:
     """All pairs of types of one family that take about so many bits per value, as a user types them.
 
     Args:
         where: the places.
         budget: bits per value.
-        head_sizes: of K and of V, which must be multiples of a type's block.
+        can_have: whether the model can have a pair.
     """
-
-    def fits(name: str, head: int) -> bool:
-        return head % cache_type(name).block == 0
-
-    pairs = [
-        CacheSpec(k, v)
-        for family in (TRELLIS, SCALAR)
-        for k, v in product(family, repeat=2)
-        if fits(k, head_sizes[0]) and fits(v, head_sizes[1])
-    ]
+    pairs = [pair for family in (TRELLIS, SCALAR) for k, v in product(family, repeat=2) if can_have(pair := CacheSpec(k, v))]
     distances = [abs(bits_of(where, pair) - budget) for pair in pairs]
     if not distances:
         return []

@@ -20,7 +20,7 @@ from turbo_gguf.plan.memory import Context
 from turbo_gguf.plan.shape import Shape
 from turbo_gguf.tune import rivals
 from turbo_gguf.tune.meter import Meter
-from turbo_gguf.tune.places import Allocation, Place, bits, places
+from turbo_gguf.tune.places import Allocation, Place, bits, places, total, values
 from turbo_gguf.tune.search import Search
 
 WIDE = {"CPU": ("q5_0", "q8_0")}
@@ -29,8 +29,8 @@ WIDE = {"CPU": ("q5_0", "q8_0")}
 WIDE_ELSEWHERE = ("q8_0",)
 """A GPU has no decode kernels for q5_0 beside ours."""
 
-SINK, TAIL = 4, 64
-"""Exact tokens of all runs, written out: what turbo types have by default."""
+DEFAULTS = msgspec.structs.replace(spec.with_defaults(CacheSpec(TRELLIS[0], TRELLIS[0])), k=PLAIN.k, v=PLAIN.v)
+"""Settings of all runs: what turbo types have by default, written out, since f16 has no defaults."""
 
 TAILS = (32, 128)
 """Others that are tried at the winner."""
@@ -164,7 +164,10 @@ class Tuner:
         speeds: list[str] = []
         while True:
             types = candidates(self._subject.shape, families, WIDE.get(self._subject.backend, WIDE_ELSEWHERE))
-            search = self._search(types, self._calibrated(types))
+            settings = self._settings()
+            self._require_possible(types, settings, goal)
+            self._subject.unseen.results([PLAIN])  # a text that is too short ends the search here; in the end it is in the store
+            search = self._search(types, self._calibrated(types, settings))
             found = self._for_loss(search, goal.max_kld) if goal.max_kld is not None else self._for_bytes(search, goal)
             if target_tps is None or self._speed is None:
                 break
@@ -183,12 +186,15 @@ class Tuner:
 
     # --- settings ---------------------------------------------------------------------------------------------------------
 
-    def _calibrated(self, types: Sequence[str]) -> CacheSpec:
-        """Settings with the better calibration: the automatic one, or one from a part of the text."""
+    def _settings(self) -> CacheSpec:
+        """Of all runs: what turbo types have by default, written out."""
         if self._subject.shape.arch in architectures.OWN_ATTENTION:  # which has neither calibration nor exact tokens
             return CacheSpec(PLAIN.k, PLAIN.v, calibration=NONE, sink=0, tail=0)
-        settings = CacheSpec(PLAIN.k, PLAIN.v, calibration=AUTO, sink=SINK, tail=TAIL)
-        if self._subject.calibrate is None:
+        return DEFAULTS
+
+    def _calibrated(self, types: Sequence[str], settings: CacheSpec) -> CacheSpec:
+        """Settings with the better calibration: the automatic one, or one from a part of the text."""
+        if self._subject.calibrate is None or settings.calibration != AUTO:
             return settings
         made = self._subject.calibrate()
         middle = sorted(types, key=lambda name: cache_type(name).bits)[1]  # of three of a family
@@ -200,7 +206,7 @@ class Tuner:
         return msgspec.structs.replace(settings, calibration=made if better else AUTO)
 
     def _bits_of(self, size: float) -> float:
-        return 8 * size / sum(place.values * place.cells for place in self.where)
+        return 8 * size / values(self.where)
 
     def _search(self, types: Sequence[str], settings: CacheSpec) -> Search:
         return Search(self.where, types, settings, self._subject.cheap, say=self._say, until=self._until)
@@ -210,27 +216,51 @@ class Tuner:
     def _limit(self, goal: Goal, settings: CacheSpec) -> float:
         """Bytes that types may take. Copies of other exact tokens than those by default are paid from it."""
         if goal.bits is not None:
-            return goal.bits / 8 * sum(place.values * place.cells for place in self.where) - self._extra(settings) + 1e-6
+            return goal.bits / 8 * values(self.where) - self._extra(settings) + 1e-6
         assert goal.bytes is not None
         return goal.bytes - self._copies(settings)
 
     def _extra(self, settings: CacheSpec) -> int:
         """Bytes of copies beyond those that turbo types have by default."""
-        return self._copies(settings) - self._copies(msgspec.structs.replace(settings, sink=SINK, tail=TAIL))
+        return self._copies(settings) - self._copies(msgspec.structs.replace(settings, sink=DEFAULTS.sink, tail=DEFAULTS.tail))
 
     def _copies(self, settings: CacheSpec) -> int:
         return memory.copies_bytes(self._subject.shape, settings, self._subject.context)
+
+    def _require_possible(self, types: Sequence[str], settings: CacheSpec, goal: Goal) -> None:
+        """Refuse what can't be had, before prices are measured for it.
+
+        Raises:
+            UsageError: the smallest allocation is too large, or f16 itself loses too much.
+        """
+        if goal.max_kld is not None:
+            self._floor(settings, goal.max_kld)
+            return
+        limit, smallest = self._limit(goal, settings), min(types, key=lambda name: cache_type(name).bits)
+        everywhere = tuple(smallest for _ in self.where)
+        if total(self.where, everywhere) > limit:
+            raise UsageError(
+                f"no allocation takes {max(self._bits_of(limit), 0.0):.3f} bits per value or less: "
+                f"{smallest} everywhere takes {bits(self.where, everywhere):g}",
+                "give more --bits or --memory, or a shorter --ctx",
+            )
+
+    def _floor(self, settings: CacheSpec, limit: float) -> float:
+        """What f16 loses on the file itself.
+
+        Raises:
+            UsageError: as much as the limit, or more.
+        """
+        floor = self._subject.real([msgspec.structs.replace(settings, k=PLAIN.k, v=PLAIN.v)])[0].mean.value
+        if floor >= limit:
+            raise UsageError(f"f16 itself loses {floor:.4f} on this model, {limit:g} are asked for", "give more --max-kld")
+        return floor
 
     def _for_bytes(self, search: Search, goal: Goal) -> CacheSpec:
         """The least loss within bytes, then with other tails where they are better."""
         limit = self._limit(goal, search.settings)
         best = search.best(lambda: search.within(limit))
-        if best is None:
-            least = bits(self.where, tuple(search.types[0] for _ in self.where))
-            raise UsageError(
-                f"no allocation takes {self._bits_of(limit):.3f} bits per value or less: {search.types[0]} everywhere takes {least:g}",
-                "give more --bits or --memory, or a shorter --ctx",
-            )
+        assert best is not None  # the smallest allocation is within it
         found, loss = search.spec(best.allocation), best.stats.mean
         for tail in TAILS if search.settings.tail else ():
             settings = msgspec.structs.replace(search.settings, tail=tail)
@@ -249,9 +279,7 @@ class Tuner:
 
     def _for_loss(self, search: Search, limit: float) -> CacheSpec:
         """The fewest bytes that lose so much at most on the file itself, where packed weights add noise."""
-        floor = self._subject.real([search.spec(tuple("f16" for _ in self.where))])[0].mean.value
-        if floor >= limit:
-            raise UsageError(f"f16 itself loses {floor:.4f} on this model, {limit:g} are asked for", "give more --max-kld")
+        floor = self._floor(search.settings, limit)
         room = limit - floor
         best = search.best(lambda: search.at_most(limit - floor))
         asked = None if best is None else best.allocation
@@ -279,9 +307,8 @@ class Tuner:
     def _proved(self, search: Search, found: CacheSpec, goal: Goal) -> Outcome:
         """Measure the winner and types by hand on unseen text. Which ones is decided where prices were measured, as a user would."""
         asked = goal.bits if goal.bits is not None else self.bits(found)
-        heads = self._heads()
         as_typed = "" if search.settings.tail else OFF
-        pairs = [spec.with_settings(pair, as_typed) for pair in rivals.near(self.where, asked, heads)]
+        pairs = [spec.with_settings(pair, as_typed) for pair in rivals.near(self.where, asked, self._can_have)]
         self._say(f"rivals: {len(pairs)} pairs of types near {asked:.3f} bits per value")
         losses = [stats.mean.value for stats in self._subject.cheap(pairs)]
         shown = self._shown(pairs, losses, asked)
@@ -308,9 +335,8 @@ class Tuner:
         own = bits(self.where, tuple((k if place.side == "k" else v)[place.layer] for place in self.where))
         return own + (self._bits_of(self._extra(types)) if types.tail is not None else 0.0)
 
-    def _heads(self) -> tuple[int, int]:
-        layers = [layer for cache in self._subject.shape.caches for layer in cache.layers if not cache.indexer]
-        return math.gcd(*(layer.head_k for layer in layers)), math.gcd(*(layer.head_v for layer in layers))
+    def _can_have(self, types: CacheSpec) -> bool:
+        return not memory.why_not(self._subject.shape, types)
 
 
 def _family(types: Sequence[str]) -> tuple[str, ...]:

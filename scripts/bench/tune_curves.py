@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found.sort(key=lambda one: (one.model.sha256, one.evidence["asked-bits"]))
     searches = [list(group) for _, group in groupby(found, key=lambda one: one.model.sha256)]
     for group in searches:
-        print(f"### {group[0].model.name}\n\n{markdown(HEADER, [line(one) for one in group])}")
+        print(f"### {group[0].model.name}\n\n{markdown(HEADER, [line(one) for one in group])}\n")
     if options.plot:
         draw(searches, options.plot)
     return 0

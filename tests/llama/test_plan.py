@@ -149,7 +149,9 @@ def test_serve(native_bin: Path, trained: Path) -> None:
         port = probe.getsockname()[1]
     program = [sys.executable, "-m", "turbo_gguf", "serve", str(trained), "--server", str(native_bin / "llama-server"), "--ctx", "1024"]
     argv = [*program, "--memory", "1GiB", "--", "--port", str(port), "-lv", "4"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+    # a parent that ignores SIGINT (nohup, a job in the background) hands that on
+    allow = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, preexec_fn=allow) as process:
         assert process.stderr is not None
         said = []
         for line in process.stderr:

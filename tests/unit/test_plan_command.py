@@ -312,7 +312,9 @@ class Serving(NamedTuple):
 def serve(model: Path, server: Path, port: int, sign: signal.Signals) -> Serving:
     """Start it, wait until it is ready, and end it."""
     argv = [sys.executable, "-m", "turbo_gguf", "serve", str(model), "--server", str(server), "--ctx", "1024", "--", "--port", str(port)]
-    with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # a parent that ignores SIGINT (nohup, a job in the background) hands that on
+    allow = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=allow) as process:
         assert process.stderr is not None
         said = []
         for line in process.stderr:

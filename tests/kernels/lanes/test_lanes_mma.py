@@ -130,22 +130,27 @@ def valid(kind: str, size: int) -> int:
     return TILE - 5 if kind in TRELLIS and size == 64 else TILE
 
 
-@each_size
-@each_type
-def test_keys(kind: str, size: int, rng: np.random.Generator) -> None:
-    """Integer products of each block's levels with 8 queries, and the scales."""
+def check_keys(lanes: Library, kind: str, size: int, columns: int, rng: np.random.Generator) -> None:
+    """Compare integer products of each block's levels with queries, and scales, with what the rows unpack to."""
     packed, values = rows(kind, rng, size)
     n, group = valid(kind, size), 64 if kind in TRELLIS else 32
-    q = rng.integers(-127, 128, (8, size), np.int8)
-    dots, scales = np.zeros((TILE, 8, size // group), np.int32), np.zeros((TILE, size // group), np.float32)
-    library(kind, size).call("lanes_dot_keys", packed, packed.strides[0], n, q, dots, scales)
+    q = rng.integers(-127, 128, (columns, size), np.int8)
+    dots, scales = np.zeros((TILE, columns, size // group), np.int32), np.zeros((TILE, size // group), np.float32)
+    lanes.call("lanes_dot_keys", packed, packed.strides[0], n, q, dots, scales)
 
     blocks = values[:n].reshape(n, -1, group)
     levels = np.rint(blocks / scales[:n, :, None])
     assert np.array_equal((levels * scales[:n, :, None]).astype(np.float32), blocks)
-    want = np.einsum("kbv,cbv->kcb", levels.astype(np.int64), q.reshape(8, -1, group).astype(np.int64))
+    want = np.einsum("kbv,cbv->kcb", levels.astype(np.int64), q.reshape(columns, -1, group).astype(np.int64))
     assert np.array_equal(dots[:n], want)
     assert np.array_equal(dots[n:], np.broadcast_to(dots[n - 1], dots[n:].shape)), "rows beyond the last are the last"
+
+
+@each_size
+@each_type
+def test_keys(kind: str, size: int, rng: np.random.Generator) -> None:
+    """Integer products of each block's levels with 8 queries, and the scales."""
+    check_keys(library(kind, size), kind, size, 8, rng)
 
 
 @each_size

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from lanes_tools import GFX11, GFX12, Device, LanesMisuse, Library, load
-from test_lanes_mma import TILE, TRELLIS, each_size, each_type, rng, rows, valid, words
+from test_lanes_mma import TILE, check_keys, each_size, each_type, rng, rows, valid, words
 
 from turbo_gguf.codec import tables
 
@@ -87,18 +87,7 @@ def library(device: Device, kind: str, size: int) -> Library:
 @each_type
 def test_keys(kind: str, size: int, device: Device, rng: np.random.Generator) -> None:
     """Integer products of each block's levels with 16 queries, and the scales."""
-    packed, values = rows(kind, rng, size)
-    n, group = valid(kind, size), 64 if kind in TRELLIS else 32
-    q = rng.integers(-127, 128, (16, size), np.int8)
-    dots, scales = np.zeros((TILE, 16, size // group), np.int32), np.zeros((TILE, size // group), np.float32)
-    library(device, kind, size).call("lanes_dot_keys", packed, packed.strides[0], n, q, dots, scales)
-
-    blocks = values[:n].reshape(n, -1, group)
-    levels = np.rint(blocks / scales[:n, :, None])
-    assert np.array_equal((levels * scales[:n, :, None]).astype(np.float32), blocks)
-    want = np.einsum("kbv,cbv->kcb", levels.astype(np.int64), q.reshape(16, -1, group).astype(np.int64))
-    assert np.array_equal(dots[:n], want)
-    assert np.array_equal(dots[n:], np.broadcast_to(dots[n - 1], dots[n:].shape)), "rows beyond the last are the last"
+    check_keys(library(device, kind, size), kind, size, 16, rng)
 
 
 @each_gfx

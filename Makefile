@@ -8,7 +8,7 @@ SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)')
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated test-server kernel-report gpu-proof
+.PHONY: container-cpu container-rocm container-cuda try-container gpu-root test-hip-emulated test-server kernel-report gpu-proof
 .PHONY: soak soak-asan bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
@@ -50,8 +50,8 @@ container-cpu: ## build the container of llama-server with podman or docker (con
 try-container: ## run the steps of the CPU's container in bare Debian roots, and ask its server (root rights, no podman or docker)
 	python3 scripts/containers/bare_root.py cpu $(ARGS)
 
-hip-root: ## make a Debian root with clang and HIP, to compile and emulate without ROCm (root rights, 1.2 GB)
-	@scripts/hip_root.sh make
+gpu-root: ## make a Debian root with HIP, Vulkan and a Vulkan driver for CPUs, for work without a GPU (root rights, 1.6 GB)
+	@scripts/gpu_root.sh make
 
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
 	$(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)

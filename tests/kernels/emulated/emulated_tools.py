@@ -28,7 +28,7 @@ from turbo_gguf.make.upstream import fetch, resolve
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parents[2]
-SCRIPT = REPOSITORY / "scripts" / "hip_root.sh"
+SCRIPT = REPOSITORY / "scripts" / "gpu_root.sh"
 RUNTIME = REPOSITORY / "dev" / "emulator" / "runtime"
 ENVIRONMENT_MISSING = 3  # exit code of SCRIPT
 
@@ -47,7 +47,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Unavailable(Exception):
-    """Why there is no HIP root here, in words for a skip."""
+    """Why there is no GPU root here, in words for a skip."""
 
 
 @dataclass(frozen=True)
@@ -261,8 +261,8 @@ def backend_ops(op: str, pattern: str, cwd: Path, *, pristine: bool = False, tim
 
 
 def skip(reason: str) -> NoReturn:
-    """Skip the running test, or fail where ``TURBO_GGUF_REQUIRE_HIP_ROOT`` says that there is a root (continuous integration)."""
-    if os.environ.get("TURBO_GGUF_REQUIRE_HIP_ROOT"):
+    """Skip the running test, or fail where ``TURBO_GGUF_REQUIRE_GPU_ROOT`` says that there is a root (continuous integration)."""
+    if os.environ.get("TURBO_GGUF_REQUIRE_GPU_ROOT"):
         pytest.fail(reason)
     pytest.skip(reason)
 

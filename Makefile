@@ -7,7 +7,7 @@ OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -n
 SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)') $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
-.PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
+.PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-vulkan build-rocm-all-pairs build-cuda-all-pairs
 .PHONY: container-cpu container-rocm container-cuda try-container gpu-root test-hip-emulated test-server kernel-report gpu-proof
 .PHONY: soak soak-asan bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
@@ -34,13 +34,14 @@ release-check: check ## what a release needs: all of check, the hooks on every u
 	$(TURBO) patch check --all
 	$(PYTHON_VENV) scripts/check_results.py --strict
 
-build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs: setup
+build-cpu build-cpu-debug build-rocm build-cuda build-vulkan build-rocm-all-pairs build-cuda-all-pairs: setup
 	$(TURBO) build --preset $(@:build-%=%) $(ARGS)
 
 build-cpu: ## compile the patched llama.cpp for this CPU
 build-cpu-debug: ## the same with assertions and sanitizers
 build-rocm: ## compile it for the AMD GPUs here (or GPU_TARGETS=gfx1100)
 build-cuda: ## compile it for the NVIDIA GPUs here (or CUDAARCHS=89)
+build-vulkan: ## compile it for GPUs with a Vulkan driver
 
 container-cpu container-rocm container-cuda:
 	python3 scripts/containers/images.py build $(@:container-%=%) $(ARGS)

@@ -8,7 +8,7 @@ SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)')
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-vulkan build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: container-cpu container-rocm container-cuda try-container gpu-root test-hip-emulated test-server kernel-report gpu-proof
+.PHONY: container-cpu container-rocm container-cuda try-container gpu-root test-hip-emulated test-vulkan test-server kernel-report gpu-proof
 .PHONY: soak soak-asan bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
@@ -55,7 +55,10 @@ gpu-root: ## make a Debian root with HIP, Vulkan and a Vulkan driver for CPUs, f
 	@scripts/gpu_root.sh make
 
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
-	$(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
+	PYTHONPATH=tests/kernels $(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
+
+test-vulkan: setup-dev ## the Vulkan backend on Mesa's driver for CPUs, result in eval/results (an hour or two; a part of it is in the tests)
+	PYTHONPATH=tests/kernels:tests/kernels/vulkan $(PYTHON_VENV) tests/kernels/vulkan/lavapipe_report.py $(ARGS)
 
 test-server: setup-dev ## upstream's server tests with f16, q8_0, turbo4t, turbo3t; table in build/report (ten minutes; a part is in the tests)
 	PYTHONPATH=dev $(PYTHON_VENV) -m upstream_server $(ARGS)

@@ -21,7 +21,7 @@ log=$home/logs/gpu-root.log
 # What is in the root. A change here, or in a function whose name begins with recipe_, makes a new one.
 suite=sid # Debian 12 and 13 have a HIP older than 6.1, which upstream refuses, and a glslc that lacks half of its extensions
 packages=(hipcc libamdhip64-dev lld cmake ninja-build ccache git python3-dev python3-numpy python3-msgspec
-    glslc libvulkan-dev spirv-headers mesa-vulkan-drivers vulkan-tools vulkan-validationlayers spirv-tools)
+    glslc libvulkan-dev spirv-headers mesa-vulkan-drivers vulkan-tools vulkan-validationlayers mesa-drm-shim spirv-tools)
 headers_only=(librocblas-dev libhipblas-dev libhipblas-common-dev)
 
 fail() {

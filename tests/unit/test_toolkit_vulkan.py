@@ -26,6 +26,8 @@ done
 [ -z "$bad" ]
 """
 
+HEADER = "// Version\n#define VK_HEADER_VERSION 354\n#define VK_EXT_layer_settings 1\n"
+
 RADEON = """\
 GPU0:
 	apiVersion         = 1.4.305
@@ -54,7 +56,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made.link("grep")
     made.link("cat")
     for name, text in (
-        ("include/vulkan/vulkan_core.h", "// Version\n#define VK_HEADER_VERSION 354\n"),
+        ("include/vulkan/vulkan_core.h", HEADER),
         ("include/vulkan/vulkan.hpp", ""),
         ("lib/x86_64-linux-gnu/libvulkan.so", ""),
         ("share/cmake/SPIRV-Headers/SPIRV-HeadersConfig.cmake", ""),
@@ -117,12 +119,20 @@ def test_two_parts_of_one_package_are_one(world: World, tmp_path: Path) -> None:
 def test_the_sdk_is_looked_at_first(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VULKAN_SDK", str(tmp_path / "sdk"))
     world.program("../sdk/bin/glslc", GLSLC)
-    file(tmp_path / "sdk/include/vulkan/vulkan_core.h", "#define VK_HEADER_VERSION 400\n")
+    file(tmp_path / "sdk/include/vulkan/vulkan_core.h", HEADER.replace("354", "400"))
     file(tmp_path / "sdk/include/vulkan/vulkan.hpp")
     assert vulkan.options() == {"Vulkan_GLSLC_EXECUTABLE": f"{tmp_path}/sdk/bin/glslc"}
-    assert vulkan.header_version() == 400
+    assert vulkan.headers() == vulkan.Headers(400, suffices=True)
     monkeypatch.setenv("GLSLC", "/other/glslc")
     assert vulkan.glslc() == Path("/other/glslc")
+
+
+def test_headers_that_upstream_does_not_compile_with_are_refused(world: World, tmp_path: Path) -> None:
+    """As those of Debian 12."""
+    file(tmp_path / "usr/include/vulkan/vulkan_core.h", "#define VK_HEADER_VERSION 239\n")
+    with pytest.raises(EnvironmentMissing, match=r"headers are of 1\.x\.239, upstream needs 1\.3\.272 or newer") as caught:
+        ensure_build("vulkan", upstream=str(world.source))
+    assert "newer Debian" in caught.value.hint and "make gpu-root" in caught.value.hint
 
 
 def test_an_old_shader_compiler_builds_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

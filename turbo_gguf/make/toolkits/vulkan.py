@@ -26,6 +26,9 @@ EXTENSIONS = {
 }
 """Extensions of GLSL that upstream's CMake asks the shader compiler for, and what the shaders that need them are for."""
 
+NEEDED = "VK_EXT_layer_settings"
+"""An extension that upstream's C++ takes for granted: headers of 1.3.272 or newer have it."""
+
 OLDEST_VULKAN = (1, 2)
 """What upstream asks of a driver."""
 
@@ -33,7 +36,7 @@ OLDEST_MESA = (23, 3)
 """The first Mesa whose AMD driver has cooperative matrices."""
 
 MESA_HINT = "a newer Debian or Ubuntu, or its backports: apt-get install mesa-vulkan-drivers"
-GLSLC_HINT = "a newer Debian or Ubuntu, or the Vulkan SDK (https://vulkan.lunarg.com/sdk/home); contributors: make gpu-root"
+NEWER_HINT = "a newer Debian or Ubuntu, or the Vulkan SDK (https://vulkan.lunarg.com/sdk/home); contributors: make gpu-root"
 DRIVER_HINT = "apt-get install mesa-vulkan-drivers (AMD, Intel); NVIDIA's driver brings its own"
 
 PREFIXES = (Path("/usr"), Path("/usr/local"))
@@ -97,25 +100,33 @@ def lacking() -> list[str]:
     return []
 
 
-def header_version() -> int:
-    """Version of the Vulkan headers, the last of its three numbers; 0 without them. The C++ headers lie beside them."""
+class Headers(msgspec.Struct, frozen=True):
+    """Vulkan's headers for C and C++."""
+
+    version: int  # the last of its three numbers
+    suffices: bool
+
+
+def headers() -> Headers | None:
+    """The headers that a build would take."""
     for path in _files("include/vulkan/vulkan_core.h"):
-        found = re.search(r"^#define VK_HEADER_VERSION (\d+)$", path.read_text("utf-8", errors="replace"), re.MULTILINE)
-        if found and (path.parent / "vulkan.hpp").is_file():
-            return int(found[1])
-    return 0
+        text = path.read_text("utf-8", errors="replace")
+        version = re.search(r"^#define VK_HEADER_VERSION (\d+)$", text, re.MULTILINE)
+        if version and (path.parent / "vulkan.hpp").is_file():
+            return Headers(int(version[1]), f"#define {NEEDED} 1" in text)
+    return None
 
 
 def options() -> dict[str, str]:
     """CMake options of a Vulkan build on this machine.
 
     Raises:
-        EnvironmentMissing: the shader compiler, headers, or the library to link with are missing.
+        EnvironmentMissing: the shader compiler, headers, or the library to link with are missing, or the headers are too old.
     """
-    compiler = glslc()
+    compiler, found = glslc(), headers()
     parts = (
         ("glslc", compiler, "glslc"),
-        ("headers (vulkan/vulkan.hpp)", header_version(), "libvulkan-dev"),
+        ("headers (vulkan/vulkan.hpp)", found, "libvulkan-dev"),
         ("libvulkan.so", loader("libvulkan.so"), "libvulkan-dev"),
         (
             "SPIRV-Headers",
@@ -123,10 +134,12 @@ def options() -> dict[str, str]:
             "spirv-headers",
         ),
     )
-    missing = {name: package for name, found, package in parts if not found}
+    missing = {name: package for name, path, package in parts if not path}
     if missing:
         packages = " ".join(dict.fromkeys(missing.values()))
         raise EnvironmentMissing(f"for a Vulkan build there is no {', '.join(missing)}", f"apt-get install {packages}")
+    if found is not None and not found.suffices:
+        raise EnvironmentMissing(f"the Vulkan headers are of 1.x.{found.version}, upstream needs 1.3.272 or newer", NEWER_HINT)
     return {"Vulkan_GLSLC_EXECUTABLE": str(compiler)}
 
 
@@ -180,7 +193,7 @@ def _compiler_findings() -> Iterator[Finding]:
     unknown = lacking()
     if unknown:
         words = ", ".join(EXTENSIONS[name] for name in unknown)
-        yield Finding("glslc", "none", f"is too old for {words}: shaders with them are left out, so that prompts are slower", GLSLC_HINT)
+        yield Finding("glslc", "none", f"is too old for {words}: shaders with them are left out, so that prompts are slower", NEWER_HINT)
 
 
 def _device_findings() -> Iterator[Finding]:
@@ -238,6 +251,11 @@ def _files(*patterns: str) -> Iterator[Path]:
             yield from sorted(prefix.glob(pattern))
 
 
+def _where() -> str:
+    found = headers()
+    return f"({glslc()})" + (f", headers of 1.x.{found.version}" if found else "")
+
+
 def about_machine() -> str:
     """GPUs, their drivers, and the shader compiler."""
     names = ", ".join(f"{device.name} ({device.driver})" for device in all_devices() or ()) or "no device found"
@@ -253,7 +271,7 @@ TOOLKIT = Toolkit(
     variants=(Variant("", "GPUs through their Vulkan driver", {}, 400),),
     options=options,
     compiler_version=compiler_version,
-    where=lambda: f"({glslc()}), headers of 1.x.{header_version()}",
+    where=_where,
     gpus=gpus,
     devices=devices,
     about_machine=about_machine,

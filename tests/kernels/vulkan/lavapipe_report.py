@@ -17,6 +17,7 @@ from pathlib import Path
 
 import lavapipe_runs
 import lavapipe_tools
+import radv_stats
 from backend_jobs import Outcome, kept
 from gpu_root_tools import REPOSITORY, in_root
 from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, TURBO, UPSTREAM, VALIDATED
@@ -28,7 +29,7 @@ from turbo_gguf.judge.results import write as write_result
 from turbo_gguf.make.upstream import default_name
 
 RESULT = REPOSITORY / "eval" / "results" / "vulkan.md"
-PARTS = ("operations", "validation", "table", "life", "divergence", "text")
+PARTS = ("operations", "validation", "table", "life", "divergence", "text", "registers")
 CHUNKS, CONTEXT = 4, 256
 TOKENS = 48
 
@@ -92,6 +93,12 @@ TEXT = """
 
 | cache | equal to the CPU |
 |---|---|
+"""
+
+REGISTERS = """
+## Registers and instructions
+
+Our shaders as RADV, Mesa's driver for AMD GPUs, compiles them; the GPUs are stand-ins that execute nothing. A row is a pipeline.
 """
 
 LIFE_FILES = (
@@ -261,6 +268,17 @@ def text(report: Report) -> None:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(cpu, gpu, strict=False)))
         rows.append(f"| {kind} | {'all' if cpu == gpu else f'{same} of {len(cpu)} characters'} |")
     report.add(TEXT.format(tokens=TOKENS), rows, time.monotonic() - began, True)
+
+
+def registers(report: Report) -> None:
+    """What the shaders take on AMD GPUs."""
+    began, lines, good = time.monotonic(), [], True
+    for gpu, about in radv_stats.GPUS.items():
+        found = radv_stats.stats(gpu, report.folder / "registers")
+        head = f"| pipeline | {' | '.join(radv_stats.COLUMNS.values())} |"
+        lines += ["", f"### {about}", "", head, "|---" * (len(radv_stats.COLUMNS) + 1) + "|", *radv_stats.rows(found)]
+        good = good and not any(numbers.get("Spilled VGPRs") for numbers in found.values())
+    report.add(REGISTERS, lines, time.monotonic() - began, good)
 
 
 def versions() -> str:

@@ -12,6 +12,7 @@ import gpu_root_tools
 import lavapipe_runs
 import lavapipe_tools
 import pytest
+import radv_stats
 from backend_jobs import Job, Outcome
 from lavapipe_runs import DIAGONAL, FEW_PAIRS, JOBS, PLAIN, TURBO, UPSTREAM, VALIDATED, perplexity
 
@@ -122,3 +123,19 @@ def test_perplexity_equals_cpu_with_the_defaults(tiny: Path, tmp_path: Path) -> 
     """With a calibration and exact tokens."""
     device, cpu = (perplexity(tiny, "turbo3", tmp_path / where, on_cpu=where == "cpu") for where in ("gpu", "cpu"))
     assert device == pytest.approx(cpu, rel=2e-2)
+
+
+# --- AMD's compiler -------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_backend_prints_of_a_pipeline_is_read() -> None:
+    said = "noise\nggml_vulkan: pipeline stats for turbo_a:\nggml_vulkan:   VGPRs: 24\nggml_vulkan:   Latency: 1.5\nggml_vulkan:   SGPRs: 108\n"
+    assert radv_stats.parse(said + said.replace("24", "32")) == {"turbo_a": {"VGPRs": 32, "SGPRs": 108}}
+    assert radv_stats.rows({"turbo_a": {"VGPRs": 24, "SGPRs": 108}}) == ["| `turbo_a` | 24 | 108 |  |  |  |  |"]
+
+
+def test_no_shader_spills_on_rdna3() -> None:
+    found = radv_stats.stats("navi31", logs() / "registers")
+    assert any("turbo" in name for name in found) and any("flash_attn" in name for name in found)
+    assert {name: numbers["Spilled VGPRs"] for name, numbers in found.items() if numbers["Spilled VGPRs"]} == {}
+    assert all(0 < numbers["VGPRs"] <= 256 for numbers in found.values())

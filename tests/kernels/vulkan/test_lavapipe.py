@@ -129,7 +129,8 @@ def test_perplexity_equals_cpu_with_the_defaults(tiny: Path, tmp_path: Path) -> 
 
 
 def test_what_the_backend_prints_of_a_pipeline_is_read() -> None:
-    said = "noise\nggml_vulkan: pipeline stats for turbo_a:\nggml_vulkan:   VGPRs: 24\nggml_vulkan:   Latency: 1.5\nggml_vulkan:   SGPRs: 108\n"
+    lines = ("noise", "pipeline stats for turbo_a:", "  VGPRs: 24", "  Latency: 1.5", "  SGPRs: 108")
+    said = "".join(f"ggml_vulkan: {line}\n" for line in lines)
     assert radv_stats.parse(said + said.replace("24", "32")) == {"turbo_a": {"VGPRs": 32, "SGPRs": 108}}
     assert radv_stats.rows({"turbo_a": {"VGPRs": 24, "SGPRs": 108}}) == ["| `turbo_a` | 24 | 108 |  |  |  |  |"]
 

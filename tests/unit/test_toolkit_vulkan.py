@@ -151,6 +151,8 @@ def test_what_runs_it_is_named_with_its_package(world: World, tmp_path: Path, mo
     assert found["Vulkan loader"].fix == "apt-get install libvulkan1"
     assert found["Vulkan driver"].fix.startswith("apt-get install mesa-vulkan-drivers")
     assert found["Vulkan device"].fix == "apt-get install vulkan-tools"
+    file(tmp_path / "usr/lib/chromium/libvulkan.so.1")
+    assert findings()["Vulkan loader"].status == "none", "that of a browser is its own"
     file(tmp_path / "usr/lib/x86_64-linux-gnu/libvulkan.so.1")
     file(tmp_path / "usr/share/vulkan/icd.d/radeon_icd.x86_64.json")
     show(world, RADEON)

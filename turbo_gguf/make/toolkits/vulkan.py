@@ -130,7 +130,7 @@ def options() -> dict[str, str]:
         ("libvulkan.so", loader("libvulkan.so"), "libvulkan-dev"),
         (
             "SPIRV-Headers",
-            next(_files("share/cmake/SPIRV-Headers", "lib*/cmake/SPIRV-Headers", "lib/*/cmake/SPIRV-Headers"), None),
+            next(_files("share/cmake/SPIRV-Headers", "lib*/cmake/SPIRV-Headers", "lib/*-linux-*/cmake/SPIRV-Headers"), None),
             "spirv-headers",
         ),
     )
@@ -145,7 +145,7 @@ def options() -> dict[str, str]:
 
 def loader(name: str = "libvulkan.so.1") -> Path | None:
     """The library that finds the drivers."""
-    return next(_files(f"lib/{name}", f"lib/*/{name}", f"lib64/{name}"), None)
+    return next(_files(f"lib/{name}", f"lib/*-linux-*/{name}", f"lib64/{name}"), None)
 
 
 def drivers() -> list[Path]:
@@ -213,7 +213,8 @@ def _device_findings() -> Iterator[Finding]:
                 "sudo usermod -aG render,video $USER, then log out and in again",
             )
         else:
-            yield Finding("Vulkan GPU", "none", "no driver shows one", DRIVER_HINT)
+            hint = "lspci -k names the kernel's driver of each GPU" if drivers() else DRIVER_HINT
+            yield Finding("Vulkan GPU", "none", "no driver shows one", hint)
 
 
 def _finding(number: int, device: Device) -> Finding:

@@ -15,3 +15,5 @@ GGML_TURBO_SCALAR_TYPES_X(TURBO_PACK)
 #undef TURBO_PACK
 
 #undef TURBO_SHADER
+
+string_to_spv("turbo_attn_merge", "turbo-attn-merge.comp", {});

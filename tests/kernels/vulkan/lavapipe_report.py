@@ -299,7 +299,6 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="take up what an earlier run of the same code has finished")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part only (default: all)")
     arguments = parser.parse_args()
-    lavapipe_tools.build(lavapipe_tools.MORE_TARGETS)
     report = Report(home() / "logs" / "lavapipe-report", arguments.jobs, arguments.resume)
     for name in arguments.part or PARTS:
         globals()[name](report)

@@ -122,9 +122,10 @@ def run_jobs(
 
 @functools.cache
 def code() -> str:
-    """A hash of the programs, in which the shaders are."""
-    build = lavapipe_tools.build()
-    return backend_jobs.code_of([*sorted(build.glob("lib*.so")), *(build / name for name in lavapipe_tools.TARGETS)])
+    """A hash of the library, in which the shaders are, and of the programs."""
+    programs = lavapipe_tools.programs()
+    files = [lavapipe_tools.library(), *sorted(programs.glob("lib*.so")), *(programs / name for name in lavapipe_tools.TARGETS)]
+    return backend_jobs.code_of(files)
 
 
 # --- a broken table -------------------------------------------------------------------------------------------------------
@@ -136,13 +137,13 @@ def words(levels: list[int]) -> list[bytes]:
 
 
 def broken_library(folder: Path, name: str = "turbo3") -> Path:
-    """Write a copy of the backend's library in which the codebook of a scalar type is another one; returns its folder.
+    """Write a copy of the backend's library in which the codebook of a scalar type is nothing but zeros.
 
     Raises:
         RuntimeError: the library has no such table.
     """
     table = next(t for t in tables.SCALAR if t.name == name)
-    library = lavapipe_tools.build() / "libggml-vulkan.so.0"
+    library = lavapipe_tools.library()
     content, count = library.read_bytes(), 0
     for word in words(list(table.codebook)):
         count += content.count(word)
@@ -151,13 +152,13 @@ def broken_library(folder: Path, name: str = "turbo3") -> Path:
         raise RuntimeError(f"{library} has no codebook of {name}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / library.name).write_bytes(content)
-    return folder
+    return folder / library.name
 
 
 def run_faulty(folder: Path) -> Outcome:
     """Run the cases that must fail."""
     broken = broken_library(folder / "library")
-    return run_job(FAULTY, folder, LD_LIBRARY_PATH=str(broken))
+    return run_job(FAULTY, folder, GGML_BACKEND_PATH=str(broken))
 
 
 # --- perplexity and KL divergence -----------------------------------------------------------------------------------------

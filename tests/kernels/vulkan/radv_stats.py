@@ -57,13 +57,14 @@ def stats(gpu: str, folder: Path) -> Stats:
     found: Stats = {}
     for number, (op, pattern, part) in enumerate(CASES):
         variables = {
+            **lavapipe_tools.environment(),
             "LD_PRELOAD": SHIM,
             "AMDGPU_GPU_ID": gpu,
             "VK_DRIVER_FILES": DRIVER,
             "GGML_VK_VISIBLE_DEVICES": "0",
             "GGML_VK_PIPELINE_STATS": part,
         }
-        program = lavapipe_tools.build() / "test-backend-ops"
+        program = lavapipe_tools.programs() / "test-backend-ops"
         command = [
             "env",
             *(f"{name}={value}" for name, value in variables.items()),
@@ -76,7 +77,12 @@ def stats(gpu: str, folder: Path) -> Stats:
             "-p",
             pattern,
         ]
-        done = in_root(command, cwd=folder, log=folder / f"{gpu}-{number}.log", environment={"MESA_SHADER_CACHE_DISABLE": "1"})
+        done = in_root(
+            command,
+            cwd=folder,
+            log=folder / f"{gpu}-{number}.log",
+            environment={"GPU_ROOT_BIND": variables["GPU_ROOT_BIND"], "MESA_SHADER_CACHE_DISABLE": "1"},
+        )
         for name, made in parse(done.err).items():
             found.setdefault(name, []).extend(made)
     if not found:

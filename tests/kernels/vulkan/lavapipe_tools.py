@@ -65,10 +65,10 @@ def environment(**more: str) -> dict[str, str]:
     """Variables with which a program finds the library, the driver and the device."""
     return {
         "GGML_BACKEND_PATH": str(library()),
-        "GPU_ROOT_BIND": str(programs().parent.parent),
+        "GPU_ROOT_BIND": f"{programs().parent.parent}\n{spirv()}",
         "VK_DRIVER_FILES": DRIVER,
         "GGML_VK_VISIBLE_DEVICES": "0",
-        "MESA_SHADER_CACHE_DIR": str(home() / "builds" / "lavapipe-cache"),
+        "MESA_SHADER_CACHE_DIR": str(spirv() / "lavapipe"),  # machine code
         "LP_NUM_THREADS": "1",  # two programs run at once, with a core for each
         "GGML_NO_BACKTRACE": "1",
         **more,

@@ -97,7 +97,7 @@ def test_the_validation_layers_do_speak() -> None:
 
 def test_a_wrong_table_is_noticed() -> None:
     right = [
-        case for case in outcomes()["attention, head size 64"].cases if case.parameters["type_K"] == case.parameters["type_V"] == "turbo3"
+        case for case in outcomes()["attention, head size 64"].cases if case.parameters["type_K"] == case.parameters["type_V"] == "turbo3t"
     ]
     assert right and all(case.ok for case in right)
     outcome = lavapipe_runs.run_faulty(logs() / "faulty")

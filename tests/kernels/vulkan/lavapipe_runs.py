@@ -135,23 +135,33 @@ def words(levels: list[int]) -> list[bytes]:
     return [struct.pack("<4b", *levels[i : i + 4]) for i in range(0, len(levels), 4)]
 
 
-def broken_library(folder: Path, name: str = "turbo3") -> Path:
-    """Write a copy of the backend's library in which the codebook of a scalar type is another one; returns its folder.
+OP_CONSTANT = struct.pack("<I", 4 << 16 | 43)
+"""First word of SPIR-V's OpConstant of 32 bits; its type, its id and its value follow."""
+
+
+def changed_library(folder: Path, changes: Mapping[bytes, bytes]) -> Path:
+    """Write a copy of the backend's library in which some constants of shaders have other values; returns its folder.
 
     Raises:
-        RuntimeError: the library has no such table.
+        RuntimeError: the library has none of them.
     """
-    table = next(t for t in tables.SCALAR if t.name == name)
     library = lavapipe_tools.build() / "libggml-vulkan.so.0"
     content, count = library.read_bytes(), 0
-    for word in words(list(table.codebook)):
-        count += content.count(word)
-        content = content.replace(word, bytes(4))
+    for old, new in changes.items():
+        constant = re.compile(re.escape(OP_CONSTANT) + rb"(.{8})" + re.escape(old), re.DOTALL)
+        content, found = constant.subn(lambda match, new=new: OP_CONSTANT + match[1] + new, content)
+        count += found
     if not count:
-        raise RuntimeError(f"{library} has no codebook of {name}")
+        raise RuntimeError(f"{library} has no constant {', '.join(old.hex() for old in changes)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / library.name).write_bytes(content)
     return folder
+
+
+def broken_library(folder: Path, name: str = "turbo3") -> Path:
+    """Write a copy of the backend's library in which the codebook of a scalar type is all zeros; returns its folder."""
+    table = next(t for t in tables.SCALAR if t.name == name)
+    return changed_library(folder, {word: bytes(4) for word in words(list(table.codebook))})
 
 
 def run_faulty(folder: Path) -> Outcome:

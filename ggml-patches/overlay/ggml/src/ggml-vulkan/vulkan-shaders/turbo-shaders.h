@@ -26,3 +26,4 @@ for (const char * type : { "TURBO3_0", "TURBO4_0" }) {  // those that decay
 }
 
 string_to_spv("turbo_copy", "turbo-copy.comp", {});
+string_to_spv("turbo_attn_merge", "turbo-attn-merge.comp", {});

@@ -2,19 +2,19 @@
 // a block is one of q8_0 once it is unpacked, and has the same place in shared memory.
 
 int32_t turbo_k_qs(uint ib, uint iqs, uint a_offset) {
-    return turbo_is_scalar(FaTypeK) ?
-               int32_t(turbo_scalar_word(turbo_block_at(a_offset + ib, BINDING_IDX_K), iqs, BINDING_IDX_K)) :
+    return TURBO_IS_SCALAR(FaTypeK) ?
+               int32_t(turbo_scalar_levels(FaTypeK, turbo_block(a_offset + ib, BINDING_IDX_K), iqs / 4)) :
                get_k_qs(ib, iqs, a_offset);
 }
 
 FLOAT_TYPEV2 turbo_k_scale(uint ib, uint a_offset) {
-    return turbo_is_scalar(FaTypeK) ?
-               FLOAT_TYPEV2(turbo_d(turbo_block_at(a_offset + ib, BINDING_IDX_K), BINDING_IDX_K), 0.0) :
+    return TURBO_IS_SCALAR(FaTypeK) ?
+               FLOAT_TYPEV2(turbo_scalar_scale(turbo_block(a_offset + ib, BINDING_IDX_K)), 0.0) :
                get_k_scale(ib, a_offset);
 }
 
 fa_k_qs_block8 turbo_k_qs_block8(uint ib, uint a_offset) {
-    if (!turbo_is_scalar(FaTypeK)) {
+    if (!TURBO_IS_SCALAR(FaTypeK)) {
         return get_k_qs_block8(ib, a_offset);
     }
     fa_k_qs_block8 r;
@@ -25,7 +25,7 @@ fa_k_qs_block8 turbo_k_qs_block8(uint ib, uint a_offset) {
 }
 
 void turbo_k_block_to_shmem(uint buf_ib, uint global_ib, uint iqs, uint a_offset) {
-    if (!turbo_is_scalar(FaTypeK)) {
+    if (!TURBO_IS_SCALAR(FaTypeK)) {
         k_block_to_shmem(buf_ib, global_ib, iqs, a_offset);
         return;
     }
@@ -36,7 +36,7 @@ void turbo_k_block_to_shmem(uint buf_ib, uint global_ib, uint iqs, uint a_offset
 }
 
 int32_t turbo_k_qs_shmem(uint buf_ib, uint pos) {
-    return turbo_is_scalar(FaTypeK) ? kblocksh[buf_ib].qs[pos] : get_k_qs_shmem(buf_ib, pos);
+    return TURBO_IS_SCALAR(FaTypeK) ? kblocksh[buf_ib].qs[pos] : get_k_qs_shmem(buf_ib, pos);
 }
 
 #define get_k_qs turbo_k_qs

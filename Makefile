@@ -7,8 +7,8 @@ OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -n
 SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)') $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
-.PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: container-cpu container-rocm container-cuda try-container hip-root test-hip-emulated test-server kernel-report gpu-proof
+.PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-vulkan build-rocm-all-pairs build-cuda-all-pairs
+.PHONY: container-cpu container-rocm container-cuda try-container gpu-root test-hip-emulated test-vulkan test-server kernel-report gpu-proof
 .PHONY: soak soak-asan bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
@@ -34,13 +34,14 @@ release-check: check ## what a release needs: all of check, the hooks on every u
 	$(TURBO) patch check --all
 	$(PYTHON_VENV) scripts/check_results.py --strict
 
-build-cpu build-cpu-debug build-rocm build-cuda build-rocm-all-pairs build-cuda-all-pairs: setup
+build-cpu build-cpu-debug build-rocm build-cuda build-vulkan build-rocm-all-pairs build-cuda-all-pairs: setup
 	$(TURBO) build --preset $(@:build-%=%) $(ARGS)
 
 build-cpu: ## compile the patched llama.cpp for this CPU
 build-cpu-debug: ## the same with assertions and sanitizers
 build-rocm: ## compile it for the AMD GPUs here (or GPU_TARGETS=gfx1100)
 build-cuda: ## compile it for the NVIDIA GPUs here (or CUDAARCHS=89)
+build-vulkan: ## compile it for GPUs with a Vulkan driver
 
 container-cpu container-rocm container-cuda:
 	python3 scripts/containers/images.py build $(@:container-%=%) $(ARGS)
@@ -50,11 +51,14 @@ container-cpu: ## build the container of llama-server with podman or docker (con
 try-container: ## run the steps of the CPU's container in bare Debian roots, and ask its server (root rights, no podman or docker)
 	python3 scripts/containers/bare_root.py cpu $(ARGS)
 
-hip-root: ## make a Debian root with clang and HIP, to compile and emulate without ROCm (root rights, 1.2 GB)
-	@scripts/hip_root.sh make
+gpu-root: ## make a Debian root with HIP, Vulkan and a Vulkan driver for CPUs, for work without a GPU (root rights, 1.6 GB)
+	@scripts/gpu_root.sh make
 
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
-	$(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
+	PYTHONPATH=tests/kernels $(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
+
+test-vulkan: setup-dev ## the Vulkan backend on Mesa's driver for CPUs, result in eval/results (an hour or two; a part of it is in the tests)
+	PYTHONPATH=tests/kernels:tests/kernels/vulkan $(PYTHON_VENV) tests/kernels/vulkan/lavapipe_report.py $(ARGS)
 
 test-server: setup-dev ## upstream's server tests with f16, q8_0, turbo4t, turbo3t; table in build/report (ten minutes; a part is in the tests)
 	PYTHONPATH=dev $(PYTHON_VENV) -m upstream_server $(ARGS)

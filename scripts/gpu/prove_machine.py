@@ -170,6 +170,9 @@ def gpu_name(device: str) -> str:
         return ask("nvidia-smi", "--id=0", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
     if device.startswith("ROCm"):
         return ask("rocm_agent_enumerator").replace("gfx000", "").strip().replace("\n", ", ")
+    if device.startswith("Vulkan"):
+        said = ask("vulkaninfo", "--summary")
+        return ", ".join(re.findall(r"^\s*(?:deviceName|driverInfo)\s*= (.*?)\s*$", said, re.MULTILINE)[:2])
     return f"CPU, {os.cpu_count()} cores"
 
 
@@ -179,7 +182,7 @@ def memory_in_use(device: str) -> int | None:
         text = ask("nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
         return int(text) if text.isdigit() else None
     used = [int(path.read_text()) for path in sorted(Path("/sys/class/drm").glob("card*/device/mem_info_vram_used"))]
-    return max(used) >> 20 if used and device.startswith("ROCm") else None
+    return max(used) >> 20 if used and device.startswith(("ROCm", "Vulkan")) else None
 
 
 class MemoryPeak:

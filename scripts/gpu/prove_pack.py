@@ -34,7 +34,7 @@ TARGETS = ("test-backend-ops", "test-turbo-perf", "llama-bench", "llama-perplexi
 TEXT_BYTES = 16_000  # of which a stage reads the first 512 tokens
 LARGEST_LIBRARY = 20_000_000
 """Libraries of a toolkit that are larger (cuBLAS has 600 MB) have to be on the other machine."""
-NOT_PACKED = re.compile(r"(linux-vdso|ld-linux|lib(c|m|dl|rt|pthread|resolv)\.so|libcuda\.so|libnvidia|libdrm|libhsa|libamdhip)")
+NOT_PACKED = re.compile(r"(linux-vdso|ld-linux|lib(c|m|dl|rt|pthread|resolv)\.so|libcuda\.so|libvulkan|libnvidia|libdrm|libhsa|libamdhip)")
 """The C library and drivers are those of the machine."""
 
 
@@ -113,7 +113,7 @@ def _preset_here() -> str:
     for toolkit in toolkits.with_gpu():
         return toolkit.name
     raise EnvironmentMissing(
-        "no GPU found (nvidia-smi, rocm_agent_enumerator)", "scripts/gpu/prove.sh prepare --arch 90, for another machine"
+        "no GPU found (nvidia-smi, rocm_agent_enumerator, vulkaninfo)", "scripts/gpu/prove.sh prepare --arch 90, for another machine"
     )
 
 

@@ -32,7 +32,7 @@ CUDA_SOURCES = "ggml/src/ggml-cuda"
 """Folder of the .cu files in a tree."""
 
 _SCRIPTS = Path(__file__).parent
-_HIP_ROOT = _SCRIPTS.parent / "hip_root.sh"
+_GPU_ROOT = _SCRIPTS.parent / "gpu_root.sh"
 _WARNINGS = ("-Wall", "-Wextra", "-Wcast-qual")
 _INCLUDES = ("-Iggml/include", "-Iggml/src")  # those of upstream's CMake files
 _HIP_FLAGS = ("-O3", "-DNDEBUG", "-std=gnu++17", "-fPIC", "-DGGML_USE_HIP", "-DGGML_HIP_NO_VMM", "-DGGML_HIP_GRAPHS")
@@ -79,19 +79,19 @@ class Compiled(msgspec.Struct, frozen=True):
 
 
 def hip_toolchain(extra: Sequence[str] = ()) -> Toolchain:
-    """The HIP root's clang, else that of a ROCm installation.
+    """The GPU root's clang, else that of a ROCm installation.
 
     Raises:
         EnvironmentMissing: neither is there.
     """
     try:
-        capture([_HIP_ROOT, "path"])
-        start = [str(_HIP_ROOT), "run"]
+        capture([_GPU_ROOT, "path"])
+        start = [str(_GPU_ROOT), "run"]
         clang = capture([*start, "sh", "-c", 'echo "$(hipconfig -l)/clang++"'])
     except (ToolFailed, EnvironmentMissing) as error:
         found = rocm.find()
         if found is None or found.clang is None:
-            raise EnvironmentMissing(f"no HIP compiler: {error.message}", "make hip-root, or install ROCm 6.1 or newer") from error
+            raise EnvironmentMissing(f"no HIP compiler: {error.message}", "make gpu-root, or install ROCm 6.1 or newer") from error
         start, clang = [], str(found.clang)
     version = capture([*start, clang, "--version"]).splitlines()[0]
     options = ("-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output", *_HIP_FLAGS, *_WARNINGS, *extra, "-c")
@@ -146,7 +146,7 @@ class Job(msgspec.Struct, frozen=True):
     @property
     def key(self) -> str:
         """Hash of the compiler and its command line, without what differs between checkouts and runs."""
-        fixed = [part for part in self.argv if not part.startswith((str(self.scratch), f"-I{_SCRIPTS}", str(_HIP_ROOT)))]
+        fixed = [part for part in self.argv if not part.startswith((str(self.scratch), f"-I{_SCRIPTS}", str(_GPU_ROOT)))]
         return hashlib.sha256("\n".join([FORMAT, self.tools.version, *fixed]).encode()).hexdigest()
 
     @property

@@ -10,10 +10,21 @@ import pytest
 from fake_upstream import default_patches, write_tree
 
 from turbo_gguf.make import build as building
-from turbo_gguf.make.toolkits import cuda, rocm
+from turbo_gguf.make.toolkits import cuda, rocm, vulkan
 from turbo_gguf.patchset import series
 
 GPU_VARIABLES = ("CC", "CXX", "ROCM_PATH", "HIP_PATH", "GPU_TARGETS", "AMDGPU_TARGETS", "CUDACXX", "CUDAARCHS", "CUBLAS_ROOT")
+VULKAN_VARIABLES = ("GLSLC", "VULKAN_SDK", "VK_DRIVER_FILES", "VK_ICD_FILENAMES")
+
+
+def hide_vulkan(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have Vulkan's headers, libraries, drivers and devices looked for below a folder."""
+    for name in VULKAN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(vulkan, "PREFIXES", (root / "usr",))
+    monkeypatch.setattr(vulkan, "DRIVER_FOLDERS", (root / "usr/share/vulkan/icd.d",))
+    monkeypatch.setattr(vulkan, "RENDER_NODES", root / "dri")
+
 
 CMAKE = """\
 if [ "$1" = --version ]; then echo "cmake version ${FAKE_CMAKE_VERSION:-3.25.1}"; exit; fi
@@ -58,6 +69,7 @@ class World:
         monkeypatch.setattr(cuda, "DRIVER", root / "nvidia-version")
         monkeypatch.setattr(cuda, "DRIVER_FOLDERS", (str(root / "driver"),))
         monkeypatch.setattr(cuda, "_DEFAULT_ROOTS", (str(root / "cuda"),))
+        hide_vulkan(root, monkeypatch)
         monkeypatch.setattr(building, "_wheel_tool", lambda program: None)
         monkeypatch.setattr(series, "patches_dir", lambda: self.patches)
         for name in ("mkdir", "git"):

@@ -243,7 +243,7 @@ def test_an_unknown_preset_names_the_known_ones(world: World) -> None:
     with pytest.raises(UsageError, match="no preset 'gpu'") as caught:
         ensure_build("gpu", upstream=str(world.source))
     assert caught.value.hint == (
-        "give one of cpu, cpu-debug, cpu-portable, cpu-carried, rocm, rocm-all-pairs, rocm-portable, rocm-carried, "
+        "give one of cpu, cpu-debug, cpu-portable, cpu-carried, vulkan, rocm, rocm-all-pairs, rocm-portable, rocm-carried, "
         "cuda, cuda-all-pairs, cuda-portable, cuda-carried"
     )
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_machine import GPU_VARIABLES
+from fake_machine import GPU_VARIABLES, hide_vulkan
 from fake_upstream import archive, default_patches
 
 from turbo_gguf import patchset
@@ -36,6 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cuda, "compiler", lambda: None)
     for module, name in ((rocm, "TOPOLOGY"), (rocm, "KFD"), (rocm, "OS_RELEASE"), (cuda, "DEVICE"), (cuda, "DRIVER")):
         monkeypatch.setattr(module, name, tmp_path / name)
+    hide_vulkan(tmp_path, monkeypatch)
     monkeypatch.setattr(building, "_wheel_tool", lambda program: None)
     path = tmp_path / "home/downloads/a_package-1.tar.gz"
     path.parent.mkdir(parents=True)
@@ -68,6 +69,10 @@ def test_what_is_not_there_yet_has_a_command() -> None:
     assert (found["build cpu"].status, found["build cpu"].fix) == ("none", "turbo-gguf build --preset cpu")
     assert "apt-get install rocm-hip-sdk" in found["ROCm"].fix
     assert "nvidia-cuda-toolkit" in found["CUDA"].fix
+    assert found["Vulkan"].fix == "apt-get install glslc libvulkan-dev spirv-headers"
+    assert found["Vulkan loader"].fix == "apt-get install libvulkan1"
+    assert "mesa-vulkan-drivers" in found["Vulkan driver"].fix
+    assert found["Vulkan device"].fix == "apt-get install vulkan-tools"
     assert found["ccache"].fix == "apt-get install ccache"
     assert found["ninja"].status == "none"
 

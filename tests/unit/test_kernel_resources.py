@@ -274,10 +274,10 @@ def test_sizes_sort_as_numbers() -> None:
 
 def test_a_missing_compiler_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def missing(target: str, extra: object) -> None:
-        raise EnvironmentMissing(f"no compiler for {target}", "make hip-root")
+        raise EnvironmentMissing(f"no compiler for {target}", "make gpu-root")
 
     monkeypatch.setattr(kernel_report.toolchains, "toolchain", missing)
     monkeypatch.setattr(kernel_report, "_report", lambda options: len(kernel_report._toolchains(options)))
     assert kernel_report.main(["--targets", "gfx1100"]) == 3
-    assert capsys.readouterr().err == "error: no compiler for gfx1100\nhint: make hip-root\n"
+    assert capsys.readouterr().err == "error: no compiler for gfx1100\nhint: make gpu-root\n"
     assert kernel_report.main(["--targets", "gfx1100", "--skip-missing"]) == 0

@@ -344,7 +344,7 @@ def test_the_drivers_version_is_read(world: World) -> None:
 
 
 def test_every_toolkit_is_a_row() -> None:
-    names = ["cpu", "cpu-debug", "cpu-portable", "cpu-carried"]
+    names = ["cpu", "cpu-debug", "cpu-portable", "cpu-carried", "vulkan"]
     names += ["rocm", "rocm-all-pairs", "rocm-portable", "rocm-carried", "cuda", "cuda-all-pairs", "cuda-portable", "cuda-carried"]
     assert list(presets.PRESETS) == names
     rows = toolkits.TOOLKITS.values()
@@ -356,4 +356,4 @@ def test_every_toolkit_is_a_row() -> None:
 
 
 def test_layers_go_to_a_gpu_where_there_is_one() -> None:
-    assert [toolkits.gpu_layers(row.backend) for row in toolkits.TOOLKITS.values()] == [(), ("-ngl", "999"), ("-ngl", "999")]
+    assert [toolkits.gpu_layers(row.backend) for row in toolkits.TOOLKITS.values()] == [(), *[("-ngl", "999")] * 3]

@@ -1,4 +1,4 @@
-"""Write what C, C++, CUDA and HIP know of the turbo types from :mod:`turbo_gguf.codec.tables`.
+"""Write what C, C++, CUDA, HIP and shaders know of the turbo types from :mod:`turbo_gguf.codec.tables`.
 
 ``python -m turbo_gguf.codec.codegen`` writes the files of :data:`GENERATED`, ``--check`` only compares them (exit code 1 when one differs).
 """
@@ -126,10 +126,6 @@ _TABLES_INTRO = f"""\
 // X_SCALE       its integers per d of a value: X_STEPS * LEVEL_STEPS * the gain that makes inner products right on average
 // X_END         encoders with tables cut these integers to -X_END .. X_END - 1: costs do not depend on what is beyond
 // CODE_BIAS     bits of a binary32 number >> 20, less this, are the byte that stands for its scale
-
-#pragma once
-
-// clang-format off
 """
 
 
@@ -173,8 +169,8 @@ def _trellis_section(t: tables.TrellisType) -> str:
     return _title(t) + "".join(parts)
 
 
-def constants() -> str:
-    """Return ``turbo/tables.h``."""
+def _all_constants() -> str:
+    """Render what every language gets."""
     common = [
         "\n// binary32 as integers\n",
         _define("TURBO_FLT_MAX_BITS", f"0x{tables.FLT_MAX_BITS:08x}"),
@@ -211,7 +207,49 @@ def constants() -> str:
     ]
     scalar_sections = map(_scalar_section, tables.SCALAR)
     trellis_sections = map(_trellis_section, tables.TRELLIS)
-    return _TABLES_INTRO + "".join([*common, *scalar, *scalar_sections, *trellis, *trellis_sections])
+    return "".join([*common, *scalar, *scalar_sections, *trellis, *trellis_sections])
+
+
+def constants() -> str:
+    """Return ``turbo/tables.h``."""
+    return f"{_TABLES_INTRO}\n#pragma once\n\n// clang-format off\n{_all_constants()}"
+
+
+#
+# turbo-tables.glsl
+#
+
+_GLSL_INTRO = f"""\
+{_GENERATED}//
+// What turbo/tables.h has (its comment explains the names), for shaders, and of each type:
+//
+// ID       its number in enum ggml_type
+// BITS     of a value, without its share of the scale
+// BLOCK    values of a block
+// LEVELS   of all its codebooks, the fine one first
+// WORDS    the levels as int8, four in a word, the first one lowest
+
+#if !defined(TURBO_TABLES_GLSL)
+#define TURBO_TABLES_GLSL
+"""
+
+
+def _packed(levels: Sequence[int]) -> str:
+    """Render int8 as little-endian words."""
+    words = (int.from_bytes(bytes(level & 0xFF for level in levels[i : i + 4]), "little") for i in range(0, len(levels), 4))
+    return ", ".join(f"0x{word:08x}u" for word in words)
+
+
+def _glsl_section(t: tables.TurboType) -> str:
+    levels = t.codebook if isinstance(t, tables.ScalarType) else [level for book in t.codebooks for level in book]
+    numbers = {"ID": t.type_id, "BITS": t.bits, "BLOCK": t.block, "LEVELS": len(levels), "WORDS": _packed(levels)}
+    return f"\n// {t.name}\n" + "".join(_define(f"{t.enum}_{name}", body) for name, body in numbers.items())
+
+
+def glsl_tables() -> str:
+    """Return ``turbo-tables.glsl``."""
+    sections = "".join(map(_glsl_section, tables.ALL))
+    return f"{_GLSL_INTRO}{_all_constants()}{sections}\n#endif  // !defined(TURBO_TABLES_GLSL)\n"
 
 
 #
@@ -257,6 +295,7 @@ def decode_instances(suffix: str, mma: bool) -> str:
 
 _GGML = Path("overlay") / "ggml"
 _CUDA = _GGML / "src" / "ggml-cuda"
+_SHADERS = _GGML / "src" / "ggml-vulkan" / "vulkan-shaders"
 _DECODE_FILES = _decode_files()
 
 GENERATED: Mapping[Path, Callable[[], str]] = {
@@ -264,6 +303,7 @@ GENERATED: Mapping[Path, Callable[[], str]] = {
     _GGML / "include" / "ggml-turbo-list.h": type_list,
     _GGML / "src" / "turbo" / "list.h": gpu_list,
     _GGML / "src" / "turbo" / "tables.h": constants,
+    _SHADERS / "turbo-tables.glsl": glsl_tables,
     **{_CUDA / f"turbo-attn-decode-{suffix}.cu": partial(decode_instances, suffix, False) for suffix in _DECODE_FILES},
     **{_CUDA / f"turbo-attn-decode-mma-{suffix}.cu": partial(decode_instances, suffix, True) for suffix in _DECODE_FILES},
 }

@@ -80,7 +80,7 @@ def _toolkit(toolkit: Toolkit) -> Finding:
     except TurboError as error:
         return Finding(toolkit.title, "none", error.message, error.hint)
     made_for = ", ".join(toolkit.built_for(found))
-    return Finding(toolkit.title, "ok", f"{version} {toolkit.where()}, builds for {made_for}".strip())
+    return Finding(toolkit.title, "ok", f"{version} {toolkit.where()}{f', builds for {made_for}' if made_for else ''}".strip())
 
 
 def _disk() -> Finding:

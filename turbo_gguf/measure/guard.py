@@ -34,7 +34,7 @@ def check(facts: LogFacts, types: CacheSpec, *, backend: str, model: ModelFile, 
     Args:
         facts: what the log says.
         types: cache types asked for.
-        backend: "CPU", "CUDA" or "ROCm".
+        backend: "CPU", "CUDA", "ROCm" or "Vulkan".
         model: gives the head sizes, which decide whether upstream rotates, and the layers that types by layer count.
         base_splits: graph splits of the base run on the same device: more of them mean that attention left it.
 

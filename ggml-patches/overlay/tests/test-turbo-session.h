@@ -324,7 +324,8 @@ struct test_program {
     bool                  needs_turbo;  // one of the two types must be ours
 
     int usage(const char * reason) const {
-        fprintf(stderr, "%s\n\nusage: %s MODEL SCENARIO TYPE_K TYPE_V [-ctkl MAP] [-ctvl MAP] [-t THREADS] [-v]\n\n",
+        fprintf(stderr,
+                "%s\n\nusage: %s MODEL SCENARIO TYPE_K TYPE_V [-ctkl MAP] [-ctvl MAP] [-t THREADS] [-ngl N] [-v]\n\n",
                 reason, name);
         fprintf(stderr, "  SCENARIO  one of:");
         for (const scenario & s : scenarios) {
@@ -333,12 +334,15 @@ struct test_program {
         fprintf(stderr, "\n  TYPE_K/V  cache types%s\n",
                 needs_turbo ? ", at least one of them turbo2, turbo3 or turbo4" : "");
         fprintf(stderr, "  -ctkl/vl  types of K and V by layer, as --cache-type-k-layers takes them\n");
+        fprintf(stderr, "  -ngl N    layers on a GPU\n");
         fprintf(stderr, "  -v        llama's log on stderr\n");
         return 2;
     }
 
     int main(int argc, char ** argv) const {
-        setup types{ GGML_TYPE_COUNT, GGML_TYPE_COUNT };
+        setup              types{ GGML_TYPE_COUNT, GGML_TYPE_COUNT };
+        llama_model_params params = llama_model_default_params();
+        params.n_gpu_layers       = 0;
 
         if (argc < 5) {
             return usage("missing arguments");
@@ -355,6 +359,8 @@ struct test_program {
                 verbose = true;
             } else if (strcmp(argv[i], "-t") == 0 && has_value && atoi(argv[i + 1]) > 0) {
                 n_threads = atoi(argv[++i]);
+            } else if (strcmp(argv[i], "-ngl") == 0 && has_value && atoi(argv[i + 1]) > 0) {
+                params.n_gpu_layers = atoi(argv[++i]);
             } else if (strcmp(argv[i], "-ctkl") == 0 && has_value) {
                 types.layers_k = argv[++i];
             } else if (strcmp(argv[i], "-ctvl") == 0 && has_value) {
@@ -371,9 +377,6 @@ struct test_program {
 
         llama_log_set(on_log, nullptr);
         llama_backend_init();
-
-        llama_model_params params = llama_model_default_params();
-        params.n_gpu_layers       = 0;
 
         model_path = argv[1];
         llama_model_ptr loaded{ llama_model_load_from_file(argv[1], params) };

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import emulated_tools
-from emulated_runs import JOBS, MORE_JOBS, UPSTREAM, Outcome, kept, perplexity, run_jobs
+from backend_jobs import kept
+from emulated_runs import JOBS, MORE_JOBS, UPSTREAM, code, perplexity, run_jobs
 
 from turbo_gguf.assets import embedded_model, home
 from turbo_gguf.codec import tables
@@ -78,20 +79,10 @@ def operations(folder: Path, workers: int, resume: bool) -> tuple[list[str], flo
     """Rows of the table of operations, seconds, and whether all cases passed."""
     outcomes = run_jobs({**JOBS, **MORE_JOBS, "upstream's own kernels": UPSTREAM}, folder, workers=workers, resume=resume)
     for name, outcome in outcomes.items():
-        for line in (outcome.error, *(case.text for case in outcome.cases if not case.ok)):
-            if line:
-                print(f"{name}: {line}", file=sys.stderr)
+        for line in outcome.faults():
+            print(f"{name}: {line}", file=sys.stderr)
     seconds = sum(outcome.seconds for outcome in outcomes.values())
-    return [_row(name, outcome) for name, outcome in outcomes.items()], seconds, all(_passed(outcome) for outcome in outcomes.values())
-
-
-def _passed(outcome: Outcome) -> bool:
-    return bool(outcome.cases) and not outcome.error and all(case.ok for case in outcome.cases)
-
-
-def _row(name: str, outcome: Outcome) -> str:
-    result = "the program ended with an error" if outcome.error else f"{sum(case.ok for case in outcome.cases)} of {len(outcome.cases)}"
-    return f"| {name} | {result} | {outcome.seconds:.0f} |"
+    return [outcome.row(name) for name, outcome in outcomes.items()], seconds, all(outcome.passed for outcome in outcomes.values())
 
 
 def perplexities(folder: Path, workers: int, resume: bool) -> tuple[list[str], float]:
@@ -107,7 +98,9 @@ def perplexities(folder: Path, workers: int, resume: bool) -> tuple[list[str], f
         return cpu, gpu, time.monotonic() - began
 
     def kept_or_new(case: tuple[str, str]) -> tuple[float, float, float]:
-        return kept(folder / "-".join(case), repr((case, found[case[0]])), lambda: measure(case), tuple[float, float, float], resume=resume)
+        return kept(
+            folder / "-".join(case), repr((case, found[case[0]], code())), lambda: measure(case), tuple[float, float, float], resume=resume
+        )
 
     found = models(folder)
     cases = [(name, kind) for name in found for kind in TYPES]

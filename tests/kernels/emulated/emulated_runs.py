@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
 
+import backend_jobs
 import emulated_tools
-import msgspec
-from emulated_tools import Case
+from backend_jobs import Job, Outcome, two_segments
 
 from turbo_gguf.codec import tables
 
@@ -42,41 +37,7 @@ DIAGONAL = {(t, t) for t in (*SCALAR, *TRELLIS)}
 CONTEXT, UBATCH = 128, 32  # one chunk of the tiny models; several queries at once, so that prefill runs, too
 
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Cases of one operation whose parameters match a regular expression."""
-
-    op: str
-    pattern: str
-    environment: tuple[tuple[str, str], ...] = ()
-    timeout: float = 3600
-
-
-@dataclass
-class Outcome:
-    """What a job gave: its cases, or why there are none; seconds by kernel."""
-
-    cases: list[Case] = field(default_factory=list)
-    error: str = ""
-    seconds: float = 0
-    kernels: dict[str, float] = field(default_factory=dict)
-
-
-def attention(head_size: str, more: str, *environment: tuple[str, str], pairs: Iterable[tuple[str, str]] = PAIRS | TRELLIS_PAIRS) -> Job:
-    """Cases of flash attention with types of ``pairs``; ``head_size`` of K and of V, "192-128"."""
-    key, _, value = head_size.partition("-")
-    types = "|".join(f"{type_k},type_V={type_v}" for type_k, type_v in sorted(pairs))
-    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},{more}.*type_K=({types}),", environment)
-
-
-def two_segments(head_size: str, *environment: tuple[str, str], more: str = "") -> Job:
-    """Cases of attention over two segments of keys, of all types or those that ``more`` lets pass."""
-    key, _, value = head_size.partition("-")
-    return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},rows={more}", environment)
-
+attention = functools.partial(backend_jobs.attention, pairs=PAIRS | TRELLIS_PAIRS)
 
 SLICE = ("GGML_TURBO_CUDA_SLICE", "512")  # keys; otherwise the caches of these tests fit into one slice
 MATRIX = ("GGML_TURBO_CUDA_DECODE", "mma")  # for the 4 columns of one query, too, which gfx1100 decodes without
@@ -153,41 +114,18 @@ def launches_of(log: Path) -> list[tuple[str, float]]:
 
 
 def run_jobs(jobs: Mapping[str, Job], folder: Path, *, workers: int | None = None, resume: bool = False) -> dict[str, Outcome]:
-    """Run jobs, one per core or so many at once; :func:`kept` tells what ``resume`` does."""
-    emulated_tools.build(), emulated_tools.runtime(), emulated_tools.modules()
-
-    def run(name: str) -> Outcome:
-        logs = folder / re.sub(r"\W+", "-", name)
-        return kept(logs, repr(jobs[name]), lambda: run_job(jobs[name], logs), Outcome, resume=resume)
-
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        return dict(zip(jobs, pool.map(run, jobs), strict=True))
-
-
-def kept(folder: Path, what: str, make: Callable[[], T], kind: type[T], *, resume: bool) -> T:
-    """What ``make`` gives, which is also written to a folder.
-
-    With ``resume`` it is taken from there, if it is of the same code: what was asked for, the programs, and the emulator. An outcome with
-    an error or a wrong case is not.
-    """
-    file = folder / "kept.json"
-    mark = hashlib.sha256(f"{what} {_code()}".encode()).hexdigest()[:16]
-    if resume and file.exists():
-        found = msgspec.json.decode(file.read_bytes())
-        if found["mark"] == mark:
-            return msgspec.convert(found["result"], kind)
-    result = make()
-    if not isinstance(result, Outcome) or not (result.error or any(not case.ok for case in result.cases)):
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(msgspec.json.encode({"mark": mark, "result": result}))
-    return result
+    """Run jobs on the emulator, one per core or so many at once."""
+    return backend_jobs.run_jobs(jobs, run_job, folder, code=code(), workers=workers, resume=resume)
 
 
 @functools.cache
-def _code() -> str:
-    files = [*sorted(emulated_tools.build().glob("lib*.so")), *(emulated_tools.build() / name for name in emulated_tools.TARGETS)]
-    files += sorted((emulated_tools.REPOSITORY / "dev" / "emulator").glob("*.py")) + sorted(emulated_tools.runtime().glob("lib*"))
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+def code() -> str:
+    """A hash of all that decides what a run gives: programs, the stand-in for the runtime, and the emulator."""
+    build, runtime = emulated_tools.build(), emulated_tools.runtime()
+    emulated_tools.modules()
+    files = [*sorted(build.glob("lib*.so")), *(build / name for name in emulated_tools.TARGETS)]
+    files += sorted((emulated_tools.REPOSITORY / "dev" / "emulator").glob("*.py")) + sorted(runtime.glob("lib*"))
+    return backend_jobs.code_of(files)
 
 
 def perplexity(

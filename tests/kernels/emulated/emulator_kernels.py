@@ -1,4 +1,4 @@
-"""Small kernels in assembler and in HIP for the tests of the emulator, compiled by the clang of the HIP root."""
+"""Small kernels in assembler and in HIP for the tests of the emulator, compiled by the clang of the GPU root."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _clang(options: str, source: Path, target: Path) -> bytes:
 
 
 def _folder(name: str) -> Path:
-    """Where the kernels of this name are compiled; skips the test where there is no HIP root."""
+    """Where the kernels of this name are compiled; skips the test where there is no GPU root."""
     try:
         emulated_tools.root()
     except emulated_tools.Unavailable as error:
@@ -167,7 +167,7 @@ class Kernels:
 
     @functools.cached_property
     def elf(self) -> bytes:
-        """The code object; skips the test where there is no HIP root."""
+        """The code object; skips the test where there is no GPU root."""
         return assemble({name: body for body, name in self.names.items()}, _folder(self.name), self.waves)
 
     def bench(self, check_races: bool = True) -> Bench:
@@ -187,7 +187,7 @@ class HipKernels:
 
     @functools.cached_property
     def elf(self) -> bytes:
-        """The code object; skips the test where there is no HIP root."""
+        """The code object; skips the test where there is no GPU root."""
         return compile_hip(self.source, _folder(self.name))
 
     def run(self, kernel: str, inputs: Sequence[npt.NDArray[np.generic]], result: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

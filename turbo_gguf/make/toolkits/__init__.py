@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbo_gguf.make.toolkits import cpu, cuda, rocm
+from turbo_gguf.make.toolkits import cpu, cuda, rocm, vulkan
 from turbo_gguf.make.toolkits.toolkit import Finding, Toolkit, Variant
 
-TOOLKITS: dict[str, Toolkit] = {toolkit.name: toolkit for toolkit in (cpu.TOOLKIT, rocm.TOOLKIT, cuda.TOOLKIT)}
-"""By the first word of their presets' names."""
+TOOLKITS: dict[str, Toolkit] = {toolkit.name: toolkit for toolkit in (cpu.TOOLKIT, vulkan.TOOLKIT, rocm.TOOLKIT, cuda.TOOLKIT)}
+"""By the first word of their presets' names; of two that run on one GPU, the later one is the faster."""
 
 __all__ = ["TOOLKITS", "Finding", "Toolkit", "Variant", "gpu_layers", "of_device", "of_preset", "with_gpu"]
 
@@ -33,5 +33,5 @@ def of_device(device: str) -> Toolkit:
 
 
 def with_gpu() -> Iterator[Toolkit]:
-    """Toolkits that have a GPU here; what asks a driver comes before what may only see a device."""
+    """Toolkits that have a GPU here, the fastest first; what asks a driver comes before what may only see a device."""
     return (toolkit for toolkit in reversed(TOOLKITS.values()) if toolkit.gpus())

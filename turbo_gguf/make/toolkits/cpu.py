@@ -20,6 +20,7 @@ TOOLKIT = Toolkit(
     backend="CPU",
     cmake={},
     min_cmake=(3, 14),
+    offloads=False,
     variants=(
         Variant("", "optimised for this CPU", {}, 150),
         Variant(

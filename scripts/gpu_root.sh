@@ -1,25 +1,27 @@
 #!/usr/bin/env bash
-# A Debian sid root with clang and HIP, for contributors and CI without ROCm: compiles ggml's HIP backend and runs it on the
-# emulator (dev/emulator). Slim: rocBLAS and hipBLAS are headers and stub libraries in place of 4 GB of kernels.
+# A Debian sid root for GPU work without a GPU, for contributors and CI. Clang and HIP compile ggml's HIP backend, which runs on the
+# emulator (dev/emulator). glslc and Mesa's lavapipe, a Vulkan driver for the CPU, compile and run the Vulkan backend.
+# Slim: rocBLAS and hipBLAS are headers and stub libraries in place of 4 GB of kernels.
 #
-#     scripts/hip_root.sh make             # make it, or mend it; prints its folder (again: instant)
-#     scripts/hip_root.sh run COMMAND...   # run a command in it, in this folder
-#     scripts/hip_root.sh path             # print its folder; ends with 3 when it is not made
+#     scripts/gpu_root.sh make             # make it, or mend it; prints its folder (again: instant)
+#     scripts/gpu_root.sh run COMMAND...   # run a command in it, in this folder
+#     scripts/gpu_root.sh path             # print its folder; ends with 3 when it is not made
 #
-# Environment: TURBO_GGUF_HIP_ROOT (folder of the root; default: hip-root below TURBO_GGUF_HOME, which is build/ here),
+# Environment: TURBO_GGUF_GPU_ROOT (folder of the root; default: gpu-root below TURBO_GGUF_HOME, which is build/ here),
 # TURBO_GGUF_DEBIAN_MIRROR (default: the mirror of this machine's apt, else deb.debian.org).
 # Needs root rights, debootstrap and a Debian mirror; what is missing is named, with exit code 3.
 set -euo pipefail
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 home=$(realpath -m "${TURBO_GGUF_HOME:-$checkout/build}")
-root=$(realpath -m "${TURBO_GGUF_HIP_ROOT:-$home/hip-root}")
+root=$(realpath -m "${TURBO_GGUF_GPU_ROOT:-$home/gpu-root}")
 part=$root.part
-log=$home/logs/hip-root.log
+log=$home/logs/gpu-root.log
 
 # What is in the root. A change here, or in a function whose name begins with recipe_, makes a new one.
-suite=sid # Debian 12 and 13 have a HIP older than 6.1, which upstream refuses
-packages=(hipcc libamdhip64-dev lld cmake ninja-build ccache git python3-dev python3-numpy python3-msgspec)
+suite=sid # Debian 12 and 13 have a HIP older than 6.1, which upstream refuses, and a glslc that lacks half of its extensions
+packages=(hipcc libamdhip64-dev lld cmake ninja-build ccache git python3-dev python3-numpy python3-msgspec
+    glslc libvulkan-dev spirv-headers mesa-vulkan-drivers vulkan-tools vulkan-validationlayers mesa-drm-shim spirv-tools)
 headers_only=(librocblas-dev libhipblas-dev libhipblas-common-dev)
 
 fail() {
@@ -68,20 +70,20 @@ require_root_rights() {
 enter() {
     local in=$1
     shift
-    HIP_ROOT=$in HIP_BIND="/tmp
+    GPU_ROOT=$in GPU_BIND="/tmp
 $checkout
 $home
-${HIP_ROOT_BIND:-}" HIP_CWD=${HIP_ROOT_CWD:-/} unshare --mount --propagation private -- bash -euc '
-        mount -t proc proc "$HIP_ROOT/proc"
-        mount --rbind /dev "$HIP_ROOT/dev"
+${GPU_ROOT_BIND:-}" GPU_CWD=${GPU_ROOT_CWD:-/} unshare --mount --propagation private -- bash -euc '
+        mount -t proc proc "$GPU_ROOT/proc"
+        mount --rbind /dev "$GPU_ROOT/dev"
         while read -r folder; do
             [ -n "$folder" ] || continue
-            mkdir -p "$HIP_ROOT$folder"
-            mount --bind "$folder" "$HIP_ROOT$folder"
-        done <<<"$HIP_BIND"
-        cp -L /etc/resolv.conf "$HIP_ROOT/etc/resolv.conf" 2>/dev/null || true
-        cwd=$HIP_CWD root=$HIP_ROOT
-        unset HIP_ROOT HIP_BIND HIP_CWD HIP_ROOT_BIND HIP_ROOT_CWD
+            mkdir -p "$GPU_ROOT$folder"
+            mount --bind "$folder" "$GPU_ROOT$folder"
+        done <<<"$GPU_BIND"
+        cp -L /etc/resolv.conf "$GPU_ROOT/etc/resolv.conf" 2>/dev/null || true
+        cwd=$GPU_CWD root=$GPU_ROOT
+        unset GPU_ROOT GPU_BIND GPU_CWD GPU_ROOT_BIND GPU_ROOT_CWD
         exec chroot "$root" /usr/bin/env -C "$cwd" "$@"
     ' bash "$@"
 }
@@ -149,7 +151,7 @@ make_root() {
         echo "$root"
         return
     fi
-    require_root_rights "making the HIP root" make
+    require_root_rights "making the GPU root" make
     command -v debootstrap >/dev/null || fail "debootstrap is not installed" "apt-get install debootstrap"
     mkdir -p "$(dirname "$log")" "$(dirname "$root")"
     exec 9>"$root.lock"
@@ -160,7 +162,7 @@ make_root() {
         use_apt_proxy
         step base "Debian $suite from $(mirror)" "$(mirror)"
         stamp >"$part/.turbo-gguf"
-        step packages "clang, HIP, cmake, Python (about 900 MB)"
+        step packages "clang, HIP, glslc, Mesa, cmake, Python (about 1.3 GB)"
         step stubs "stub libraries of hipBLAS and rocBLAS"
         rm -rf "$root" "$part"/.done-*
         mv "$part" "$root"
@@ -170,21 +172,21 @@ make_root() {
 }
 
 run_in_root() {
-    is_made || fail "there is no HIP root in $root" "scripts/hip_root.sh make"
-    require_root_rights "the HIP root" "run $*"
-    local ccache=${CCACHE_DIR:-$home/ccache-hip}
+    is_made || fail "there is no GPU root in $root" "scripts/gpu_root.sh make"
+    require_root_rights "the GPU root" "run $*"
+    local ccache=${CCACHE_DIR:-$home/ccache-gpu}
     mkdir -p "$ccache"
-    HIP_ROOT_CWD=$PWD HIP_ROOT_BIND="$PWD
+    GPU_ROOT_CWD=$PWD GPU_ROOT_BIND="$PWD
 $ccache
-${HIP_ROOT_BIND:-}" CCACHE_DIR=$ccache PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 enter "$root" "$@"
+${GPU_ROOT_BIND:-}" CCACHE_DIR=$ccache PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 enter "$root" "$@"
 }
 
 case ${1:-make} in
     make) make_root ;;
-    path) is_made || fail "there is no HIP root in $root" "scripts/hip_root.sh make" && echo "$root" ;;
+    path) is_made || fail "there is no GPU root in $root" "scripts/gpu_root.sh make" && echo "$root" ;;
     run) run_in_root "${@:2}" ;;
     *)
-        echo "usage: scripts/hip_root.sh make | path | run COMMAND..." >&2
+        echo "usage: scripts/gpu_root.sh make | path | run COMMAND..." >&2
         exit 2
         ;;
 esac

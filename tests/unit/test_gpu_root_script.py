@@ -1,4 +1,4 @@
-"""``scripts/hip_root.sh`` where a root cannot be made: what it says and how it ends. Needs no network and no root rights."""
+"""``scripts/gpu_root.sh`` where a root cannot be made: what it says and how it ends. Needs no network and no root rights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "hip_root.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_root.sh"
 TOOLS = (
     "bash",
     "sh",
@@ -35,7 +35,7 @@ class Script:
     """The script with a PATH of its own: the tools it always needs, and programs that a test makes."""
 
     def __init__(self, folder: Path) -> None:
-        self.bin, self.root = folder / "bin", folder / "roots" / "hip-root"
+        self.bin, self.root = folder / "bin", folder / "roots" / "gpu-root"
         self.home = folder / "home"
         self.bin.mkdir()
         for name in TOOLS:
@@ -51,7 +51,7 @@ class Script:
         path.chmod(0o755)
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        given = {"PATH": str(self.bin), "TURBO_GGUF_HOME": str(self.home), "TURBO_GGUF_HIP_ROOT": str(self.root), **environment}
+        given = {"PATH": str(self.bin), "TURBO_GGUF_HOME": str(self.home), "TURBO_GGUF_GPU_ROOT": str(self.root), **environment}
         return subprocess.run([SCRIPT, *arguments], env=given, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -86,7 +86,7 @@ def test_a_mirror_that_does_not_answer(script: Script) -> None:
     script.fake("debootstrap", 'echo "E: Failed getting release file $5"; exit 1')
     done = script("make", TURBO_GGUF_DEBIAN_MIRROR="http://mirror.example/debian/")
     assert done.returncode == 3
-    log = script.home / "logs" / "hip-root.log"
+    log = script.home / "logs" / "gpu-root.log"
     assert "Failed getting release file http://mirror.example/debian" in log.read_text()
     for part in ("Failed getting release file", str(log), "http://mirror.example/debian)", "run the same command again"):
         assert part in done.stderr
@@ -97,7 +97,7 @@ def test_the_mirror_comes_from_apt(script: Script) -> None:
     script.fake("debootstrap", 'echo "from $5"; exit 1')
     script.fake("apt-get", "echo 'Debian http://apt.example/debian/'; echo 'Debian-Security http://apt.example/security'")
     done = script("make")
-    assert "from http://apt.example/debian\n" in (script.home / "logs" / "hip-root.log").read_text()
+    assert "from http://apt.example/debian\n" in (script.home / "logs" / "gpu-root.log").read_text()
     assert done.returncode == 3
 
 
@@ -106,7 +106,7 @@ def test_nothing_there(script: Script, command: str) -> None:
     done = script(command, "true")
     assert done.returncode == 3
     assert str(script.root) in done.stderr
-    assert "hint: scripts/hip_root.sh make" in done.stderr
+    assert "hint: scripts/gpu_root.sh make" in done.stderr
 
 
 def test_an_older_recipe_is_not_taken_for_a_root(script: Script) -> None:

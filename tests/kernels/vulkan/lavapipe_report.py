@@ -1,0 +1,319 @@
+"""Everything that Mesa's driver for CPUs can show of the Vulkan backend, written to ``eval/results/vulkan.md``: make test-vulkan."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+
+import lavapipe_runs
+import lavapipe_tools
+import radv_stats
+from backend_jobs import Outcome, kept
+from gpu_root_tools import REPOSITORY, in_root
+from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, TURBO, UPSTREAM, VALIDATED
+
+from turbo_gguf import patchset
+from turbo_gguf.assets import embedded_model, home
+from turbo_gguf.inputs.eval_text import write_held_out_text
+from turbo_gguf.judge.results import write as write_result
+from turbo_gguf.make.upstream import default_name
+
+RESULT = REPOSITORY / "eval" / "results" / "vulkan.md"
+PARTS = ("operations", "validation", "table", "life", "divergence", "text", "registers")
+CHUNKS, CONTEXT = 4, 256
+TOKENS = 48
+
+HEAD = """# The Vulkan backend on Mesa's driver for CPUs
+
+`make test-vulkan`, {date}, llama.cpp {upstream}, {versions}; {hooks}. Its runs took {minutes:.0f} minutes of a shared core.
+
+The real `libggml-vulkan.so` and its SPIR-V, run by lavapipe. Not covered: the compilers and the subgroups of GPUs, their matrix
+instructions, several queues at once, and speed. The expected values are the CPU backend's.
+"""
+
+OPERATIONS = """
+## Operations
+
+Cases of `test-backend-ops -b Vulkan0` with a turbo type (and some of upstream's own, which show that the driver is right), compared with
+the CPU within upstream's bounds. Cases that `supports_op` refuses are not counted.
+
+| cases | equal to the CPU | seconds |
+|---|---|---|
+"""
+
+VALIDATION = """
+## Validation layers
+
+The same programs under `VK_LAYER_KHRONOS_validation` with checks of synchronization. A message is an error.
+
+| cases | equal to the CPU, and no message | seconds |
+|---|---|---|
+"""
+
+TABLE = """
+## A wrong table
+
+With zeros for the codebook of turbo3 in the library, {failed} of {all} cases of its attention fail, as they must.
+"""
+
+LIFE = """
+## Life of a cache
+
+Programs of `tests/llama` with all layers on the device: rotation, shift, sequences, state, types by layer, decay, calibration,
+exact tokens.
+
+| test file | passed | failed | seconds |
+|---|---|---|---|
+"""
+
+DIVERGENCE = """
+## KL divergence
+
+Of the embedded model ({chunks} chunks of {context} tokens) from its f32 cache on the CPU, in nats. "plain" is a type without its defaults,
+the other rows have a calibration and exact tokens. The difference is given in standard errors of the two.
+
+| cache | CPU | Vulkan | difference |
+|---|---|---|---|
+"""
+
+TEXT = """
+## Continued text
+
+`llama-completion` without sampling, {tokens} tokens behind real text, all layers on the device.
+
+| cache | equal to the CPU |
+|---|---|
+"""
+
+REGISTERS = """
+## Registers and instructions
+
+Our shaders as RADV, Mesa's driver for AMD GPUs, compiles them; the GPUs are stand-ins that execute nothing. A row is a pipeline.
+"""
+
+LIFE_FILES = (
+    "test_cache_life.py",
+    "test_layer_types.py",
+    "test_decay_life.py",
+    "test_exact.py",
+    "test_calibration.py",
+    "test_defaults.py",
+)
+LIFE_CASES = "not usage and not says and not refused"
+SKIPPED_TYPES = ("q5_0", "bf16")
+
+
+class Report:
+    """What the parts give: text, seconds, and whether all was well."""
+
+    def __init__(self, folder: Path, workers: int, resume: bool) -> None:
+        self.folder, self.workers, self.resume = folder, workers, resume
+        self.text, self.seconds, self.good = "", 0.0, True
+
+    def add(self, head: str, rows: Sequence[str], seconds: float, good: bool) -> None:
+        """Add a part with its table."""
+        self.text += head + "\n".join(rows) + ("\n" if rows else "")
+        self.seconds += seconds
+        self.good = self.good and good
+
+    def add_outcomes(self, head: str, outcomes: dict[str, Outcome]) -> None:
+        """Add a table of cases; what is wrong goes to the terminal, too."""
+        for name, outcome in outcomes.items():
+            for line in outcome.faults():
+                print(f"{name}: {line}", file=sys.stderr)
+        rows = [outcome.row(name) for name, outcome in outcomes.items()]
+        seconds = sum(outcome.seconds for outcome in outcomes.values())
+        self.add(head, rows, seconds, all(outcome.passed for outcome in outcomes.values()))
+
+
+def operations(report: Report) -> None:
+    """test-backend-ops, all that it has."""
+    jobs = {**JOBS, **MORE_JOBS, "upstream's own shaders": UPSTREAM}
+    report.add_outcomes(OPERATIONS, lavapipe_runs.run_jobs(jobs, report.folder, workers=report.workers, resume=report.resume))
+
+
+def validation(report: Report) -> None:
+    """Some of it under the validation layers."""
+    folder = report.folder / "validated"
+    report.add_outcomes(VALIDATION, lavapipe_runs.run_jobs(VALIDATED, folder, validate=True, workers=report.workers, resume=report.resume))
+
+
+def table(report: Report) -> None:
+    """Cases that must fail."""
+    outcome = lavapipe_runs.run_faulty(report.folder / "faulty")
+    failed = sum(not case.ok for case in outcome.cases)
+    if outcome.error or not failed:
+        print(f"a wrong table was not noticed: {outcome.error or FAULTY.pattern}", file=sys.stderr)
+    report.add(TABLE.format(failed=failed, all=len(outcome.cases)), [], outcome.seconds, 0 < failed == len(outcome.cases))
+
+
+def life(report: Report) -> None:
+    """The programs of tests/llama, through pytest."""
+    programs = lavapipe_tools.wrappers()
+
+    def measure(name: str) -> tuple[int, int, float]:
+        began = time.monotonic()
+        log = report.folder / "life" / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        types = " and ".join(f"not {cache_type}" for cache_type in SKIPPED_TYPES)
+        command = [sys.executable, "-m", "pytest", "-q", f"tests/llama/{name}", "-k", f"{LIFE_CASES} and {types}", "-p", "no:cacheprovider"]
+        with log.open("w") as out:
+            subprocess.run(
+                command, cwd=REPOSITORY, stdout=out, stderr=out, env={**os.environ, "TURBO_GGUF_NATIVE_BIN": str(programs)}, check=False
+            )
+        said = log.read_text("utf-8", errors="replace")
+        counts = [int((re.findall(rf"(\d+) {word}", said) or ["0"])[-1]) for word in ("passed", "failed")]
+        return counts[0], counts[1], time.monotonic() - began
+
+    def row(name: str) -> tuple[int, int, float]:
+        return kept(
+            report.folder / "life" / name,
+            f"{name} {lavapipe_runs.code()}",
+            lambda: measure(name),
+            tuple[int, int, float],
+            resume=report.resume,
+        )
+
+    with ThreadPoolExecutor(report.workers) as pool:
+        found = dict(zip(LIFE_FILES, pool.map(row, LIFE_FILES), strict=True))
+    rows = [f"| `{name}` | {passed} | {failed} | {seconds:.0f} |" for name, (passed, failed, seconds) in found.items()]
+    good = all(passed and not failed for passed, failed, _ in found.values())
+    report.add(LIFE, rows, sum(seconds for *_, seconds in found.values()), good)
+
+
+def _embedded(report: Report) -> Path:
+    model = report.folder / "embedded" / "eval-model.gguf"
+    if not model.exists():
+        model.parent.mkdir(parents=True, exist_ok=True)
+        model.write_bytes(embedded_model().read_bytes())
+        write_held_out_text(model.parent / "text.txt")
+    return model
+
+
+def divergence(report: Report) -> None:
+    """KL divergences of all types, on the device and on the CPU."""
+    model = _embedded(report)
+
+    def measure(case: tuple[str, bool]) -> tuple[float, float, float, float, float]:
+        kind, plain = case
+        began = time.monotonic()
+        both = []
+        for where in ("cpu", "gpu"):
+            folder = report.folder / "divergence" / f"{kind}-{'plain' if plain else 'defaults'}-{where}"
+            size = {"chunks": CHUNKS, "ctx": CONTEXT}
+            both += lavapipe_runs.divergence(model, kind, folder, on_cpu=where == "cpu", **size, **(PLAIN if plain else {}))
+        return both[0], both[1], both[2], both[3], time.monotonic() - began
+
+    def row(case: tuple[str, bool]) -> tuple[float, float, float, float, float]:
+        what = f"{case} {CHUNKS} {CONTEXT} {lavapipe_runs.code()}"
+        folder = report.folder / "divergence" / f"{case[0]}-{case[1]}"
+        return kept(folder, what, lambda: measure(case), tuple[float, float, float, float, float], resume=report.resume)
+
+    cases = [(kind, True) for kind in ("f16", "q8_0", "q4_0", *reversed(TURBO))] + [(kind, False) for kind in reversed(TURBO)]
+    row(cases[0])  # makes the base
+    with ThreadPoolExecutor(report.workers) as pool:
+        values = dict(zip(cases, pool.map(row, cases), strict=True))
+    rows, good = [], True
+    for (kind, plain), (cpu, cpu_error, gpu, gpu_error, _) in values.items():
+        errors = (gpu - cpu) / math.hypot(cpu_error, gpu_error) if cpu_error or gpu_error else 0.0
+        good = good and abs(errors) < 3
+        name = kind if kind not in TURBO else f"{kind} plain" if plain else kind
+        rows.append(f"| {name} | {cpu:.6f} ± {cpu_error:.6f} | {gpu:.6f} ± {gpu_error:.6f} | {errors:+.2f} |")
+    report.add(DIVERGENCE.format(chunks=CHUNKS, context=CONTEXT), rows, sum(value[-1] for value in values.values()), good)
+
+
+def text(report: Report) -> None:
+    """Greedy continuations on the device and on the CPU."""
+    model = _embedded(report)
+    prompt = (model.parent / "text.txt").read_text("utf-8")[:600]
+    began = time.monotonic()
+
+    def continued(kind: str, on_cpu: bool) -> str:
+        place = ["-dev", "none"] if on_cpu else ["-ngl", "99"]
+        options = [
+            "-m",
+            model,
+            "-p",
+            prompt,
+            "-n",
+            str(TOKENS),
+            "--temp",
+            "0",
+            "-no-cnv",
+            "--no-display-prompt",
+            "-ctk",
+            kind,
+            "-ctv",
+            kind,
+        ]
+        folder = report.folder / "text" / f"{kind}-{on_cpu}"
+        done = lavapipe_tools.lavapipe("llama-completion", *options, *place, cwd=folder, LLAMA_CACHE=str(folder / "cache"))
+        if done.rc:
+            raise RuntimeError(f"llama-completion ended with {done.rc}\n{done.err[-2000:]}")
+        return done.out
+
+    rows = []
+    for kind in ("f16", "turbo4", "turbo3", "turbo3t"):
+        cpu, gpu = continued(kind, True), continued(kind, False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(cpu, gpu, strict=False)))
+        rows.append(f"| {kind} | {'all' if cpu == gpu else f'{same} of {len(cpu)} characters'} |")
+    report.add(TEXT.format(tokens=TOKENS), rows, time.monotonic() - began, True)
+
+
+def registers(report: Report) -> None:
+    """What the shaders take on AMD GPUs."""
+    began, lines, good = time.monotonic(), [], True
+    for gpu, about in radv_stats.GPUS.items():
+        found = radv_stats.stats(gpu, report.folder / "registers")
+        head = f"| pipeline | {' | '.join(radv_stats.COLUMNS.values())} |"
+        lines += ["", f"### {about}", "", head, "|---" * (len(radv_stats.COLUMNS) + 1) + "|", *radv_stats.rows(found)]
+        good = good and not any(numbers.get("Spilled VGPRs") for numbers in found.values())
+    report.add(REGISTERS, lines, time.monotonic() - began, good)
+
+
+def versions() -> str:
+    """Compilers and driver of the root."""
+    script = (
+        'echo "glslc $(glslc --version | sed -n "s/^shaderc //p"), '
+        '$(vulkaninfo --summary 2>/dev/null | sed -n "s/.*driverInfo *= //p" | head -n 1)"'
+    )
+    return in_root(["bash", "-c", script], cwd=home()).out.strip()
+
+
+def main() -> None:
+    """Write the report; ends with 1 when something was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs at once (default: one per core)")
+    parser.add_argument("--resume", action="store_true", help="take up what an earlier run of the same code has finished")
+    parser.add_argument("--part", action="append", choices=PARTS, help="this part only (default: all)")
+    arguments = parser.parse_args()
+    lavapipe_tools.build(lavapipe_tools.MORE_TARGETS)
+    report = Report(home() / "logs" / "lavapipe-report", arguments.jobs, arguments.resume)
+    for name in arguments.part or PARTS:
+        globals()[name](report)
+    hooks = [hook for hook in patchset.load().hooks if hook.name.startswith("ggml-vulkan")]
+    head = HEAD.format(
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        upstream=default_name(),
+        versions=versions(),
+        hooks=f"{sum(hook.added for hook in hooks)} hook lines",
+        minutes=report.seconds / 60,
+    )
+    write_result(arguments.result, head + report.text)
+    print(arguments.result)
+    sys.exit(0 if report.good else 1)
+
+
+if __name__ == "__main__":
+    main()

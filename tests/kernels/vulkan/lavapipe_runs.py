@@ -1,0 +1,216 @@
+"""Runs on lavapipe that the tests and the report share: selections of test-backend-ops, perplexity and KL divergence, a broken table."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import struct
+import time
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+
+import backend_jobs
+import lavapipe_tools
+from backend_jobs import Job, Outcome, attention, two_segments
+from gpu_root_tools import Done
+
+from turbo_gguf.assets import home
+from turbo_gguf.codec import tables
+
+SCALAR = tuple(t.name for t in tables.SCALAR)
+TRELLIS = tuple(t.name for t in tables.TRELLIS)
+TURBO = (*SCALAR, *TRELLIS)
+PARTNERS = ("f16", "bf16", "q8_0", "q5_0", "q4_0")
+HEAD_SIZES = ("64", "96", "128", "192", "192-128", "256", "512", "576-512")
+
+DIAGONAL = {(t, t) for t in TURBO}
+FEW_PAIRS = DIAGONAL | {
+    ("turbo4", "turbo3"),
+    ("turbo3", "f16"),
+    ("q8_0", "turbo4"),
+    ("turbo4t", "turbo3t"),
+    ("turbo3t", "q8_0"),
+    ("f16", "turbo3t"),
+}
+ALL_PAIRS = {pair for pair in product((*TURBO, *PARTNERS), repeat=2) if set(pair) & set(TURBO)}
+
+SMALL = "nh=2,nr23=.4,1.,kv=113,"
+
+JOBS = {
+    "SET_ROWS": Job("SET_ROWS", "turbo"),
+    "GET_ROWS": Job("GET_ROWS", "turbo"),
+    "CPY": Job("CPY", "turbo"),
+    "CONT, DUP": Job("CONT,DUP", "turbo"),
+    "decay": Job("MAP_CUSTOM1", "turbo"),
+    **{f"attention, head size {size}": attention(size, SMALL, pairs=FEW_PAIRS) for size in ("64", "128")},
+    "attention, head size 256": attention("256", SMALL, pairs=DIAGONAL),
+    "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,", pairs=FEW_PAIRS),
+    "attention, columns": attention("128", "nh=2,.*kv=300,", pairs=DIAGONAL),
+    "attention, two segments, head size 128": two_segments("128", more="(?!512)"),
+}
+"""What the tests run."""
+
+MORE_JOBS = {
+    **{f"attention, head size {size}, all pairs": attention(size, SMALL, pairs=ALL_PAIRS) for size in HEAD_SIZES},
+    "attention, ALiBi, sinks, soft cap, sequences, all pairs": attention("128", "nh=4,.*kv=256,", pairs=ALL_PAIRS),
+    **{
+        f"attention, head size {size}, columns": attention(size, "nh=2,.*kv=300,", pairs=ALL_PAIRS)
+        for size in ("64", "256", "512", "576-512")
+    },
+    **{
+        f"attention, head size {size}, many keys": attention(size, ".*kv=(1536|1700),", pairs=ALL_PAIRS)
+        for size in ("64", "96", "128", "192-128", "256")
+    },
+    **{f"attention, two segments, head size {size}": two_segments(size) for size in ("64", "96", "192-128", "256", "512", "576-512")},
+    "attention, two segments, head size 128, 1536 keys": two_segments("128", more="512,"),
+}
+"""What only the report runs."""
+
+UPSTREAM = Job(
+    "FLASH_ATTN_EXT",
+    "hsk=(64|128),hsv=(64|128),nh=4,nr23=.4,1.,kv=512,nb=(1|3|32),mask=1,sinks=0,max_bias=0.000000,logit_softcap=0.000000,prec=f32,"
+    "type_K=(f16|q8_0),type_V=(f16|q8_0),permute=.0,1,2",
+)
+"""Upstream's shaders, which show that the driver is right."""
+
+VALIDATED = {
+    "SET_ROWS": Job("SET_ROWS", r"type_dst=turbo.*ne=.(96|1024|4096),"),
+    "GET_ROWS, CPY": Job("GET_ROWS,CPY", "turbo.*"),
+    "decay": Job("MAP_CUSTOM1", "turbo.*rows=7,"),
+    "attention": attention("128", SMALL, pairs=DIAGONAL | {("turbo3", "f16")}),
+    "attention, two segments": two_segments("128", more=".*nb=(1|3),.*type_K=(turbo3|turbo3t|q8_0),"),
+}
+"""What runs under the validation layers."""
+
+FAULTY = Job("FLASH_ATTN_EXT", r"hsk=64,hsv=64,nh=2,.*kv=113,nb=[13],.*type_K=turbo3,type_V=turbo3,")
+"""With a broken table these cases must fail."""
+
+
+# --- test-backend-ops -----------------------------------------------------------------------------------------------------
+
+
+def run_job(job: Job, folder: Path, **more: str) -> Outcome:
+    """Run a job; ``folder`` gets its logs."""
+    outcome, began = Outcome(), time.monotonic()
+    try:
+        outcome.cases = lavapipe_tools.backend_ops(job.op, job.pattern, folder, timeout=job.timeout, **dict(job.environment), **more)
+    except Exception as error:  # a job must not end the others
+        outcome.error = str(error)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def run_validated(job: Job, folder: Path) -> Outcome:
+    """Run a job under the validation layers: what they say is an error."""
+    (folder / "validation.txt").unlink(missing_ok=True)
+    outcome = run_job(job, folder, **lavapipe_tools.validated(folder))
+    said = [] if outcome.error else lavapipe_tools.messages(folder)
+    if said:
+        outcome.error = f"the validation layers said in {folder / 'validation.txt'}: {said[0][:500]}"
+    return outcome
+
+
+def run_jobs(
+    jobs: Mapping[str, Job], folder: Path, *, validate: bool = False, workers: int | None = None, resume: bool = False
+) -> dict[str, Outcome]:
+    """Run jobs, one per core or so many at once."""
+    run = run_validated if validate else run_job
+    return backend_jobs.run_jobs(jobs, run, folder, code=code(), workers=workers, resume=resume)
+
+
+@functools.cache
+def code() -> str:
+    """A hash of the programs, in which the shaders are."""
+    build = lavapipe_tools.build()
+    return backend_jobs.code_of([*sorted(build.glob("lib*.so")), *(build / name for name in lavapipe_tools.TARGETS)])
+
+
+# --- a broken table -------------------------------------------------------------------------------------------------------
+
+
+def words(levels: list[int]) -> list[bytes]:
+    """Levels as shaders have them: four in a word, the first one lowest."""
+    return [struct.pack("<4b", *levels[i : i + 4]) for i in range(0, len(levels), 4)]
+
+
+def broken_library(folder: Path, name: str = "turbo3") -> Path:
+    """Write a copy of the backend's library in which the codebook of a scalar type is another one; returns its folder.
+
+    Raises:
+        RuntimeError: the library has no such table.
+    """
+    table = next(t for t in tables.SCALAR if t.name == name)
+    library = lavapipe_tools.build() / "libggml-vulkan.so.0"
+    content, count = library.read_bytes(), 0
+    for word in words(list(table.codebook)):
+        count += content.count(word)
+        content = content.replace(word, bytes(4))
+    if not count:
+        raise RuntimeError(f"{library} has no codebook of {name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / library.name).write_bytes(content)
+    return folder
+
+
+def run_faulty(folder: Path) -> Outcome:
+    """Run the cases that must fail."""
+    broken = broken_library(folder / "library")
+    return run_job(FAULTY, folder, LD_LIBRARY_PATH=str(broken))
+
+
+# --- perplexity and KL divergence -----------------------------------------------------------------------------------------
+
+
+def perplexity_run(model: Path, folder: Path, *arguments: str, on_cpu: bool, chunks: int, ctx: int, **more: str) -> Done:
+    """Run llama-perplexity over the text that lies beside a model as ``text.txt``, on the device or on the CPU."""
+    place = ["-dev", "none"] if on_cpu else ["-ngl", "99"]
+    size = ["-c", str(ctx), "-b", str(ctx), "-ub", str(min(ctx, 128)), "--chunks", str(chunks)]
+    command = ["llama-perplexity", "-m", str(model), "-f", str(model.parent / "text.txt"), *size, *arguments, *place]
+    done = lavapipe_tools.lavapipe(*command, cwd=folder, LLAMA_CACHE=str(folder / "cache"), **more)
+    if done.rc:
+        raise RuntimeError(f"llama-perplexity ended with {done.rc}\n{done.err[-3000:]}")
+    return done
+
+
+PLAIN = {"TURBO_CACHE_CALIBRATION": "none", "TURBO_CACHE_SINK": "0", "TURBO_CACHE_TAIL": "0"}
+"""Variables that leave out what turbo types get by default."""
+
+
+def perplexity(model: Path, cache_type: str, folder: Path, *, on_cpu: bool, chunks: int = 2, ctx: int = 128, **more: str) -> float:
+    """Perplexity of a model with a cache type."""
+    cache = ("-fa", "on", "-ctk", cache_type, "-ctv", cache_type)
+    done = perplexity_run(model, folder, *cache, on_cpu=on_cpu, chunks=chunks, ctx=ctx, **more)
+    return float(re.findall(r"Final estimate: PPL = ([\d.]+)", done.out + done.err)[-1])
+
+
+def divergence(model: Path, cache_type: str, folder: Path, *, on_cpu: bool, chunks: int, ctx: int, **more: str) -> tuple[float, float]:
+    """Mean KL divergence of a cache type from the CPU's f32 cache, and its standard error.
+
+    Logits of the base lie beside the model as ``base.bin`` and are made when they are not there.
+    """
+    base = model.parent / f"base-{chunks}-{ctx}.bin"
+    if not base.exists():
+        part = base.with_suffix(".part")
+        options = ("-fa", "off", "-ctk", "f32", "-ctv", "f32", "--kl-divergence-base", str(part))
+        perplexity_run(model, folder / "base", *options, on_cpu=True, chunks=chunks, ctx=ctx)
+        part.rename(base)
+    options = ("-fa", "on", "-ctk", cache_type, "-ctv", cache_type, "--kl-divergence-base", str(base), "--kl-divergence")
+    done = perplexity_run(model, folder, *options, on_cpu=on_cpu, chunks=chunks, ctx=ctx, **more)
+    found = re.search(r"Mean +KLD: +(-?[\d.]+) ± +([\d.]+)", done.out + done.err)
+    if found is None:
+        raise RuntimeError(f"llama-perplexity gave no KL divergence\n{(done.out + done.err)[-3000:]}")
+    return float(found[1]), float(found[2])
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder for logs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def logs(name: str) -> Path:
+    """Folder of the logs of a suite."""
+    return home() / "logs" / name

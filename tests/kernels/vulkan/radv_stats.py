@@ -1,0 +1,87 @@
+"""What our shaders take on AMD GPUs that are not here: registers and instructions, from RADV's compiler.
+
+Mesa's stand-in for the kernel's driver (Debian's mesa-drm-shim) shows RADV a GPU that executes nothing. The backend makes its pipelines on
+it as on a real one, and prints what the compiler says of them (``GGML_VK_PIPELINE_STATS``); results are garbage, and not looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import lavapipe_tools
+from gpu_root_tools import in_root
+
+GPUS = {"navi21": "RDNA2, RX 6800", "navi31": "RDNA3, RX 7900", "gfx1201": "RDNA4, RX 9070"}
+"""Names that the stand-in knows, and what they are."""
+
+SHIM = "/usr/lib/x86_64-linux-gnu/libamdgpu_noop_drm_shim.so"
+DRIVER = "/usr/share/vulkan/icd.d/radeon_icd.json"
+
+COLUMNS = {
+    "VGPRs": "VGPRs",
+    "SGPRs": "SGPRs",
+    "Spilled VGPRs": "spilled",
+    "LDS size": "LDS, bytes",
+    "Instructions": "instructions",
+    "Code size": "code, bytes",
+}
+"""Statistics of RADV, and how the table calls them."""
+
+CASES = (
+    ("SET_ROWS,GET_ROWS,CPY,MAP_CUSTOM1", "turbo", "turbo"),
+    ("FLASH_ATTN_EXT", r"hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=(1|32),.*type_K=(f16|turbo.t?),type_V=turbo.t?,", "flash_attn"),
+    ("FLASH_ATTN_EXT", r"hsk=128,hsv=128,rows=75,.*nb=1,.*type_K=turbo3t?,", "turbo"),
+)
+"""Operations and cases of test-backend-ops that make the pipelines, and a part of the pipelines' names."""
+
+Stats = dict[str, dict[str, int]]
+"""Numbers by pipeline and statistic."""
+
+
+def parse(text: str) -> Stats:
+    """What the backend prints of each pipeline; of one that is made twice, the last counts."""
+    found: Stats = {}
+    current: dict[str, int] = {}
+    for line in text.splitlines():
+        if head := re.match(r"ggml_vulkan: pipeline stats for (.*):$", line):
+            current = found[head[1]] = {}
+        elif row := re.match(r"ggml_vulkan:   (.*): (\d+)$", line):
+            current[row[1]] = int(row[2])
+    return found
+
+
+def stats(gpu: str, folder: Path) -> Stats:
+    """Numbers of all pipelines that the cases make on a GPU."""
+    found: Stats = {}
+    for number, (op, pattern, part) in enumerate(CASES):
+        variables = {
+            "LD_PRELOAD": SHIM,
+            "AMDGPU_GPU_ID": gpu,
+            "VK_DRIVER_FILES": DRIVER,
+            "GGML_VK_VISIBLE_DEVICES": "0",
+            "GGML_VK_PIPELINE_STATS": part,
+        }
+        program = lavapipe_tools.build() / "test-backend-ops"
+        command = [
+            "env",
+            *(f"{name}={value}" for name, value in variables.items()),
+            program,
+            "test",
+            "-b",
+            "Vulkan0",
+            "-o",
+            op,
+            "-p",
+            pattern,
+        ]
+        done = in_root(command, cwd=folder, log=folder / f"{gpu}-{number}.log", environment={"MESA_SHADER_CACHE_DISABLE": "1"})
+        found |= parse(done.err)
+    if not found:
+        raise RuntimeError(f"RADV made no pipeline for {gpu}; see {folder}")
+    return found
+
+
+def rows(found: Stats) -> list[str]:
+    """Rows of a table, by name."""
+    return [f"| `{name}` | " + " | ".join(str(numbers.get(key, "")) for key in COLUMNS) + " |" for name, numbers in sorted(found.items())]

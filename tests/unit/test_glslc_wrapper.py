@@ -124,10 +124,10 @@ def test_what_no_test_calls_is_an_empty_program(shaders: Shaders) -> None:
 def test_a_question_of_cmake(shaders: Shaders) -> None:
     shaders.shader.write_text("#extension GL_EXT_bfloat16 : require\n")
     command = [WRAPPER, "-o", "-", shaders.shader]
+    environment = {"PATH": os.defpath, **shaders.environment}
 
     def ask(**more: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": os.defpath, **shaders.environment, **more}
-        return subprocess.run(command, cwd=shaders.folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, env={**environment, **more}, cwd=shaders.folder, capture_output=True, text=True, check=False)
 
     assert ask().returncode == 0
     done = ask(GLSLC_LACKS="GL_X GL_EXT_bfloat16")

@@ -376,6 +376,7 @@ struct test_program {
         }
 
         llama_log_set(on_log, nullptr);
+        ggml_backend_load_all();
         llama_backend_init();
 
         model_path = argv[1];

@@ -7,7 +7,7 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -84,7 +84,7 @@ VALIDATED = {
 }
 """What runs under the validation layers."""
 
-FAULTY = Job("FLASH_ATTN_EXT", r"hsk=64,hsv=64,nh=2,.*kv=113,nb=[13],.*type_K=turbo3,type_V=turbo3,")
+FAULTY = Job("FLASH_ATTN_EXT", r"hsk=64,hsv=64,nh=2,.*kv=113,nb=[13],.*type_K=turbo3t,type_V=turbo3t,")
 """With a broken table these cases must fail."""
 
 
@@ -122,42 +122,43 @@ def run_jobs(
 
 @functools.cache
 def code() -> str:
-    """A hash of the programs, in which the shaders are."""
-    build = lavapipe_tools.build()
-    return backend_jobs.code_of([*sorted(build.glob("lib*.so")), *(build / name for name in lavapipe_tools.TARGETS)])
+    """A hash of the library, in which the shaders are, and of the programs."""
+    programs = lavapipe_tools.programs()
+    files = [lavapipe_tools.library(), *sorted(programs.glob("lib*.so")), *(programs / name for name in lavapipe_tools.TARGETS)]
+    return backend_jobs.code_of(files)
 
 
 # --- a broken table -------------------------------------------------------------------------------------------------------
 
 
-def words(levels: list[int]) -> list[bytes]:
+def words(levels: Sequence[int]) -> list[bytes]:
     """Levels as shaders have them: four in a word, the first one lowest."""
     return [struct.pack("<4b", *levels[i : i + 4]) for i in range(0, len(levels), 4)]
 
 
-def broken_library(folder: Path, name: str = "turbo3") -> Path:
-    """Write a copy of the backend's library in which the codebook of a scalar type is another one; returns its folder.
+def broken_library(folder: Path, name: str = "turbo3t") -> Path:
+    """Write a copy of the backend's library in which the codebooks of a trellis type are nothing but zeros.
 
     Raises:
         RuntimeError: the library has no such table.
     """
-    table = next(t for t in tables.SCALAR if t.name == name)
-    library = lavapipe_tools.build() / "libggml-vulkan.so.0"
+    table = next(t for t in tables.TRELLIS if t.name == name)
+    library = lavapipe_tools.library()
     content, count = library.read_bytes(), 0
-    for word in words(list(table.codebook)):
+    for word in words([level for book in table.codebooks for level in book]):
         count += content.count(word)
         content = content.replace(word, bytes(4))
     if not count:
         raise RuntimeError(f"{library} has no codebook of {name}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / library.name).write_bytes(content)
-    return folder
+    return folder / library.name
 
 
 def run_faulty(folder: Path) -> Outcome:
     """Run the cases that must fail."""
     broken = broken_library(folder / "library")
-    return run_job(FAULTY, folder, LD_LIBRARY_PATH=str(broken))
+    return run_job(FAULTY, folder, GGML_BACKEND_PATH=str(broken))
 
 
 # --- perplexity and KL divergence -----------------------------------------------------------------------------------------

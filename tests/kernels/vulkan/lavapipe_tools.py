@@ -1,7 +1,10 @@
-"""The real Vulkan backend on Mesa's lavapipe, a driver that runs shaders on the CPU: its build in the GPU root, and its programs.
+"""The real Vulkan backend on Mesa's lavapipe, a driver that runs shaders on the CPU.
 
-A device that is a CPU is left out by llama.cpp unless ``GGML_VK_VISIBLE_DEVICES`` names it. Everything is made on first use and found
-again by the next process: compiler results in ``CCACHE_DIR``, SPIR-V in ``TURBO_GGUF_SPIRV``.
+Debian 12 has neither the headers nor the shader compiler for it, so the library is compiled in the GPU root, and nothing else: the programs
+are those of the CPU build, which load it by ``GGML_BACKEND_PATH``. They run in the root, where the driver is. A device that is a CPU is
+left out by llama.cpp unless ``GGML_VK_VISIBLE_DEVICES`` names it.
+
+Everything is made on first use and found again by the next process: compiler results in ``CCACHE_DIR``, SPIR-V in ``TURBO_GGUF_SPIRV``.
 """
 
 from __future__ import annotations
@@ -14,14 +17,15 @@ from pathlib import Path
 from gpu_root_tools import REPOSITORY, SCRIPT, Case, Done, build_in_root, cases_of, in_root
 
 from turbo_gguf.assets import home
+from turbo_gguf.make.build import ensure_build
 
 GLSLC = REPOSITORY / "dev" / "vulkan" / "glslc"
 DRIVER = "/usr/share/vulkan/icd.d/lvp_icd.json"
 DEVICE = "Vulkan0"
 
-TARGETS = ("test-backend-ops", "llama-perplexity")
 LIFE = ("cache", "layers", "decay", "calibration", "exact", "defaults")
-MORE_TARGETS = (*TARGETS, "llama-completion", "llama-cli", "llama-bench", "test-turbo-perf", *(f"test-turbo-{name}" for name in LIFE))
+TARGETS = ("test-backend-ops", "llama-perplexity", "llama-completion", "llama-bench", *(f"test-turbo-{name}" for name in LIFE))
+"""Programs of the CPU build."""
 
 # Shaders that no test here calls, by the names of their SPIR-V: two of three. Weights are f32, f16, q8_0 and q4_0 here.
 OTHER_WEIGHTS = r"(matmul|mul_mat_vec)(_id)?_(q[12]_0|q4_1|q5_[01]|q[2-6]_k|iq[1-4]_[a-z]+|mxfp4|nvfp4|tq[12]_0|bf16)_.*"
@@ -31,7 +35,7 @@ OTHER_OPS = (
 )
 SKIP = "|".join((OTHER_WEIGHTS, OTHER_DEVICES, OTHER_OPS))
 
-OPTIONS = {"GGML_VULKAN": "ON", "Vulkan_GLSLC_EXECUTABLE": str(GLSLC)}
+OPTIONS = {"GGML_VULKAN": "ON", "GGML_BACKEND_DL": "ON", "Vulkan_GLSLC_EXECUTABLE": str(GLSLC)}
 
 
 def spirv() -> Path:
@@ -42,38 +46,46 @@ def spirv() -> Path:
 
 
 @functools.cache
-def build(targets: tuple[str, ...] = TARGETS, pristine: bool = False, jobs: int = 2) -> Path:
-    """Folder of the programs of a Vulkan build, of the patched tree or of upstream's."""
+def library(jobs: int = 2) -> Path:
+    """The backend of the patched tree."""
     environment = {"GLSLC_CACHE": str(spirv()), "GLSLC_SKIP": SKIP, "GPU_ROOT_BIND": str(spirv())}
     sources = "ggml/src/ggml-vulkan/vulkan-shaders/*.comp"
-    return build_in_root("vulkan-lavapipe", OPTIONS, targets, sources=sources, pristine=pristine, jobs=jobs, environment=environment)
+    folder = build_in_root("vulkan-lavapipe", OPTIONS, ["ggml-vulkan"], sources=sources, jobs=jobs, environment=environment)
+    return folder / "libggml-vulkan.so"
+
+
+@functools.cache
+def programs() -> Path:
+    """Folder of the programs of the CPU build, or of ``TURBO_GGUF_NATIVE_BIN``."""
+    given = os.environ.get("TURBO_GGUF_NATIVE_BIN")
+    return Path(given) if given else ensure_build("cpu", targets=TARGETS).path / "bin"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Variables with which a program of the build finds the one device."""
+    """Variables with which a program finds the library, the driver and the device."""
     return {
+        "GGML_BACKEND_PATH": str(library()),
+        "GPU_ROOT_BIND": f"{programs().parent.parent}\n{spirv()}",
         "VK_DRIVER_FILES": DRIVER,
         "GGML_VK_VISIBLE_DEVICES": "0",
-        "MESA_SHADER_CACHE_DIR": str(home() / "builds" / "lavapipe-cache"),
+        "MESA_SHADER_CACHE_DIR": str(spirv() / "lavapipe"),  # machine code
         "LP_NUM_THREADS": "1",  # two programs run at once, with a core for each
         "GGML_NO_BACKTRACE": "1",
         **more,
     }
 
 
-def lavapipe(program: str, *arguments: str | Path, cwd: Path, pristine: bool = False, timeout: float = 3600, **more: str) -> Done:
-    """Run a program of the build, which is made with it if it lacks it."""
-    targets = TARGETS if program in TARGETS else MORE_TARGETS
-    path = build(targets, pristine) / program
+def lavapipe(program: str, *arguments: str | Path, cwd: Path, timeout: float = 3600, **more: str) -> Done:
+    """Run a program of the CPU build with the backend."""
     cwd.mkdir(parents=True, exist_ok=True)
     log = cwd / f"{program}-{len(list(cwd.glob('*.log')))}.log"
-    return in_root([path, *arguments], cwd=cwd, timeout=timeout, environment=environment(**more), log=log)
+    return in_root([programs() / program, *arguments], cwd=cwd, timeout=timeout, environment=environment(**more), log=log)
 
 
-def backend_ops(op: str, pattern: str, cwd: Path, *, pristine: bool = False, timeout: float = 3600, **more: str) -> list[Case]:
+def backend_ops(op: str, pattern: str, cwd: Path, *, timeout: float = 3600, **more: str) -> list[Case]:
     """Run cases of test-backend-ops on lavapipe, compared with the CPU; see :func:`gpu_root_tools.cases_of`."""
     command = ("test-backend-ops", "test", "-b", DEVICE, "-o", op, "-p", pattern)
-    return cases_of(lavapipe(*command, cwd=cwd, pristine=pristine, timeout=timeout, **more), op)
+    return cases_of(lavapipe(*command, cwd=cwd, timeout=timeout, **more), op)
 
 
 # --- validation layers ----------------------------------------------------------------------------------------------------
@@ -112,14 +124,13 @@ def messages(folder: Path) -> list[str]:
 
 
 def wrappers() -> Path:
-    """Folder with a script for each program of the build, which runs it in the root, all layers on the device: for tests/llama."""
-    programs = build(MORE_TARGETS)
+    """Folder with a script for each program, which runs it in the root, all layers on the device: for tests/llama."""
     folder = home() / "builds" / "lavapipe-programs"
     folder.mkdir(parents=True, exist_ok=True)
     variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment().items())
-    for name in MORE_TARGETS:
-        place = " -ngl 99" if name.startswith(("test-turbo-", "llama-")) and name != "test-turbo-perf" else ""
-        text = f'#!/bin/sh\n{variables}exec {shlex.quote(str(SCRIPT))} run {shlex.quote(str(programs / name))} "$@"{place}\n'
+    for name in TARGETS:
+        place = "" if name == "test-backend-ops" else " -ngl 99"
+        text = f'#!/bin/sh\n{variables}exec {shlex.quote(str(SCRIPT))} run {shlex.quote(str(programs() / name))} "$@"{place}\n'
         (folder / name).write_text(text, "utf-8")
         (folder / name).chmod(0o755)
     return folder

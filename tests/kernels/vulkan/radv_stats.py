@@ -35,17 +35,18 @@ CASES = (
 )
 """Operations and cases of test-backend-ops that make the pipelines, and a part of the pipelines' names."""
 
-Stats = dict[str, dict[str, int]]
-"""Numbers by pipeline and statistic."""
+Stats = dict[str, list[dict[str, int]]]
+"""Numbers by statistic, of each pipeline of a name: types and head sizes are constants that its shader is specialized with."""
 
 
 def parse(text: str) -> Stats:
-    """What the backend prints of each pipeline; of one that is made twice, the last counts."""
+    """What the backend prints of each pipeline."""
     found: Stats = {}
     current: dict[str, int] = {}
     for line in text.splitlines():
         if head := re.match(r"ggml_vulkan: pipeline stats for (.*):$", line):
-            current = found[head[1]] = {}
+            current = {}
+            found.setdefault(head[1], []).append(current)
         elif row := re.match(r"ggml_vulkan:   (.*): (\d+)$", line):
             current[row[1]] = int(row[2])
     return found
@@ -56,13 +57,14 @@ def stats(gpu: str, folder: Path) -> Stats:
     found: Stats = {}
     for number, (op, pattern, part) in enumerate(CASES):
         variables = {
+            **lavapipe_tools.environment(),
             "LD_PRELOAD": SHIM,
             "AMDGPU_GPU_ID": gpu,
             "VK_DRIVER_FILES": DRIVER,
             "GGML_VK_VISIBLE_DEVICES": "0",
             "GGML_VK_PIPELINE_STATS": part,
         }
-        program = lavapipe_tools.build() / "test-backend-ops"
+        program = lavapipe_tools.programs() / "test-backend-ops"
         command = [
             "env",
             *(f"{name}={value}" for name, value in variables.items()),
@@ -75,13 +77,32 @@ def stats(gpu: str, folder: Path) -> Stats:
             "-p",
             pattern,
         ]
-        done = in_root(command, cwd=folder, log=folder / f"{gpu}-{number}.log", environment={"MESA_SHADER_CACHE_DISABLE": "1"})
-        found |= parse(done.err)
+        done = in_root(
+            command,
+            cwd=folder,
+            log=folder / f"{gpu}-{number}.log",
+            environment={"GPU_ROOT_BIND": variables["GPU_ROOT_BIND"], "MESA_SHADER_CACHE_DISABLE": "1"},
+        )
+        for name, made in parse(done.err).items():
+            found.setdefault(name, []).extend(made)
     if not found:
         raise RuntimeError(f"RADV made no pipeline for {gpu}; see {folder}")
     return found
 
 
+def most(found: Stats, key: str) -> int:
+    """The largest number of a statistic."""
+    return max(numbers.get(key, 0) for made in found.values() for numbers in made)
+
+
 def rows(found: Stats) -> list[str]:
-    """Rows of a table, by name."""
-    return [f"| `{name}` | " + " | ".join(str(numbers.get(key, "")) for key in COLUMNS) + " |" for name, numbers in sorted(found.items())]
+    """Rows of a table, by name: how many pipelines it has, and the least and the most that they take."""
+    return [
+        f"| `{name}` | {len(made)} | " + " | ".join(_range([numbers.get(key, 0) for numbers in made]) for key in COLUMNS) + " |"
+        for name, made in sorted(found.items())
+    ]
+
+
+def _range(values: list[int]) -> str:
+    least, largest = min(values), max(values)
+    return str(least) if least == largest else f"{least} to {largest}"

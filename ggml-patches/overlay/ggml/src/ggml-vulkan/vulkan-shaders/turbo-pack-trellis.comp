@@ -27,7 +27,7 @@ const uint HOW_MASK     = (1u << HOW_BITS) - 1;
 shared uvec2 turbo_cost[BLOCKS][TRELLIS_N_SCALES][QK_TRELLIS][2];  // of a codebook's four subsets
 shared uint  turbo_least[BLOCKS][TRELLIS_N_SCALES];                // what all paths cost
 shared uint  turbo_exchange[GROUP][TRELLIS_N_STATES];
-shared uint  turbo_how[BLOCKS][TRELLIS_N_SEGMENTS][SLOTS][TRELLIS_N_STATES];
+shared uint  turbo_how[BLOCKS][TRELLIS_N_SEGMENTS][SLOTS][TRELLIS_N_STATES / 2];  // of two states
 shared uint  turbo_bounds[BLOCKS][N_CANDIDATES];
 shared uint  turbo_sorted[BLOCKS][N_CANDIDATES];
 shared uvec2 turbo_found[BLOCKS][SLOTS];
@@ -157,8 +157,9 @@ void turbo_run_lap(uint scale, bool closed, inout uint state_cost[TRELLIS_N_STAT
         }
         turbo_meet(state_cost);
         if (closed && book == 0) {
-            [[unroll]] for (uint state = 0; state < TRELLIS_N_STATES; ++state) {
-                turbo_how[block][segment][lane / 2][state] = state_cost[state] & HOW_MASK;
+            [[unroll]] for (uint i = 0; i < TRELLIS_N_STATES / 2; ++i) {
+                turbo_how[block][segment][lane / 2][i] =
+                    (state_cost[2 * i] & HOW_MASK) | (state_cost[2 * i + 1] & HOW_MASK) << 16;
             }
         }
     }
@@ -256,7 +257,7 @@ turbo_path turbo_trace_back(uint scale, uint slot, uint state) {
     turbo_path path  = turbo_path(scale, 0, uvec2(0));
     [[dont_unroll]] for (int segment = TRELLIS_N_SEGMENTS - 1; segment >= 0; --segment) {
         // coded bits of the three stations before the segment, of its first five, and a codebook
-        const uint how   = turbo_how[block][segment][slot][state];
+        const uint how   = turbo_how[block][segment][slot][state / 2] >> 16 * (state % 2) & HOW_MASK;
         const uint coded = (how >> 3 & 31u) | turbo_reverse3(state) << 5;
         path.coded       = uvec2(path.coded.x << 8 | coded, path.coded.y << 8 | path.coded.x >> 24);
         path.selectors   = path.selectors << 1 | how >> TRELLIS_SEGMENT;

@@ -14,4 +14,17 @@ GGML_TURBO_TYPES_X(TURBO_UNPACK)
 GGML_TURBO_SCALAR_TYPES_X(TURBO_PACK)
 #undef TURBO_PACK
 
+#define TURBO_PACK(ENUM, NAME, C_NAME, FAMILY, BITS) TURBO_SHADER("pack", ENUM, "pack-trellis")
+GGML_TURBO_TRELLIS_TYPES_X(TURBO_PACK)
+#undef TURBO_PACK
+
+#define TURBO_DECAY(ENUM, NAME, C_NAME, FAMILY, BITS) \
+    if (BITS > 2) { TURBO_SHADER("decay", ENUM, "decay") }
+GGML_TURBO_SCALAR_TYPES_X(TURBO_DECAY)
+#undef TURBO_DECAY
+
+string_to_spv("turbo_copy", "turbo-copy.comp", {});
+
 #undef TURBO_SHADER
+
+string_to_spv("turbo_attn_merge", "turbo-attn-merge.comp", {});

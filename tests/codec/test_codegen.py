@@ -87,3 +87,16 @@ def test_the_list_imports_fast() -> None:
     """The driver takes its cache types from the list: that must not import numpy."""
     code = "import sys; from turbo_gguf.codec import tables; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("t", tables.ALL, ids=lambda t: t.name)
+def test_shaders_have_the_levels_as_words(t: tables.TurboType) -> None:
+    """Four in a word, the first one lowest, of both codebooks of a trellis type."""
+    text = codegen.glsl_tables()
+    (line,) = re.findall(rf"^#define {t.enum}_WORDS (.*)$", text, re.MULTILINE)
+    levels = [
+        level - 256 if level > 127 else level for word in line.split(", ") for level in int(word.rstrip("u"), 16).to_bytes(4, "little")
+    ]
+    books = [t.codebook] if isinstance(t, tables.ScalarType) else t.codebooks
+    assert levels == [level for book in books for level in book]
+    assert f"#define {t.enum}_LEVELS {len(levels)}\n" in text

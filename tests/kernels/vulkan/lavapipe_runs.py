@@ -140,23 +140,34 @@ def words(levels: Sequence[int]) -> list[bytes]:
     return [struct.pack("<4b", *levels[i : i + 4]) for i in range(0, len(levels), 4)]
 
 
-def broken_library(folder: Path, name: str = "turbo3t") -> Path:
-    """Write a copy of the backend's library in which the codebooks of a trellis type are nothing but zeros.
+OP_CONSTANT = struct.pack("<I", 4 << 16 | 43)
+"""First word of SPIR-V's OpConstant of 32 bits; its type, its id and its value follow."""
+
+
+def changed_library(folder: Path, changes: Mapping[bytes, bytes]) -> Path:
+    """Write a copy of the backend's library in which some constants of shaders have other values; returns it.
 
     Raises:
-        RuntimeError: the library has no such table.
+        RuntimeError: the library has none of them.
     """
-    table = next(t for t in tables.TRELLIS if t.name == name)
     library = lavapipe_tools.library()
     content, count = library.read_bytes(), 0
-    for word in words([level for book in table.codebooks for level in book]):
-        count += content.count(word)
-        content = content.replace(word, bytes(4))
+    for old, new in changes.items():
+        constant = re.compile(re.escape(OP_CONSTANT) + rb"(.{8})" + re.escape(old), re.DOTALL)
+        content, found = constant.subn(lambda match, new=new: OP_CONSTANT + match[1] + new, content)
+        count += found
     if not count:
-        raise RuntimeError(f"{library} has no codebook of {name}")
+        raise RuntimeError(f"{library} has no constant {', '.join(old.hex() for old in changes)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / library.name).write_bytes(content)
     return folder / library.name
+
+
+def broken_library(folder: Path, name: str = "turbo3t") -> Path:
+    """Write a copy of the backend's library in which the codebooks of a trellis type are nothing but zeros; returns it."""
+    table = next(t for t in tables.TRELLIS if t.name == name)
+    levels = [level for book in table.codebooks for level in book]
+    return changed_library(folder, {word: bytes(4) for word in words(levels)})
 
 
 def run_faulty(folder: Path) -> Outcome:

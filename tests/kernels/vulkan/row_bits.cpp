@@ -21,7 +21,7 @@
 #include <vector>
 
 static constexpr int64_t N_COLS = 192;  // whole blocks of all types
-static constexpr int64_t N_ROWS = 700;
+static constexpr int64_t N_ROWS = 320;
 
 using bytes = std::vector<uint8_t>;
 
@@ -35,7 +35,7 @@ struct input {
 };
 
 // Of an op that make() adds to a context, with its inputs: the bytes of its result, which is one of the inputs if it works in place.
-static bytes compute(ggml_backend_t                                                          backend,
+static bytes compute(ggml_backend_t                                                             backend,
                      const std::function<ggml_tensor *(ggml_context *, std::vector<input> &)> & make) {
     ggml_context_ptr ctx(ggml_init({ 64 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
 
@@ -117,9 +117,24 @@ static void fill_bits(float * x, int64_t n, std::mt19937 & gen) {
 }
 
 static void fill_one(float * x, int64_t n, std::mt19937 & gen) {
-    static const float special[] = { 0.0f,      -0.0f,     1e-45f,    -1e-40f,  1.17549435e-38f, 9.0949470e-13f,
-                                     9.094e-13f, 3.8146973e-06f, 3.814e-06f, 65504.0f, -65519.9f, 3.4028235e38f,
-                                     INFINITY,  -INFINITY, NAN,       -NAN,     float_of(0x7f800001), 1e30f };
+    static const float special[] = { 0.0f,
+                                     -0.0f,
+                                     1e-45f,
+                                     -1e-40f,
+                                     1.17549435e-38f,
+                                     9.0949470e-13f,
+                                     9.094e-13f,
+                                     3.8146973e-06f,
+                                     3.814e-06f,
+                                     65504.0f,
+                                     -65519.9f,
+                                     3.4028235e38f,
+                                     INFINITY,
+                                     -INFINITY,
+                                     NAN,
+                                     -NAN,
+                                     float_of(0x7f800001),
+                                     1e30f };
     const float        value     = special[gen() % (sizeof(special) / sizeof(special[0]))];
     fill_random(x, n, gen);
     if (gen() % 2) {
@@ -133,9 +148,9 @@ static void fill_one(float * x, int64_t n, std::mt19937 & gen) {
 static std::vector<float> make_values() {
     std::mt19937       gen(20261129);
     std::vector<float> x(N_COLS * N_ROWS);
-    using fill                    = void (*)(float *, int64_t, std::mt19937 &);
-    static const fill   fills[]   = { fill_random, fill_integers, fill_bits, fill_one };
-    constexpr int64_t   n         = 32;
+    using fill                = void (*)(float *, int64_t, std::mt19937 &);
+    static const fill fills[] = { fill_random, fill_integers, fill_bits, fill_one };
+    constexpr int64_t n       = 32;
     for (int64_t i = 0; i < (int64_t) x.size(); i += 2 * n) {
         const fill one = fills[gen() % 4];
         one(x.data() + i, n, gen);
@@ -210,7 +225,10 @@ static void compare_blocks(const std::string & what, const bytes & is, const byt
 }
 
 // NaN is NaN, whatever its bits are.
-static void compare_floats(const std::string & what, ggml_type type, const bytes & is, const std::vector<float> & expected) {
+static void compare_floats(const std::string &        what,
+                           ggml_type                  type,
+                           const bytes &              is,
+                           const std::vector<float> & expected) {
     const ggml_type_traits * traits = ggml_get_type_traits(type);
     const int64_t            n      = (int64_t) expected.size();
     std::vector<float>       values(n), rounded(n);
@@ -226,7 +244,8 @@ static void compare_floats(const std::string & what, ggml_type type, const bytes
     size_t n_different = 0;
     size_t first       = 0;
     for (size_t i = expected.size(); i-- > 0;) {
-        const bool equal = std::isnan(rounded[i]) ? std::isnan(values[i]) : memcmp(&rounded[i], &values[i], sizeof(float)) == 0;
+        const bool equal =
+            std::isnan(rounded[i]) ? std::isnan(values[i]) : memcmp(&rounded[i], &values[i], sizeof(float)) == 0;
         if (!equal) {
             ++n_different;
             first = i;
@@ -255,17 +274,19 @@ template <typename T> static bytes scatter(const bytes & data, const std::vector
     return out;
 }
 
-template <typename T> static void check_set_rows(ggml_backend_t backend, ggml_type type, const floats & f, ggml_type type_idx) {
+template <typename T>
+static void check_set_rows(ggml_backend_t backend, ggml_type type, const floats & f, ggml_type type_idx) {
     const std::vector<T> rows = shuffled_rows<T>();
     const bytes          is   = compute(backend, [&](ggml_context * ctx, std::vector<input> & inputs) {
-        ggml_tensor * dst     = add_input(ctx, inputs, type, bytes(ggml_row_size(type, N_COLS) * N_ROWS, 0xaa));
-        ggml_tensor * src     = add_input(ctx, inputs, f.type, f.data);
+        ggml_tensor * dst = add_input(ctx, inputs, type, bytes(ggml_row_size(type, N_COLS) * N_ROWS, 0xaa));
+        ggml_tensor * src = add_input(ctx, inputs, f.type, f.data);
         ggml_tensor * indices = ggml_new_tensor_1d(ctx, type_idx, N_ROWS);
         inputs.push_back({ indices, to_bytes(rows) });
         return ggml_set_rows(ctx, dst, src, indices);
     });
-    compare_blocks(std::string("SET_ROWS ") + ggml_type_name(f.type) + " " + ggml_type_name(type_idx) + " " + ggml_type_name(type), is,
-                   scatter(encode(type, f.values), rows), ggml_type_size(type));
+    compare_blocks(
+        std::string("SET_ROWS ") + ggml_type_name(f.type) + " " + ggml_type_name(type_idx) + " " + ggml_type_name(type),
+        is, scatter(encode(type, f.values), rows), ggml_type_size(type));
 }
 
 static void check_copy_to(ggml_backend_t backend, ggml_type type, const floats & f) {
@@ -273,8 +294,8 @@ static void check_copy_to(ggml_backend_t backend, ggml_type type, const floats &
         ggml_tensor * src = add_input(ctx, inputs, f.type, f.data);
         return ggml_cpy(ctx, src, ggml_new_tensor_2d(ctx, type, N_COLS, N_ROWS));
     });
-    compare_blocks(std::string("CPY ") + ggml_type_name(f.type) + " " + ggml_type_name(type), is, encode(type, f.values),
-                   ggml_type_size(type));
+    compare_blocks(std::string("CPY ") + ggml_type_name(f.type) + " " + ggml_type_name(type), is,
+                   encode(type, f.values), ggml_type_size(type));
 }
 
 static std::vector<float> decode(ggml_type type, const bytes & blocks) {
@@ -289,7 +310,8 @@ static void check_copy_from(ggml_backend_t backend, ggml_type type, ggml_type ty
         ggml_tensor * src = add_input(ctx, inputs, type, blocks);
         return ggml_cpy(ctx, src, ggml_new_tensor_2d(ctx, type_dst, N_COLS, N_ROWS));
     });
-    compare_floats(std::string("CPY ") + ggml_type_name(type) + " " + ggml_type_name(type_dst), type_dst, is, decode(type, blocks));
+    compare_floats(std::string("CPY ") + ggml_type_name(type) + " " + ggml_type_name(type_dst), type_dst, is,
+                   decode(type, blocks));
 }
 
 static void check_copy_same(ggml_backend_t backend, ggml_type type) {
@@ -298,7 +320,8 @@ static void check_copy_same(ggml_backend_t backend, ggml_type type) {
         ggml_tensor * src = add_input(ctx, inputs, type, blocks);
         return ggml_cpy(ctx, src, ggml_new_tensor_2d(ctx, type, N_COLS, N_ROWS));
     });
-    compare_blocks(std::string("CPY ") + ggml_type_name(type) + " " + ggml_type_name(type), is, blocks, ggml_type_size(type));
+    compare_blocks(std::string("CPY ") + ggml_type_name(type) + " " + ggml_type_name(type), is, blocks,
+                   ggml_type_size(type));
 }
 
 static void check_decay(ggml_backend_t backend, ggml_type type, ggml_turbo_scale rule) {
@@ -308,7 +331,8 @@ static void check_decay(ggml_backend_t backend, ggml_type type, ggml_turbo_scale
         return ggml_turbo_decay(ctx, add_input(ctx, inputs, type, blocks));
     });
     ggml_turbo_decay_row(type, rule, blocks.data(), N_COLS * N_ROWS);
-    compare_blocks(std::string("decay ") + ggml_type_name(type) + " rule " + std::to_string(rule), is, blocks, ggml_type_size(type));
+    compare_blocks(std::string("decay ") + ggml_type_name(type) + " rule " + std::to_string(rule), is, blocks,
+                   ggml_type_size(type));
 }
 
 static void check_rules(ggml_backend_t backend, ggml_type type, const floats & f) {
@@ -350,7 +374,7 @@ int main(int argc, char ** argv) {
         printf("error: there is no device %s\n", argv[1]);
         return 2;
     }
-    ggml_backend_ptr          backend(ggml_backend_dev_init(device, nullptr));
+    ggml_backend_ptr         backend(ggml_backend_dev_init(device, nullptr));
     std::vector<std::string> wanted(argv + 2, argv + argc);
     for (ggml_type type : { GGML_TURBO_TYPES }) {
         if (wanted.empty() || std::find(wanted.begin(), wanted.end(), ggml_type_name(type)) != wanted.end()) {

@@ -30,7 +30,7 @@ uint turbo_four_indices(uint block, uint head, uint j) {
 
 // What a level is in units of, in binary32
 float turbo_block_scale(uint head) {
-    return turbo_is_trellis ? uintBitsToFloat(turbo_half_to_float((head & 0xffu) << 7)) / TRELLIS_LEVEL_STEPS :
+    return turbo_is_trellis ? uintBitsToFloat(turbo_half_to_float((head & 0xffu) << 7)) * (1.0f / TRELLIS_LEVEL_STEPS) :
                               uintBitsToFloat(turbo_half_to_float(head));
 }
 

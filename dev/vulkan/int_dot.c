@@ -8,14 +8,15 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-static PFN_vkGetInstanceProcAddr           next_proc_addr;
-static PFN_vkGetPhysicalDeviceProperties2  next_properties;
+static PFN_vkGetInstanceProcAddr          next_proc_addr;
+static PFN_vkGetPhysicalDeviceProperties2 next_properties;
 
 static VKAPI_ATTR void VKAPI_CALL get_properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2 * properties) {
     next_properties(device, properties);
     for (VkBaseOutStructure * next = properties->pNext; next; next = next->pNext) {
         if (next->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES) {
-            ((VkPhysicalDeviceShaderIntegerDotProductProperties *) next)->integerDotProduct4x8BitPackedSignedAccelerated = VK_TRUE;
+            ((VkPhysicalDeviceShaderIntegerDotProductProperties *) next)
+                ->integerDotProduct4x8BitPackedSignedAccelerated = VK_TRUE;
         } else if (next->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_PROPERTIES) {
             ((VkPhysicalDeviceVulkan13Properties *) next)->integerDotProduct4x8BitPackedSignedAccelerated = VK_TRUE;
         }
@@ -26,17 +27,20 @@ static VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo
                                                       const VkAllocationCallbacks * allocator,
                                                       VkInstance *                  instance) {
     VkLayerInstanceCreateInfo * link = (VkLayerInstanceCreateInfo *) info->pNext;
-    while (link && (link->sType != VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO || link->function != VK_LAYER_LINK_INFO)) {
+    while (link &&
+           (link->sType != VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO || link->function != VK_LAYER_LINK_INFO)) {
         link = (VkLayerInstanceCreateInfo *) link->pNext;
     }
     if (!link) {
         return VK_ERROR_INITIALIZATION_FAILED;
     }
-    next_proc_addr         = link->u.pLayerInfo->pfnNextGetInstanceProcAddr;
-    link->u.pLayerInfo     = link->u.pLayerInfo->pNext;
-    const VkResult result  = ((PFN_vkCreateInstance) next_proc_addr(NULL, "vkCreateInstance"))(info, allocator, instance);
+    next_proc_addr     = link->u.pLayerInfo->pfnNextGetInstanceProcAddr;
+    link->u.pLayerInfo = link->u.pLayerInfo->pNext;
+    const VkResult result =
+        ((PFN_vkCreateInstance) next_proc_addr(NULL, "vkCreateInstance"))(info, allocator, instance);
     if (result == VK_SUCCESS) {
-        next_properties = (PFN_vkGetPhysicalDeviceProperties2) next_proc_addr(*instance, "vkGetPhysicalDeviceProperties2");
+        next_properties =
+            (PFN_vkGetPhysicalDeviceProperties2) next_proc_addr(*instance, "vkGetPhysicalDeviceProperties2");
     }
     return result;
 }

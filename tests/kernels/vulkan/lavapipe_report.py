@@ -66,7 +66,7 @@ The same programs under `VK_LAYER_KHRONOS_validation` with checks of synchroniza
 TABLE = """
 ## A wrong table
 
-With zeros for the codebooks of turbo3t in the library, {failed} of {all} cases of its attention fail, as they must.
+With zeros for negative levels of turbo3t in the library, {failed} of {all} cases of its attention fail, as they must.
 """
 
 LIFE = """

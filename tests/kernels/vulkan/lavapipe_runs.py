@@ -164,10 +164,13 @@ def changed_library(folder: Path, changes: Mapping[bytes, bytes]) -> Path:
 
 
 def broken_library(folder: Path, name: str = "turbo3t") -> Path:
-    """Write a copy of the backend's library in which the codebooks of a trellis type are nothing but zeros; returns it."""
+    """Write a copy of the backend's library in which negative levels of a trellis type are zeros; returns it.
+
+    Shaders of attention have a level in a constant, and no other negative constants of this size. Those of rows have words of four.
+    """
     table = next(t for t in tables.TRELLIS if t.name == name)
     levels = [level for book in table.codebooks for level in book]
-    return changed_library(folder, {word: bytes(4) for word in words(levels)})
+    return changed_library(folder, {struct.pack("<i", level): bytes(4) for level in levels if level < -20})
 
 
 def run_faulty(folder: Path) -> Outcome:

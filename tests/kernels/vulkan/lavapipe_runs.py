@@ -170,7 +170,8 @@ def broken_library(folder: Path, name: str = "turbo3t") -> Path:
     """
     table = next(t for t in tables.TRELLIS if t.name == name)
     levels = [level for book in table.codebooks for level in book]
-    return changed_library(folder, {struct.pack("<i", level): bytes(4) for level in levels if level < -20})
+    changed = [*words(levels), *(struct.pack("<i", level) for level in levels if level < -20)]
+    return changed_library(folder, dict.fromkeys(changed, bytes(4)))
 
 
 def run_faulty(folder: Path) -> Outcome:

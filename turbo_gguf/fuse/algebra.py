@@ -1,7 +1,7 @@
 """What a fold does to each tensor: functions of arrays, rows first, in binary64.
 
-A layer has KV heads, and each of them serves a group of query heads. With G the rotation (:mod:`turbo_gguf.fuse.mixing`), s and n the scales and
-means of V by KV head and channel, and c the scales of K:
+A layer has KV heads, and each of them serves a group of query heads. With G the rotation (:mod:`turbo_gguf.fuse.mixing`), s and n the
+scales and means of V by KV head and channel, and c the scales of K:
 
     stored V     G s (V - n)     rows of attn_v times G s, its bias likewise, and less G s n
     output       W o             columns of attn_output divided by s and times G^T; W n is added to its bias
@@ -47,7 +47,7 @@ class ValueFold:
     def rows(self, weight: Array) -> Array:
         """Rows of the value projection, ``[n_head_kv x channel, n_in]``."""
         heads = weight.reshape(self.heads, -1, weight.shape[-1]) * self.scale[..., None]
-        return (mixing(heads.shape[1]) @ heads).reshape(weight.shape)
+        return np.asarray((mixing(heads.shape[1]) @ heads).reshape(weight.shape))
 
     def bias(self, bias: Array) -> Array:
         """Its bias, ``[n_head_kv x channel]``."""
@@ -65,7 +65,7 @@ class ValueFold:
         """What the output projection as it was makes of the means: ``[n_out]``."""
         mean = np.zeros_like(self.scale) if self.mean is None else self.mean
         heads = weight.reshape(len(weight), self.heads, -1, mean.shape[1])
-        return np.einsum("ohgc,hc->o", heads, mean)
+        return np.asarray(np.einsum("ohgc,hc->o", heads, mean))
 
 
 def value_fold(scale: npt.ArrayLike, mean: npt.ArrayLike | None) -> ValueFold:
@@ -91,12 +91,12 @@ def key_exponents(maps: npt.ArrayLike, pairs: npt.NDArray[np.int64], *, shared: 
     np.add.at(sums.T, pairs, level.T)
     level = (sums / np.bincount(pairs))[:, pairs]
     level = level - level.mean(1, keepdims=True)
-    return np.clip(np.rint(level), -LARGEST_EXPONENT, LARGEST_EXPONENT).astype(np.int64)
+    return np.asarray(np.clip(np.rint(level), -LARGEST_EXPONENT, LARGEST_EXPONENT), np.int64)
 
 
 def of_queries(exponents: Exponents, n_head: int) -> Exponents:
     """What queries get, ``[n_head, channel]``, from what keys get."""
-    return -np.repeat(exponents, n_head // len(exponents), axis=0)
+    return np.asarray(-np.repeat(exponents, n_head // len(exponents), axis=0))
 
 
 def scaled(values: Array, exponents: Exponents) -> Array:

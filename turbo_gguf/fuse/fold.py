@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from turbo_gguf.plan.shape import shape_of
 
 LARGEST_MAP = 256
 """Largest head size of K that gets maps: llama.cpp's own calibrations have scales beyond it, too."""
+
+NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ class LayerFold:
         v_mean, v_scale = given.v_mean, given.v_scale
         if self.value is not None:
             v_scale = None
-            v_mean = None if v_mean is None or self.value.mean is not None else _floats((v_mean * self.value.scale) @ mixing(heads.size_v).T)
-        return LayerCalibration(None if given.k_mean is None else _floats(given.k_mean * scale), k_scale, k_map, q_map, v_mean, v_scale)
+            if v_mean is not None:
+                v_mean = _floats((v_mean * self.value.scale) @ mixing(heads.size_v).T) if self.value.mean is None else None
+        k_mean = None if given.k_mean is None else _floats(given.k_mean * scale)
+        return LayerCalibration(k_mean, k_scale, k_map, q_map, v_mean, v_scale)
 
 
 def _floats(values: npt.NDArray[np.floating]) -> Floats:
@@ -130,7 +134,7 @@ def fold(layer: AttentionLayer, given: LayerCalibration, fields: Fields) -> Laye
 
 
 def _norms(layer: AttentionLayer) -> list[str]:
-    return [name for name in ("attn_q_norm.weight", "attn_k_norm.weight") if name in layer.tensors]
+    return [name for name in NORMS if name in layer.tensors]
 
 
 def _roped(fields: Fields, size: int) -> int | None:
@@ -197,51 +201,58 @@ def _weight(found: LayerFold, name: str, kind: str) -> bytes:
     return rows.data.tobytes()
 
 
+class _Vectors:
+    """Biases and weights of norms of a layer, and those that are other ones afterwards, by name."""
+
+    def __init__(self, layer: AttentionLayer) -> None:
+        self._layer = layer
+        named = {name: tensor for name, tensor in layer.tensors.items() if name.startswith("attn_")}
+        self.before = {name: _values(tensor) for name, tensor in named.items() if name.endswith(".bias") or name in NORMS}
+        self.after: dict[str, Array] = {}
+
+    def edit(self, side: str, name: str, act: Callable[[Array], Array]) -> None:
+        """Replace the part of a bias that is Q's, K's or V's."""
+        values = self.after.get(name, self.before[name]).copy()
+        part = self._layer.rows_of(side) if name == "attn_qkv.bias" else slice(None)
+        values[part] = act(values[part])
+        self.after[name] = values
+
+    def scale(self, side: str, exponents: Exponents) -> None:
+        """Multiply the weight of a norm of Q or K and its bias, or else the bias of the projection."""
+        norm = f"attn_{side}_norm"
+        bias = self._layer.bias_of(side)
+        if f"{norm}.weight" in self.before:
+            chosen = [f"{norm}.weight", *([f"{norm}.bias"] if f"{norm}.bias" in self.before else [])]
+        else:
+            chosen = [bias] if bias else []
+        for name in chosen:
+            self.edit(side, name, lambda values: scaled(values, exponents))
+
+    def values(self, value: ValueFold) -> None:
+        """Center and map the bias of V, and add what the means become in the output."""
+        layer = self._layer
+        name = layer.bias_of("v")
+        if value.mean is not None:
+            name = name or ("attn_qkv.bias" if layer.is_merged else "attn_v.bias")
+            n_rows = sum(layer.heads.rows.values()) if name == "attn_qkv.bias" else value.mean.size
+            self.before.setdefault(name, np.zeros(n_rows))
+            constant = value.constant(Rows.of(layer.tensors["attn_output.weight"]).values())
+            self.after["attn_output.bias"] = self.before.get("attn_output.bias", 0.0) + constant
+        if name:
+            self.edit("v", name, value.bias)
+
+
 def _vectors(found: LayerFold) -> Iterator[Made]:
     """Biases, and weights of norms."""
-    layer = found.layer
-    vectors = {name: _values(tensor) for name, tensor in layer.tensors.items() if name.startswith("attn_") and _is_vector(name)}
-    made: dict[str, Array] = {}
+    layer, vectors = found.layer, _Vectors(found.layer)
     if found.keys is not None:
         for side in "qk":
-            exponents = _exponents(layer, side, found.keys)
-            if f"attn_{side}_norm.weight" in vectors:
-                for name in (f"attn_{side}_norm.weight", f"attn_{side}_norm.bias"):
-                    if name in vectors:
-                        made[name] = scaled(vectors[name], exponents)
-            elif bias := layer.bias_of(side):
-                _edit(layer, side, bias, vectors, made, lambda part, exponents=exponents: scaled(part, exponents))  # type: ignore[misc]
-    if (value := found.value) is not None:
-        if value.mean is not None:
-            name = layer.bias_of("v") or ("attn_qkv.bias" if layer.is_merged else "attn_v.bias")
-            vectors.setdefault(name, np.zeros(sum(layer.heads.rows.values()) if name == "attn_qkv.bias" else value.mean.size))
-            _edit(layer, "v", name, vectors, made, value.bias)
-            output = Rows.of(layer.tensors["attn_output.weight"]).values()
-            made["attn_output.bias"] = vectors.get("attn_output.bias", 0.0) + value.constant(output)
-        elif bias := layer.bias_of("v"):
-            _edit(layer, "v", bias, vectors, made, value.bias)
-    for name, values in made.items():
+            vectors.scale(side, _exponents(layer, side, found.keys))
+    if found.value is not None:
+        vectors.values(found.value)
+    for name, values in vectors.after.items():
         ne = layer.tensors[name].ne if name in layer.tensors else (values.size,)
-        yield Made(layer.name(name), "F32", ne, lambda values=values: _floats(values).tobytes())  # type: ignore[misc]
-
-
-def _edit(
-    layer: AttentionLayer,
-    side: str,
-    name: str,
-    vectors: Mapping[str, Array],
-    made: dict[str, Array],
-    act: Callable[[Array], Array],
-) -> None:
-    """Replace the part of a bias that is Q's, K's or V's."""
-    values = made.get(name, vectors[name]).copy()
-    part = layer.rows_of(side) if name == "attn_qkv.bias" else slice(None)
-    values[part] = act(values[part])
-    made[name] = values
-
-
-def _is_vector(name: str) -> bool:
-    return name.endswith(".bias") or name in ("attn_q_norm.weight", "attn_k_norm.weight")
+        yield Made(layer.name(name), "F32", ne, _floats(values).tobytes)
 
 
 def _values(tensor: Tensor) -> Array:

@@ -163,7 +163,8 @@ def _all_of(model: GgufFile, made: dict[str, Made]) -> list[Tensor | Made]:
     """
     for tensor in model.tensors:
         if tensor.n_bytes is None:
-            raise UsageError(f"{tensor.path}: tensor {tensor.name} is of a type that the Python package gguf does not know", "pip install -U gguf")
+            why = f"tensor {tensor.name} is of {tensor.type_name}, which the Python package gguf does not know"
+            raise UsageError(f"{tensor.path}: {why}", "pip install --upgrade gguf")
     names = {tensor.name for tensor in model.tensors}
     return [made.get(tensor.name, tensor) for tensor in model.tensors] + [tensor for name, tensor in made.items() if name not in names]
 
@@ -208,4 +209,4 @@ def _mark(tensors: Sequence[Tensor], made: dict[str, Made]) -> None:
     norm = next(tensor for tensor in tensors if tensor.name == name)
     bits = np.frombuffer(_bytes(norm), "<u4").copy()
     bits[0] ^= 1
-    made[name] = Made(name, "F32", norm.ne, lambda: bits.tobytes())
+    made[name] = Made(name, "F32", norm.ne, bits.tobytes)

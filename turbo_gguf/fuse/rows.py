@@ -1,4 +1,4 @@
-"""Rows of a tensor of any type: values that are computed anew, and rows that are multiplied by powers of two without touching their codes."""
+"""Rows of a tensor of any type: with values that are computed anew, or multiplied by powers of two without touching their codes."""
 
 from __future__ import annotations
 

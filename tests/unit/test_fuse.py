@@ -1,4 +1,4 @@
-"""Folding a calibration into weights. Risks: a model that computes something else, what is folded twice or lost, a file that is half written."""
+"""Folding a calibration into weights. Risks: a model that computes something else, a part that is folded twice or lost, half a file."""
 
 import struct
 from dataclasses import replace
@@ -126,7 +126,7 @@ def test_a_norm_that_all_heads_share_gets_the_scales_of_one():
 @pytest.mark.parametrize("name", sorted(SCALES))
 def test_rows_of_blocks_are_multiplied_exactly(name):
     kind = gguf.GGMLQuantizationType[name]
-    block, size = gguf.GGML_QUANT_SIZES[kind]
+    _, size = gguf.GGML_QUANT_SIZES[kind]
     data = np.random.default_rng(1).integers(0, 256, (6, 3 * size), np.uint8)
     blocks = data.reshape(6, 3, size)
     for at in SCALES[name]:
@@ -304,7 +304,7 @@ def test_means_stay_in_the_calibration_where_there_is_no_bias_for_them(tmp_path)
     assert (made.count("V"), made.count("means of V")) == (2, 0)
     before, after = calibrations.read(whole).layers[0], calibrations.read(made.calibration).layers[0]
     assert np.allclose(after.v_mean, (before.v_mean * before.v_scale) @ mixing(64).T, atol=1e-4)
-    assert made.left == {"llama.cpp reads no bias of the output projection": ["means of V of layer 0", "means of V of layer 1"]}
+    assert made.left == {"llama.cpp adds no bias to its output projection": ["means of V of layer 0", "means of V of layer 1"]}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ class Attention(msgspec.Struct, frozen=True):
     """What is known of an architecture."""
 
     rope: str
-    output_bias: bool = False  # llama.cpp reads biases of V and of the output projection where a file has them
+    output_bias: bool = False  # llama.cpp reads and adds biases of V and of the output projection, where a file has them
     keys: bool = True  # K and Q are linear in their projections, or in the weights of their norms
 
 
@@ -26,22 +26,23 @@ _NORM = """
 """
 _NEOX = """
     bailingmoe2 dots1 exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma2 gemma3 glm4moe grok grovemoe hunyuan-dense hunyuan-moe hy_v3
-    lfm2 lfm2moe mellum mimo2 minimax-m2 olmo2 olmoe openelm orion paddleocr phi3 plamo plamo2 plamo3 qwen qwen2 qwen2moe qwen2vl qwen3
+    lfm2 lfm2moe mellum mimo2 minimax-m2 olmo2 olmoe openelm orion phi3 plamo plamo2 plamo3 qwen qwen2 qwen2moe qwen2vl qwen3
     qwen3moe qwen3vl qwen3vlmoe seed_oss smallthinker stablelm talkie
 """
 _NORM_BIAS = "deci granite granitehybrid granitemoe granite_swa llama minicpm mistral3 starcoder"
-_NEOX_BIAS = "apertus codeshell dbrx gpt-oss gptneox jais2 nemotron pangu-embedded phi2 phimoe starcoder2"
+_NEOX_BIAS = "apertus codeshell gpt-oss gptneox jais2 nemotron paddleocr pangu-embedded phi2 phimoe starcoder2"
 
 KNOWN = {
     **{name: Attention(NORM) for name in _NORM.split()},
     **{name: Attention(NEOX) for name in _NEOX.split()},
     **{name: Attention(NORM, output_bias=True) for name in _NORM_BIAS.split()},
     **{name: Attention(NEOX, output_bias=True) for name in _NEOX_BIAS.split()},
-    **{name: Attention(NONE, output_bias=True) for name in ("bloom", "gpt2", "jais", "mpt", "nemotron_h", "nemotron_h_moe", "refact")},
+    **{name: Attention(NONE, output_bias=True) for name in ("bloom", "gpt2", "jais", "mpt", "nemotron_h", "nemotron_h_moe")},
     "glm4": Attention(EITHER),
     "jamba": Attention(NONE),
+    "refact": Attention(NONE),
     "llama4": Attention(NORM, keys=False),  # which norms K and Q without weights
 }
 
-CLAMPED = frozenset(("dbrx", "mpt", "olmo"))
+CLAMPED = frozenset(("mpt", "olmo"))
 """Cut large values of Q, K and V off, where the header says so."""

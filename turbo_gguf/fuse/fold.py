@@ -237,7 +237,8 @@ class _Vectors:
             n_rows = sum(layer.heads.rows.values()) if name == "attn_qkv.bias" else value.mean.size
             self.before.setdefault(name, np.zeros(n_rows))
             constant = value.constant(Rows.of(layer.tensors["attn_output.weight"]).values())
-            self.after["attn_output.bias"] = self.before.get("attn_output.bias", 0.0) + constant
+            factor = _values(layer.tensors["attn_output.scale"]) if "attn_output.scale" in layer.tensors else 1.0
+            self.after["attn_output.bias"] = self.before.get("attn_output.bias", 0.0) + constant * factor
         if name:
             self.edit("v", name, value.bias)
 

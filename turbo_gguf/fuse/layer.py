@@ -111,8 +111,12 @@ def refuse(layer: AttentionLayer, fields: Fields, fallback: str | None) -> None:
     arch = fields["general.architecture"]
     if arch in known.CLAMPED and float(fields.get(f"{arch}.attention.clamp_kqv", 0.0)) > 0:
         layer.why_not |= dict.fromkeys(("V", "K"), "large values of Q, K and V are cut off")
-    if any(name.endswith(".scale") and name.startswith("attn_") for name in layer.tensors):
-        layer.why_not |= dict.fromkeys(("V", "K"), "its weights have scales of their own")
+    if any(name.startswith("attn_") and name.endswith(".scale") and tensor.ne != (1,) for name, tensor in layer.tensors.items()):
+        layer.why_not |= dict.fromkeys(("V", "K"), "its weights have several scales")
+    if ("attn_q_norm.weight" in layer.tensors) != ("attn_k_norm.weight" in layer.tensors):
+        layer.why_not.setdefault("K", "only one of Q and K has a norm")
+    if any(not _is_norm_of(layer, side) for side in "qk"):
+        layer.why_not.setdefault("K", "its norms have another shape")
     if not layer.attention.keys:
         layer.why_not.setdefault("K", "K and Q are normed without weights")
     if "V" not in layer.why_not:
@@ -123,12 +127,18 @@ def refuse(layer: AttentionLayer, fields: Fields, fallback: str | None) -> None:
             hint = "name a type with --fallback" if can_decode(kind) else "the package gguf does not know it"
             layer.why_not.setdefault("V", f"{layer.name(name)} is {kind}, which can't be written here: {hint}")
     if "V" not in layer.why_not and not _takes_means(layer):
-        layer.why_not["means of V"] = "llama.cpp reads no bias of the output projection"
+        layer.why_not["means of V"] = "llama.cpp adds no bias to its output projection"
+
+
+def _is_norm_of(layer: AttentionLayer, side: str) -> bool:
+    """Whether a norm of Q or K, if there is one, has a weight for each channel of a head, or of all heads."""
+    norm = layer.tensors.get(f"attn_{side}_norm.weight")
+    rows, size = layer.heads.rows[side], layer.heads.size_k
+    return norm is None or norm.ne in ((size,), (rows,), (size, rows // size))
 
 
 def _takes_means(layer: AttentionLayer) -> bool:
-    has_both = layer.bias_of("v") is not None and "attn_output.bias" in layer.tensors
-    return "attn_sinks.weight" not in layer.tensors and (has_both or layer.attention.output_bias)
+    return "attn_sinks.weight" not in layer.tensors and layer.attention.output_bias
 
 
 def _misfit(layer: AttentionLayer, output: Tensor | None) -> str:

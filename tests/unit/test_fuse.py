@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from turbo_gguf.cache import calibration as calibrations
 from turbo_gguf.cache.calibration import Calibration
+from turbo_gguf.cache.spec import parse_types
 from turbo_gguf.cli import main
 from turbo_gguf.codec.rotation import matrix, rotate
 from turbo_gguf.errors import EnvironmentMissing, UsageError
@@ -346,6 +347,29 @@ def test_the_command_says_what_it_did(llama, tmp_path):
     assert done.stdout.split() == [str(tmp_path / "out.gguf"), str(tmp_path / "out.calibration.gguf")]
     assert "folded, of 2 layers: V of 2, means of V of 2, K of 2" in done.stderr
     assert "use: LLAMA_ATTN_ROT_DISABLE=1 llama-server" in done.stderr
+
+
+def test_serve_takes_its_calibration_and_leaves_the_rotation_to_it(llama, tmp_path):
+    made = fused(llama, tmp_path, None)
+    ours = ["--cache-calibration", str(made.calibration)]
+
+    def found(types, *options, path=made.path):
+        return model.served_with(path, GgufFile(path).fields, parse_types(types), options)
+
+    assert found("turbo4t") == found("turbo4/turbo3 sink=0") == (ours, {"LLAMA_ATTN_ROT_DISABLE": "1"})
+    for nothing in (
+        found("q8_0"),
+        found("turbo4t/f16"),
+        found("turbo4t v=0:q8_0"),
+        found("turbo4t cal=none"),
+        found("turbo4t", "--cache-calibration=auto"),
+        found("turbo4t", path=llama),
+    ):
+        assert nothing == ([], {})
+    done = CliRunner().invoke(main, ["serve", str(made.path), "--dry-run", "--type", "turbo4t", "--memory", "64MiB", "--ctx", "512"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("LLAMA_ATTN_ROT_DISABLE=1 llama-server -m")
+    assert done.stdout.rstrip().endswith(" ".join(ours))
 
 
 def test_bad_input_is_a_usage_error(llama, tmp_path):

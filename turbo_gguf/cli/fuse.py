@@ -11,7 +11,6 @@ from turbo_gguf.fuse.model import Fused
 from turbo_gguf.inputs import models
 
 FALLBACKS = ("f32", "f16", "bf16", "q8_0")
-SWITCH = "LLAMA_ATTN_ROT_DISABLE=1"
 
 
 @click.command(name="fuse")
@@ -52,5 +51,5 @@ def _summary(made: Fused) -> list[str]:
         lines.append(f"another type: {len(made.converted)} tensors, the first is {made.converted[0]}")
     for reason, places in made.left.items():
         lines.append(f"left: {places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}: {reason}")
-    switch = f"{SWITCH} " if made.is_rotated else ""
+    switch = f"{'='.join(fused.SWITCH)} " if made.is_rotated else ""
     return [*lines, f"use: {switch}llama-server -m {made.path} --cache-calibration {made.calibration} -ctk turbo4t -ctv turbo4t"]

@@ -21,7 +21,7 @@ class Attention(msgspec.Struct, frozen=True):
 
 
 _NORM = """
-    arcee arctic baichuan bailingmoe chameleon chatglm command-r cohere2 cohere2moe deepseek ernie4_5 ernie4_5-moe internlm2 maincoder olmo
+    arcee arctic baichuan bailingmoe chatglm command-r cohere2 cohere2moe deepseek ernie4_5 ernie4_5-moe internlm2 maincoder olmo
     smollm3 xverse
 """
 _NEOX = """
@@ -30,7 +30,7 @@ _NEOX = """
     qwen3moe qwen3vl qwen3vlmoe seed_oss smallthinker stablelm talkie
 """
 _NORM_BIAS = "deci granite granitehybrid granitemoe granite_swa llama minicpm mistral3 starcoder"
-_NEOX_BIAS = "apertus codeshell gpt-oss gptneox jais2 nemotron paddleocr pangu-embedded phi2 phimoe starcoder2"
+_NEOX_BIAS = "codeshell gpt-oss gptneox jais2 nemotron paddleocr pangu-embedded phi2 phimoe starcoder2"
 
 KNOWN = {
     **{name: Attention(NORM) for name in _NORM.split()},

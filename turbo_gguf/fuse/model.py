@@ -10,15 +10,20 @@ import numpy as np
 
 from turbo_gguf.cache import calibration as calibrations
 from turbo_gguf.cache.calibration import Calibration, LayerCalibration
+from turbo_gguf.cache.spec import CacheSpec
+from turbo_gguf.cache.types import cache_type
 from turbo_gguf.errors import UsageError
 from turbo_gguf.fuse import file
 from turbo_gguf.fuse.fold import LayerFold, Made, attending, changed, fold
-from turbo_gguf.inputs.gguf_file import GgufFile, Tensor
+from turbo_gguf.inputs.gguf_file import Fields, GgufFile, Tensor
 
 VERSION = 1
 """Of the metadata ``turbo.fused.*``."""
 
 FUSED = "turbo.fused.version"
+
+SWITCH = ("LLAMA_ATTN_ROT_DISABLE", "1")
+"""Variable and value with which llama.cpp rotates nothing: weights and maps do."""
 
 _NOTHING = LayerCalibration(None, None, None, None, None, None)
 
@@ -56,6 +61,25 @@ class Fused:
 def calibration_of(path: Path) -> Path:
     """Where the calibration of a fused model lies."""
     return path.with_name(f"{path.stem}.calibration.gguf")
+
+
+def served_with(path: Path | None, fields: Fields, types: CacheSpec, options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """What llama-server needs so that a fused model gets its own calibration, and its graph rotates nothing that is rotated already.
+
+    Args:
+        path: of the model, if it is here.
+        fields: its metadata.
+        types: the cache. Only turbo types are calibrated by themselves.
+        options: of llama-server, which may name a calibration.
+
+    Returns:
+        Options, and variables.
+    """
+    is_turbo = all(cache_type(name).turbo for name in (types.k, types.v)) and not (types.layers_k or types.layers_v or types.adaptive)
+    is_named = types.calibration is not None or any(option.split("=")[0] == "--cache-calibration" for option in options)
+    if path is None or FUSED not in fields or not is_turbo or is_named or not calibration_of(path).is_file():
+        return [], {}
+    return ["--cache-calibration", str(calibration_of(path))], dict([SWITCH]) if fields.get("turbo.fused.is_rotated") == 1 else {}
 
 
 def fuse(

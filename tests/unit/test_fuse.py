@@ -258,7 +258,7 @@ def test_metadata_are_kept_byte_for_byte(llama, tmp_path):
     assert {key: after[key] for key in before if key != "general.name"} == {key: before[key] for key in before if key != "general.name"}
     assert made.fields["turbo.fused.version"] == model.VERSION
     assert made.fields["turbo.fused.v_layers"] == made.fields["turbo.fused.k_layers"] == [0, 1]
-    assert made.fields["turbo.fused.is_rotated"] == 1
+    assert {made.fields[f"turbo.fused.{key}"] for key in ("v", "v_mean", "k", "is_rotated")} == {1}
     assert not [key for key in made.fields if key.startswith("split.")]
 
 

@@ -165,12 +165,13 @@ def _metadata(model: GgufFile, given: Calibration | None, folds: Sequence[LayerF
     res["turbo.fused.calibration"] = file.text(calibrations.digest(given) if given else "none")
     res["turbo.fused.is_rotated"] = file.number(int(is_rotated))
     for key, layers in {
-        "v_layers": [one for one in folds if one.value is not None],
-        "v_mean_layers": [one for one in folds if one.value is not None and one.value.mean is not None],
-        "k_layers": [one for one in folds if one.keys is not None],
+        "v": [one for one in folds if one.value is not None],
+        "v_mean": [one for one in folds if one.value is not None and one.value.mean is not None],
+        "k": [one for one in folds if one.keys is not None],
     }.items():
+        res[f"turbo.fused.{key}"] = file.number(int(len(layers) == len(folds)))
         if layers:
-            res[f"turbo.fused.{key}"] = file.numbers([one.layer.number for one in layers])
+            res[f"turbo.fused.{key}_layers"] = file.numbers([one.layer.number for one in layers])
     return res
 
 

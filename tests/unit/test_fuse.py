@@ -1,5 +1,6 @@
 """Folding a calibration into weights. Risks: a model that computes something else, a part that is folded twice or lost, half a file."""
 
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from turbo_gguf.fuse import architectures, file, model
 from turbo_gguf.fuse.algebra import LARGEST_EXPONENT, key_exponents, of_queries, scaled, value_fold
 from turbo_gguf.fuse.layer import AttentionLayer, Heads
 from turbo_gguf.fuse.mixing import mixing
-from turbo_gguf.fuse.rows import FLOATS, SCALES, NotExact, Rows, can_encode, encode
+from turbo_gguf.fuse.rows import FLOATS, SCALES, NotExact, Rows, can_decode, encode
 from turbo_gguf.inputs.gguf_file import GgufFile
 from turbo_gguf.plan import architectures as planned
 from turbo_gguf.plan.shape import shape_of
@@ -162,10 +163,9 @@ def test_a_value_that_is_too_large_is_refused():
         encode(np.full((1, 32), 1e5), "F16")
 
 
-def test_what_gguf_writes():
-    assert all(map(can_encode, ("F32", "F16", "BF16", "Q8_0", "Q4_1")))
-    assert not can_encode("Q4_K")
-    assert not can_encode("NO_SUCH_TYPE")
+def test_what_gguf_reads():
+    assert all(map(can_decode, ("F32", "F16", "BF16", "Q8_0", "Q4_1", "Q4_K", "IQ4_XS")))
+    assert not can_decode("NO_SUCH_TYPE")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
@@ -275,9 +275,12 @@ def test_it_is_not_fused_twice(llama, tmp_path):
         model.fuse(made.path, None, tmp_path / "again.gguf")
 
 
-def test_a_type_that_gguf_does_not_write_is_left_or_replaced(tmp_path):
-    path = by_hand.write(tmp_path / "model.gguf", "plain", type_name="Q4_K")
-    with pytest.raises(UsageError, match=r"nothing can be folded: .*Q4_K.*--fallback"):
+@pytest.mark.parametrize("kind", ["Q4_K", "Q4_1"])
+def test_a_type_of_few_bits_is_left_or_replaced(kind, tmp_path):
+    path = by_hand.write(tmp_path / "model.gguf", "plain", type_name=kind)
+    with pytest.raises(
+        UsageError, match=rf"nothing can be folded: attn_output.weight is {kind}.*--fallback|attn_v.weight is {kind}.*--fallback"
+    ):
         fused(path, tmp_path, None)
     made = fused(path, tmp_path, calibrated(path, tmp_path))  # rows of K keep their codes
     assert (made.count("V"), made.count("K"), made.is_rotated) == (0, 2, False)
@@ -435,3 +438,10 @@ def test_a_calibration_may_lack_layers_and_parts(llama, tmp_path):
     left = calibrations.read(made.calibration).layers
     assert np.allclose(left[0].k_map, mixing(64), atol=1e-6)
     assert left[1].k_mean is None
+
+
+def test_the_guide_names_the_architectures():
+    guide = (
+        (Path(__file__).resolve().parents[2] / "docs/guides/fuse.md").read_text().partition("## Architectures")[2].partition("Each of")[0]
+    )
+    assert set(re.findall(r"[\w-]+(?:\.[\w-]+)?", guide)) == set(architectures.KNOWN)

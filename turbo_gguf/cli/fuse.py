@@ -20,7 +20,7 @@ FALLBACKS = ("f32", "f16", "bf16", "q8_0")
 @click.option(
     "--fallback",
     type=click.Choice(FALLBACKS),
-    help="Type of attn_v and attn_output where theirs can't be written, such as Q4_K.  [default: leave them]",
+    help="Type of attn_v and attn_output where theirs is below 8 bits.  [default: leave them]",
 )
 def command(*, model_spec: str, calibration: Path | None, out: Path, fallback: str | None) -> None:
     """Fold what a KV cache does to K and V into the weights of MODEL, and write the model to OUT.

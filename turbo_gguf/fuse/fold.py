@@ -14,7 +14,7 @@ from turbo_gguf.fuse import architectures as known
 from turbo_gguf.fuse.algebra import Array, Exponents, ValueFold, key_exponents, of_queries, scaled, value_fold
 from turbo_gguf.fuse.layer import AttentionLayer, look, refuse
 from turbo_gguf.fuse.mixing import mixing
-from turbo_gguf.fuse.rows import NotExact, Rows, can_encode, row_bytes
+from turbo_gguf.fuse.rows import FINE, NotExact, Rows, row_bytes
 from turbo_gguf.inputs.gguf_file import Fields, GgufFile, Tensor
 from turbo_gguf.plan.shape import shape_of
 
@@ -172,7 +172,7 @@ def changed(found: LayerFold, fallback: str | None) -> Iterator[Made]:
     for name in sorted(weights | ({"attn_output.weight"} if found.value is not None else set())):
         tensor = layer.tensors[name]
         is_encoded = found.value is not None and name in (layer.weight_of("v"), "attn_output.weight")
-        kind = fallback if fallback and is_encoded and not can_encode(tensor.type_name) else tensor.type_name
+        kind = fallback if fallback and is_encoded and tensor.type_name not in FINE else tensor.type_name
         yield Made(tensor.name, kind, tensor.ne, lambda name=name, kind=kind: _weight(found, name, kind))  # type: ignore[misc]
     yield from _vectors(found)
 

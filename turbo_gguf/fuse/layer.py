@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from turbo_gguf.fuse import architectures as known
 from turbo_gguf.fuse.architectures import Attention
-from turbo_gguf.fuse.rows import can_decode, can_encode
+from turbo_gguf.fuse.rows import FINE, can_decode
 from turbo_gguf.inputs.gguf_file import Fields, Tensor
 
 Part = tuple[Tensor, slice]
@@ -122,10 +122,10 @@ def refuse(layer: AttentionLayer, fields: Fields, fallback: str | None) -> None:
     if "V" not in layer.why_not:
         for name in (layer.weight_of("v"), "attn_output.weight"):
             kind = layer.tensors[name].type_name
-            if can_encode(kind) or (fallback and can_decode(kind)):
+            if kind in FINE or (fallback and can_decode(kind)):
                 continue
-            hint = "name a type with --fallback" if can_decode(kind) else "the package gguf does not know it"
-            layer.why_not.setdefault("V", f"{layer.name(name)} is {kind}, which can't be written here: {hint}")
+            hint = "name a type with --fallback" if can_decode(kind) else "the package gguf does not read it"
+            layer.why_not.setdefault("V", f"{name} is {kind}, in which it would lose too much a second time: {hint}")
     if "V" not in layer.why_not and not _takes_means(layer):
         layer.why_not["means of V"] = "llama.cpp adds no bias to its output projection"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import gguf
@@ -25,22 +24,12 @@ SCALES = {
 }
 """Where a block has its fp16 factors: the values of the block are linear in them."""
 
-_NEWEST = 4  # of the values with which a type is tried
+FINE = (*FLOATS, "BF16", "Q8_0")
+"""Types that values can be written in again. In 4 or 5 bits that loses more than any cache: docs/lab/0020-fuse.md."""
 
 
 class NotExact(Exception):
     """Rows can't be multiplied without a loss, or values are too large for the type; the message says which."""
-
-
-@functools.cache
-def can_encode(type_name: str) -> bool:
-    """Whether the package ``gguf`` writes a type."""
-    try:
-        kind = gguf.GGMLQuantizationType[type_name]
-        quants.quantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][0] * _NEWEST), np.float32), kind)
-    except (KeyError, NotImplementedError, ValueError):
-        return False
-    return True
 
 
 def can_decode(type_name: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def _port_taken(where: Address) -> EnvironmentMissing:
     return EnvironmentMissing(f"port {where.port} of {where.host} is in use", f"name another one: -- --port {where.port + 1}")
 
 
-def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], None]) -> None:
+def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], None], env: Mapping[str, str] | None = None) -> None:
     """Run a server until it ends, or until Ctrl-C.
 
     Args:
@@ -98,6 +98,7 @@ def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], 
         where: it listens.
         log: name of its log.
         say: gets each line of the log, and where it answers.
+        env: variables on top of ours.
 
     Raises:
         EnvironmentMissing: a port is taken, or memory is short.
@@ -105,7 +106,7 @@ def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], 
         KeyboardInterrupt: Ctrl-C before it was ready.
     """
     require_free(where)
-    with tools.serving(argv, log=log) as service:
+    with tools.serving(argv, log=log, env=env) as service:
         url = _until_ready(service, where, say)
         try:
             say(f"ready: {url}")

@@ -70,7 +70,7 @@ float turbo_scale(uint type, TURBO_BLOCK block) {
 //
 // levels: a table in shared memory, in units of the block's scale
 //
-// Logic on words of four values (a bit-field insert for each choice) took 18 to 39 % more cycles on RDNA 2 and 3 by Mesa's estimate.
+// Logic on words of four values, a bit-field insert for each choice, takes more by Mesa's estimate (docs/lab/0019-vulkan.md).
 
 const uint TURBO3_0_FIRST = TURBO2_0_LEVELS;
 const uint TURBO4_0_FIRST = TURBO3_0_FIRST + TURBO3_0_LEVELS;
@@ -79,9 +79,8 @@ const uint TURBO3_T_FIRST = TURBO2_T_FIRST + TURBO2_T_LEVELS;
 const uint TURBO4_T_FIRST = TURBO3_T_FIRST + TURBO3_T_LEVELS;
 const uint TURBO_N_LEVELS = TURBO4_T_FIRST + TURBO4_T_LEVELS;
 
-const int turbo_levels[TURBO_N_LEVELS] =
-    int[](TURBO2_0_CODEBOOK, TURBO3_0_CODEBOOK, TURBO4_0_CODEBOOK, TURBO2_T_FINE, TURBO2_T_COARSE, TURBO3_T_FINE, TURBO3_T_COARSE,
-          TURBO4_T_FINE, TURBO4_T_COARSE);
+const uint turbo_level_words[TURBO_N_LEVELS / 4] =
+    uint[](TURBO2_0_WORDS, TURBO3_0_WORDS, TURBO4_0_WORDS, TURBO2_T_WORDS, TURBO3_T_WORDS, TURBO4_T_WORDS);
 
 shared FLOAT_TYPE turbo_table[TURBO_N_LEVELS];
 #if defined(MMQ)
@@ -102,9 +101,10 @@ uint turbo_first(uint type) {
 void turbo_init_shmem(uvec3 wgsize) {
     if (turbo_is(FaTypeK) || turbo_is(FaTypeV)) {
         for (uint i = gl_LocalInvocationIndex; i < TURBO_N_LEVELS; i += wgsize.x) {
-            turbo_table[i] = FLOAT_TYPE(turbo_levels[i]) / FLOAT_TYPE(i < TURBO2_T_FIRST ? 1 : TRELLIS_LEVEL_STEPS);
+            const int level = bitfieldExtract(int(turbo_level_words[i / 4]), int(8 * (i % 4)), 8);
+            turbo_table[i]  = FLOAT_TYPE(level) / FLOAT_TYPE(i < TURBO2_T_FIRST ? 1 : TRELLIS_LEVEL_STEPS);
 #if defined(MMQ)
-            turbo_bytes[i] = uint(turbo_levels[i] & 0xff);
+            turbo_bytes[i] = uint(level & 0xff);
 #endif
         }
     }

@@ -118,12 +118,13 @@ def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], 
 def _until_ready(service: tools.Service, where: Address, say: Callable[[str], None]) -> str:
     """Wait for the model. Returns where it answers: as its log says, which knows a port that was left open, else as it was asked for."""
     while True:
+        answers = where.port and _is_healthy(where)  # asked first: what it has said by then is repeated before "ready"
         for line in _told(service, say):
             if found := _LISTENING.search(line):
                 return re.sub(r"//(0\.0\.0\.0|\[::\])", "//127.0.0.1", found[1])
         if service.ended() is not None:
             raise _why(service, where)
-        if where.port and _is_healthy(where):
+        if answers:
             return where.url
         time.sleep(POLL_SECONDS)
 

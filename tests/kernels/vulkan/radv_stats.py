@@ -10,7 +10,9 @@ import re
 from pathlib import Path
 
 import lavapipe_tools
+from backend_jobs import attention, two_segments
 from gpu_root_tools import in_root
+from lavapipe_runs import DIAGONAL, SMALL
 
 GPUS = {"navi21": "RDNA2, RX 6800", "navi31": "RDNA3, RX 7900", "gfx1201": "RDNA4, RX 9070"}
 """Names that the stand-in knows, and what they are."""
@@ -28,10 +30,11 @@ COLUMNS = {
 }
 """Statistics of RADV, and how the table calls them."""
 
+ROWS = r"turbo.*(ne=.1024,5,1,3.,.*v=0|n=256,m=5,.*be1=1,.*v=0|ne.*=.256,4,4,4.|ne0=1024,rows=1,v=0)"
 CASES = (
-    ("SET_ROWS,GET_ROWS,CPY,MAP_CUSTOM1", "turbo", "turbo"),
-    ("FLASH_ATTN_EXT", r"hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=(1|32),.*type_K=(f16|turbo.t?),type_V=turbo.t?,", "flash_attn"),
-    ("FLASH_ATTN_EXT", r"hsk=128,hsv=128,rows=75,.*nb=1,.*type_K=turbo3t?,", "turbo"),
+    ("SET_ROWS,GET_ROWS,CPY,MAP_CUSTOM1", ROWS, "turbo"),
+    ("FLASH_ATTN_EXT", attention("128", SMALL + "nb=(1|32),", pairs=DIAGONAL).pattern, "flash_attn"),
+    ("FLASH_ATTN_EXT", two_segments("128", more="75,kind=0,.*nb=1,.*type_K=turbo3t?,").pattern, "turbo"),
 )
 """Operations and cases of test-backend-ops that make the pipelines, and a part of the pipelines' names."""
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import lavapipe_tools
 from backend_jobs import attention, two_segments
 from gpu_root_tools import in_root
-from lavapipe_runs import DIAGONAL, SMALL
+from lavapipe_runs import DIAGONAL, SMALL, TURBO
+
+from turbo_gguf.codec import tables
 
 GPUS = {"navi21": "RDNA2, RX 6800", "navi31": "RDNA3, RX 7900", "gfx1201": "RDNA4, RX 9070"}
 """Names that the stand-in knows, and what they are."""
@@ -30,13 +32,20 @@ COLUMNS = {
 }
 """Statistics of RADV, and how the table calls them."""
 
-ROWS = r"turbo.*(ne=.1024,5,1,3.,.*v=0|n=256,m=5,.*be1=1,.*v=0|ne.*=.256,4,4,4.|ne0=1024,rows=1,v=0)"
+DECAYS = tuple(t.name for t in tables.SCALAR if t.decays)
+
 CASES = (
-    ("SET_ROWS,GET_ROWS,CPY,MAP_CUSTOM1", ROWS, "turbo"),
+    *(("SET_ROWS", f"type_dst={name},type_idx=i64,ne=.1024,5,1,3.,.*v=0", "turbo") for name in TURBO),
+    *(("GET_ROWS", f"type={name},n=256,.*be1=1,.*v=0", "turbo") for name in TURBO),
+    *(("MAP_CUSTOM1", f"type={name},ne0=1024,rows=1,v=0", "turbo") for name in DECAYS),
+    ("CPY", "type_src=turbo3,type_dst=turbo3,ne.*=.256,4,4,4.", "turbo"),
     ("FLASH_ATTN_EXT", attention("128", SMALL + "nb=(1|32),", pairs=DIAGONAL).pattern, "flash_attn"),
     ("FLASH_ATTN_EXT", two_segments("128", more="75,kind=0,.*nb=1,.*type_K=turbo3t?,").pattern, "turbo"),
 )
-"""Operations and cases of test-backend-ops that make the pipelines, and a part of the pipelines' names."""
+"""Operations and cases of test-backend-ops that make the pipelines, and a part of the pipelines' names.
+
+A run may end when the CPU is asked for the same with indices that are garbage, so each has few cases.
+"""
 
 Stats = dict[str, list[dict[str, int]]]
 """Numbers by statistic, of each pipeline of a name: types and head sizes are constants that its shader is specialized with."""

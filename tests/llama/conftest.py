@@ -41,6 +41,7 @@ TARGETS = (
     "test-turbo-calibration",
     "test-turbo-exact",
     "test-turbo-defaults",
+    "test-turbo-logits",
     "llama-turbo-calibrate",
     "llama-quantize",
 )

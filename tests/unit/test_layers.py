@@ -18,6 +18,7 @@ FLOORS = (
     ("measure",),
     ("cluster",),
     ("plan",),
+    ("fuse",),
     ("tune",),
     ("judge",),
     ("cli", "ppl-gate", "__main__"),

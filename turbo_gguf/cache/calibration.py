@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from turbo_gguf.errors import UsageError
+from turbo_gguf.files import whole
 from turbo_gguf.inputs.gguf_file import GgufFile, Tensor
 
 VERSION = 2
@@ -64,6 +65,42 @@ def digest(calibration: Calibration) -> str:
             flat = np.zeros(0, "<f4") if values is None else np.ascontiguousarray(values, "<f4")
             crc = zlib.crc32(struct.pack("<Q", flat.size) + flat.tobytes(), crc)
     return f"{crc:08x}"
+
+
+def fingerprint(norms: Iterable[tuple[str, bytes]]) -> str:
+    """CRC-32 of the names and bytes of all weights of norms in f32, as llama.cpp computes it: ``overlay/src/turbo/model.h``."""
+    crc = 0
+    for name, data in sorted(norms, key=lambda norm: norm[0].encode()):
+        crc = zlib.crc32(data, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
+
+def write(path: Path, made: Calibration) -> Path:
+    """Write a file, whole or not at all."""
+    import gguf  # noqa: PLC0415 - takes a moment, and reading does not need it
+
+    with whole(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, made.arch)
+        writer.add_type(TYPE)
+        writer.add_name(f"{made.name} calibration")
+        writer.add_uint32("turbo.calibration.version", VERSION)
+        writer.add_string("turbo.calibration.model", made.fingerprint)
+        writer.add_uint32("turbo.calibration.tokens", made.tokens)
+        writer.add_uint32("turbo.calibration.sink", made.sink)
+        writer.add_float32("turbo.calibration.sink_distance", made.sink_distance)
+        for number, layer in sorted(made.layers.items()):
+            for part in _PARTS:
+                values = getattr(layer, part)
+                if values is not None:
+                    flat = np.ascontiguousarray(values, np.float32)
+                    writer.add_tensor(f"blk.{number}.{part}", flat[0] if len(flat) == 1 else flat)  # ggml writes no dimension of 1, either
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+    return path
 
 
 def read(path: Path) -> Calibration:

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench-serve": ("bench_serve", "Measure serving under load, in a fixed budget of KV memory."),
     "report": ("page", "Write one HTML file of all that was measured."),
     "calibrate": ("calibrate", "Write a calibration, with which a KV cache loses less."),
+    "fuse": ("fuse", "Fold a calibration and the rotation of V into the weights of a model."),
     "codec": ("codec", "Say what a cache type costs in bits, memory and error."),
     "models": ("models", "Fetch, list and check model files."),
     "build": ("build", "Fetch, patch and compile llama.cpp."),

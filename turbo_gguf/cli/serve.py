@@ -12,6 +12,7 @@ from turbo_gguf.cache.spec import CacheSpec, parse_types
 from turbo_gguf.cli import options
 from turbo_gguf.cli.plan import size_text
 from turbo_gguf.errors import UsageError
+from turbo_gguf.fuse import model as fused
 from turbo_gguf.inputs import headers
 from turbo_gguf.inputs.named import NAMED
 from turbo_gguf.make import build, presets, toolkits
@@ -105,10 +106,12 @@ def command(
     if choice.context.ctx > plans.trained and not kv_unified:
         click.echo(f"note: the model was trained for {plans.trained:,} tokens, and llama-server gives a slot no more", err=True)
     argv = plans.command(choice.types, choice.context)
-    click.echo(shlex.join([str(program or argv[0]), *argv[1:]]))
+    added, env = fused.served_with(header.path, header.fields, choice.types, extra)
+    argv += added
+    click.echo(shlex.join([*(f"{name}={value}" for name, value in env.items()), str(program or argv[0]), *argv[1:]]))
     if not dry_run and program:
         log = assets.home() / "logs" / f"serve-{where.port}"
-        launch.run([str(program), *argv[1:]], where, log=log, say=lambda line: click.echo(line, err=True))
+        launch.run([str(program), *argv[1:]], where, log=log, say=lambda line: click.echo(line, err=True), env=env)
 
 
 def _named(type_: str | None, cache_preset: Path | None) -> tuple[CacheSpec, ...]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from turbo_gguf.errors import UsageError
 
 Fields = dict[str, Any]
+Spans = dict[str, tuple[int, int]]
 
 _NEWER = {42: ("Q2_0", 64, 18)}
 """Types that the newest ``gguf`` does not know: name, values and bytes of a block."""
@@ -126,6 +127,7 @@ class GgufFile:
 
     Attributes:
         fields: metadata of the (first) file.
+        spans: where their types and values lie in it, as first and last offset: bytes to copy, whatever they mean.
         tensors: of all files.
         parts: the files, the first one first.
         size: of all files, in bytes.
@@ -151,7 +153,7 @@ class GgufFile:
             opened: gives the data of a path, where it is no file of this machine.
         """
         self._what, self._hint, self._opened = what, hint, opened
-        self.fields, self.tensors, self.size = self._read(path)
+        self.fields, self.spans, self.tensors, self.size = self._read(path)
         self.parts: tuple[Path, ...] = (path,)
         if int(self.fields.get("split.count", 0)) > 1:
             self._read_others(path, int(self.fields["split.count"]))
@@ -169,7 +171,7 @@ class GgufFile:
             )
         for i, other in enumerate(names[1:], 2):
             try:
-                fields, tensors, size = self._read(other)
+                fields, _, tensors, size = self._read(other)
             except UsageError as error:
                 raise UsageError(f"{path}: part {i} of {count}: {error.message}", error.hint or _ONE_FOLDER) from error
             if int(fields.get("split.no", -1)) != i - 1:
@@ -183,13 +185,14 @@ class GgufFile:
                 f"{path}: {len(self.tensors)} tensors in {count} files, announced are {announced}: they are not of one model", self._hint
             )
 
-    def _read(self, path: Path) -> tuple[Fields, list[Tensor], int]:
+    def _read(self, path: Path) -> tuple[Fields, Spans, list[Tensor], int]:
         """Read one file, and look whether it is whole."""
         name, size = f"{self._what} {path}".strip(), 0
         try:
             with self._opened(path) as data:
                 size = len(data)
-                fields, tensors = _Header(data).read(path)
+                header = _Header(data)
+                fields, tensors = header.read(path)
         except OSError as error:
             raise UsageError(f"{name}: {error.strerror}", "" if path.exists() else _ONE_FOLDER if len(parts(path)) > 1 else "") from error
         except (_Damaged, UnicodeDecodeError) as error:
@@ -197,7 +200,7 @@ class GgufFile:
         needs = max((t.offset + (1 if t.n_bytes is None else t.n_bytes) for t in tensors), default=0)
         if needs > size:
             raise UsageError(f"{name}: GGUF file truncated: {size} bytes, its tensors need {needs}", self._hint)
-        return fields, tensors, size
+        return fields, header.spans, tensors, size
 
 
 def _type(number: int) -> tuple[str, int, int] | None:
@@ -220,6 +223,7 @@ class _Header:
 
     def __init__(self, data: Data) -> None:
         self._data, self._at = data, 0
+        self.spans: Spans = {}
 
     def read(self, path: Path) -> tuple[Fields, list[Tensor]]:
         """Read metadata and list of tensors."""
@@ -236,7 +240,9 @@ class _Header:
             key = self._text("strict")
             if key in fields:
                 raise _Damaged(f"{key} is there twice")
+            start = self._at
             fields[key] = self._value(self._number("I"))
+            self.spans[key] = start, self._at
         found = [self._tensor() for _ in range(n_tensors)]
         align = fields.get("general.alignment", 32)
         if not isinstance(align, int) or align <= 0 or align & (align - 1):

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def _port_taken(where: Address) -> EnvironmentMissing:
     return EnvironmentMissing(f"port {where.port} of {where.host} is in use", f"name another one: -- --port {where.port + 1}")
 
 
-def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], None]) -> None:
+def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], None], env: Mapping[str, str] | None = None) -> None:
     """Run a server until it ends, or until Ctrl-C.
 
     Args:
@@ -98,6 +98,7 @@ def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], 
         where: it listens.
         log: name of its log.
         say: gets each line of the log, and where it answers.
+        env: variables on top of ours.
 
     Raises:
         EnvironmentMissing: a port is taken, or memory is short.
@@ -105,7 +106,7 @@ def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], 
         KeyboardInterrupt: Ctrl-C before it was ready.
     """
     require_free(where)
-    with tools.serving(argv, log=log) as service:
+    with tools.serving(argv, log=log, env=env) as service:
         url = _until_ready(service, where, say)
         try:
             say(f"ready: {url}")
@@ -117,12 +118,13 @@ def run(argv: Sequence[str], where: Address, *, log: Path, say: Callable[[str], 
 def _until_ready(service: tools.Service, where: Address, say: Callable[[str], None]) -> str:
     """Wait for the model. Returns where it answers: as its log says, which knows a port that was left open, else as it was asked for."""
     while True:
+        answers = where.port and _is_healthy(where)  # asked first: what it has said by then is repeated before "ready"
         for line in _told(service, say):
             if found := _LISTENING.search(line):
                 return re.sub(r"//(0\.0\.0\.0|\[::\])", "//127.0.0.1", found[1])
         if service.ended() is not None:
             raise _why(service, where)
-        if where.port and _is_healthy(where):
+        if answers:
             return where.url
         time.sleep(POLL_SECONDS)
 

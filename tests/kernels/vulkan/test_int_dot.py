@@ -22,9 +22,9 @@ pytestmark = pytest.mark.vulkan
 LAYER = "VK_LAYER_TURBO_int_dot"
 SOURCES = REPOSITORY / "dev" / "vulkan"
 
-PAIRS = {("turbo2", "f16"), ("turbo3", "turbo3"), ("turbo4", "turbo3t"), ("q8_0", "turbo4")}
-JOBS = {size: attention(size, SMALL, pairs=PAIRS) for size in ("64", "128", "256")}
-"""A head of 128 is cut into parts of a block for each lane, one of 256 into whole blocks."""
+PAIRS = {("turbo2", "f16"), ("turbo3", "turbo3"), ("turbo4", "turbo3t")}
+JOBS = {size: attention(size, SMALL + "nb=1,", pairs=PAIRS) for size in ("64", "256")}
+"""A head of 64 is cut into parts of a block for each lane, one of 256 into whole blocks."""
 
 
 @functools.cache
@@ -66,4 +66,4 @@ def test_the_layer_is_what_makes_the_difference(more: bool) -> None:
 def test_attention_equals_cpu(size: str) -> None:
     assert not outcome(size).error
     assert [case.text for case in outcome(size).cases if not case.ok] == []
-    assert {case.parameters["type_K"] for case in outcome(size).cases} == {*SCALAR, "q8_0"}
+    assert {case.parameters["type_K"] for case in outcome(size).cases} == set(SCALAR)

@@ -14,7 +14,7 @@ import lavapipe_tools
 import pytest
 import radv_stats
 from backend_jobs import Job, Outcome
-from lavapipe_runs import DIAGONAL, FEW_PAIRS, JOBS, PLAIN, SOME, TURBO, UPSTREAM, VALIDATED, perplexity
+from lavapipe_runs import DIAGONAL, JOBS, MIXED, PLAIN, TURBO, UPSTREAM, VALIDATED, perplexity
 
 from turbo_gguf.codec import tables
 
@@ -65,7 +65,7 @@ def test_decay_ran() -> None:
     assert {case.parameters["type"] for case in outcomes()["decay"].cases} == {t.name for t in tables.SCALAR if t.decays}
 
 
-@pytest.mark.parametrize(("size", "pairs", "batches"), [("64", DIAGONAL, "1 3 32"), ("128", FEW_PAIRS, "1 3 32"), ("256", SOME, "1")])
+@pytest.mark.parametrize(("size", "pairs", "batches"), [("64", DIAGONAL, "1 32"), ("128", MIXED, "1 3")])
 def test_every_pair_and_batch_ran(size: str, pairs: set[tuple[str, str]], batches: str) -> None:
     cases = [case.parameters for case in outcomes()[f"attention, head size {size}"].cases]
     assert {(c["type_K"], c["type_V"], c["nb"]) for c in cases} == {(*pair, nb) for pair in pairs for nb in batches.split()}
@@ -73,7 +73,7 @@ def test_every_pair_and_batch_ran(size: str, pairs: set[tuple[str, str]], batche
 
 def test_two_segments_ran() -> None:
     cases = [case.parameters for case in outcomes()["attention, two segments"].cases]
-    assert {case["type_K"] for case in cases} == {"f16", "q8_0", "turbo3", "turbo4", "turbo3t"}
+    assert {case["type_K"] for case in cases} == {"q8_0", "turbo3", "turbo3t"}
     assert {(case["nb"], case["kind"]) for case in cases} >= {*(("1", kind) for kind in "0123"), ("3", "1")}
 
 

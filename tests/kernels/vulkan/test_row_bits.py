@@ -45,11 +45,11 @@ def program() -> Path:
     return path
 
 
-def row_bits(*types: str, name: str = "all", **more: str) -> Done:
-    """Run it for some types, or all; ``name`` is that of its log."""
+def row_bits(*types: str, log: str = "all", **more: str) -> Done:
+    """Run it for some types, or all; ``log`` is a part of the name of its log."""
     path = program()
     command = [path, lavapipe_tools.DEVICE, *types]
-    return in_root(command, cwd=path.parent, environment=lavapipe_tools.environment(**more), log=path.with_suffix(f".{name}.log"))
+    return in_root(command, cwd=path.parent, environment=lavapipe_tools.environment(**more), log=path.with_suffix(f".{log}.log"))
 
 
 @functools.cache
@@ -78,9 +78,17 @@ def test_decay_is_compared() -> None:
     assert {line.split("  ")[0] for line in lines() if line.startswith("decay")} == expected
 
 
+@pytest.mark.parametrize(("lanes", "name"), [(4, "turbo3t"), (16, "turbo4")])
+def test_bits_do_not_depend_on_the_size_of_a_subgroup(lanes: int, name: str) -> None:
+    """Lavapipe's is that of the CPU's vectors, and smaller or larger ones can be asked for."""
+    done = row_bits(name, log=f"{lanes}-lanes", LP_NATIVE_VECTOR_WIDTH=str(32 * lanes))
+    assert f"warp size: {lanes} " in done.err
+    assert done.rc == 0, done.out
+
+
 def test_a_wrong_codebook_is_noticed() -> None:
     broken = lavapipe_runs.broken_library(lavapipe_runs.logs("lavapipe") / "broken-codebook")
-    done = row_bits("turbo3t", name="codebook", GGML_BACKEND_PATH=str(broken))
+    done = row_bits("turbo3t", log="codebook", GGML_BACKEND_PATH=str(broken))
     assert done.rc == 1
     assert re.search(r"CPY turbo3t f32 +FAIL", done.out)
     assert re.search(r"SET_ROWS f32 i32 turbo3t +ok", done.out)  # encoders have tables of their own
@@ -91,7 +99,7 @@ def test_a_wrong_threshold_is_noticed() -> None:
     threshold = next(t for t in tables.SCALAR if t.name == "turbo3").thresholds[1][-1]
     change = {threshold.to_bytes(4, "little"): (threshold + 55).to_bytes(4, "little")}
     broken = lavapipe_runs.changed_library(lavapipe_runs.logs("lavapipe") / "broken-threshold", change)
-    done = row_bits("turbo3", name="threshold", GGML_BACKEND_PATH=str(broken))
+    done = row_bits("turbo3", log="threshold", GGML_BACKEND_PATH=str(broken))
     assert done.rc == 1
     assert re.search(r"SET_ROWS f32 i32 turbo3 +FAIL", done.out)
     assert re.search(r"CPY turbo3 f32 +ok", done.out)

@@ -37,8 +37,18 @@ layout (binding = 2) readonly buffer V_TURBO { uint16_t v_turbo[]; };
 
 #define TURBO_BLOCK uvec2  // position of its first two bytes, binding
 
+// i times the 16-bit words of a block, by shifts: a product of 32 bits takes four times as long on many GPUs.
+uint turbo_times_words(uint i, uint words) {
+    uint product = (words & 1) != 0 ? i : 0;
+    product += (words & 2) != 0 ? i << 1 : 0;
+    product += (words & 4) != 0 ? i << 2 : 0;
+    product += (words & 8) != 0 ? i << 3 : 0;
+    product += (words & 16) != 0 ? i << 4 : 0;
+    return product;
+}
+
 TURBO_BLOCK turbo_block(uint i, uint binding) {
-    return uvec2(i * ((binding == BINDING_IDX_K ? FaBlockBytesK : FaBlockBytesV) / 2), binding);
+    return uvec2(turbo_times_words(i, (binding == BINDING_IDX_K ? FaBlockBytesK : FaBlockBytesV) / 2), binding);
 }
 
 uint turbo_u16(uint at, uint binding) {
@@ -70,7 +80,7 @@ float turbo_scale(uint type, TURBO_BLOCK block) {
 //
 // levels: a table in shared memory, in units of the block's scale
 //
-// Logic on words of four values (a bit-field insert for each choice) took 18 to 39 % more cycles on RDNA 2 and 3 by Mesa's estimate.
+// Logic on words of four values, a bit-field insert for each choice, takes more by Mesa's estimate (docs/lab/0019-vulkan.md).
 
 const uint TURBO3_0_FIRST = TURBO2_0_LEVELS;
 const uint TURBO4_0_FIRST = TURBO3_0_FIRST + TURBO3_0_LEVELS;
@@ -79,9 +89,8 @@ const uint TURBO3_T_FIRST = TURBO2_T_FIRST + TURBO2_T_LEVELS;
 const uint TURBO4_T_FIRST = TURBO3_T_FIRST + TURBO3_T_LEVELS;
 const uint TURBO_N_LEVELS = TURBO4_T_FIRST + TURBO4_T_LEVELS;
 
-const int turbo_levels[TURBO_N_LEVELS] =
-    int[](TURBO2_0_CODEBOOK, TURBO3_0_CODEBOOK, TURBO4_0_CODEBOOK, TURBO2_T_FINE, TURBO2_T_COARSE, TURBO3_T_FINE, TURBO3_T_COARSE,
-          TURBO4_T_FINE, TURBO4_T_COARSE);
+const uint turbo_level_words[TURBO_N_LEVELS / 4] =
+    uint[](TURBO2_0_WORDS, TURBO3_0_WORDS, TURBO4_0_WORDS, TURBO2_T_WORDS, TURBO3_T_WORDS, TURBO4_T_WORDS);
 
 shared FLOAT_TYPE turbo_table[TURBO_N_LEVELS];
 #if defined(MMQ)
@@ -102,9 +111,10 @@ uint turbo_first(uint type) {
 void turbo_init_shmem(uvec3 wgsize) {
     if (turbo_is(FaTypeK) || turbo_is(FaTypeV)) {
         for (uint i = gl_LocalInvocationIndex; i < TURBO_N_LEVELS; i += wgsize.x) {
-            turbo_table[i] = FLOAT_TYPE(turbo_levels[i]) / FLOAT_TYPE(i < TURBO2_T_FIRST ? 1 : TRELLIS_LEVEL_STEPS);
+            const int level = bitfieldExtract(int(turbo_level_words[i / 4]), int(8 * (i % 4)), 8);
+            turbo_table[i]  = FLOAT_TYPE(level) / FLOAT_TYPE(i < TURBO2_T_FIRST ? 1 : TRELLIS_LEVEL_STEPS);
 #if defined(MMQ)
-            turbo_bytes[i] = uint(turbo_levels[i] & 0xff);
+            turbo_bytes[i] = uint(level & 0xff);
 #endif
         }
     }

@@ -45,7 +45,7 @@ JOBS = {
     "attention, columns": attention("64", "nh=2,nr23=.(5|16),1.,kv=300,nb=(1|16),", pairs={("turbo3", "turbo3")}),
     "attention, two segments": two_segments("64", more="75,.*type_K=(q8_0|turbo3t?),"),
 }
-"""What the tests run, mostly at head size 64: a shader is compiled for each pair, head size and kind of batch, which takes most of the time."""
+"""What the tests run. Shaders are compiled for each pair, head size and kind of batch; those of head size 64 take the least time."""
 
 MORE_JOBS = {
     **{f"attention, head size {size}, all pairs": attention(size, SMALL, pairs=ALL_PAIRS) for size in HEAD_SIZES},

@@ -156,14 +156,13 @@ def changed_library(folder: Path, changes: Mapping[bytes, bytes]) -> Path:
 
 
 def broken_library(folder: Path, name: str = "turbo3t") -> Path:
-    """Write a copy of the backend's library in which negative levels of a trellis type are zeros; returns it.
+    """Write a copy of the backend's library in which the codebooks of a trellis type are nothing but zeros; returns it.
 
-    Shaders of attention have a level in a constant, and no other negative constants of this size. Those of rows have words of four.
+    Shaders that read rows have them, those of attention included; encoders have tables of their own.
     """
     table = next(t for t in tables.TRELLIS if t.name == name)
     levels = [level for book in table.codebooks for level in book]
-    changed = [*words(levels), *(struct.pack("<i", level) for level in levels if level < -20)]
-    return changed_library(folder, dict.fromkeys(changed, bytes(4)))
+    return changed_library(folder, dict.fromkeys(words(levels), bytes(4)))
 
 
 def run_faulty(folder: Path) -> Outcome:

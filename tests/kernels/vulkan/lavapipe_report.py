@@ -244,7 +244,7 @@ def text(report: Report) -> None:
     began = time.monotonic()
 
     def continued(kind: str, on_cpu: bool) -> str:
-        place = ["-dev", "none"] if on_cpu else ["-ngl", "99"]
+        place = ["-dev", "none"] if on_cpu else lavapipe_tools.ON_DEVICE
         options = [
             "-m",
             model,
@@ -265,7 +265,7 @@ def text(report: Report) -> None:
         done = lavapipe_tools.lavapipe("llama-completion", *options, *place, cwd=folder, LLAMA_CACHE=str(folder / "cache"))
         if done.rc:
             raise RuntimeError(f"llama-completion ended with {done.rc}\n{done.err[-2000:]}")
-        return done.out
+        return (done if on_cpu else lavapipe_tools.on_device(done)).out
 
     rows = []
     for kind in ("f16", "turbo4", "turbo3", "turbo3t"):

@@ -176,13 +176,13 @@ def run_faulty(folder: Path) -> Outcome:
 
 def perplexity_run(model: Path, folder: Path, *arguments: str, on_cpu: bool, chunks: int, ctx: int, **more: str) -> Done:
     """Run llama-perplexity over the text that lies beside a model as ``text.txt``, on the device or on the CPU."""
-    place = ["-dev", "none"] if on_cpu else ["-ngl", "99"]
+    place = ["-dev", "none"] if on_cpu else lavapipe_tools.ON_DEVICE
     size = ["-c", str(ctx), "-b", str(ctx), "-ub", str(min(ctx, 128)), "--chunks", str(chunks)]
     command = ["llama-perplexity", "-m", str(model), "-f", str(model.parent / "text.txt"), *size, *arguments, *place]
     done = lavapipe_tools.lavapipe(*command, cwd=folder, LLAMA_CACHE=str(folder / "cache"), **more)
     if done.rc:
         raise RuntimeError(f"llama-perplexity ended with {done.rc}\n{done.err[-3000:]}")
-    return done
+    return done if on_cpu else lavapipe_tools.on_device(done)
 
 
 PLAIN = {"TURBO_CACHE_CALIBRATION": "none", "TURBO_CACHE_SINK": "0", "TURBO_CACHE_TAIL": "0"}

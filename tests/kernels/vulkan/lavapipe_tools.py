@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def lavapipe(program: str, *arguments: str | Path, cwd: Path, timeout: float = 3
     return in_root([programs() / program, *arguments], cwd=cwd, timeout=timeout, environment=environment(**more), log=log)
 
 
+ON_DEVICE = ("-dev", DEVICE, "-ngl", "99", "-lv", "4")
+"""Options of llama.cpp's tools. Without the name of a device they do not look for one beside those that they are linked with."""
+
+
+def on_device(done: Done) -> Done:
+    """The same, or an error if the KV cache was not on the device."""
+    if not re.search(rf"{DEVICE} KV buffer size", done.out + done.err):
+        raise RuntimeError(f"the KV cache was not on {DEVICE}\n{done.err[-3000:]}")
+    return done
+
+
 def backend_ops(op: str, pattern: str, cwd: Path, *, timeout: float = 3600, **more: str) -> list[Case]:
     """Run cases of test-backend-ops on lavapipe, compared with the CPU; see :func:`gpu_root_tools.cases_of`."""
     command = ("test-backend-ops", "test", "-b", DEVICE, "-o", op, "-p", pattern)
@@ -129,7 +141,7 @@ def wrappers() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     variables = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment().items())
     for name in TARGETS:
-        place = "" if name == "test-backend-ops" else " -ngl 99"
+        place = "" if name == "test-backend-ops" else " -ngl 99" if name.startswith("test-") else f" {' '.join(ON_DEVICE)}"
         text = f'#!/bin/sh\n{variables}exec {shlex.quote(str(SCRIPT))} run {shlex.quote(str(programs() / name))} "$@"{place}\n'
         (folder / name).write_text(text, "utf-8")
         (folder / name).chmod(0o755)

@@ -26,7 +26,7 @@ PARTNERS = ("f16", "bf16", "q8_0", "q5_0", "q4_0")
 HEAD_SIZES = ("64", "96", "128", "192", "192-128", "256", "512", "576-512")
 
 DIAGONAL = {(t, t) for t in TURBO}
-MIXED = {("turbo4", "turbo3"), ("q8_0", "turbo2"), ("turbo3t", "f16"), ("turbo4t", "turbo4t")}
+MIXED = {("turbo4", "turbo3"), ("q8_0", "turbo2"), ("turbo3t", "f16")}
 ALL_PAIRS = {pair for pair in product((*TURBO, *PARTNERS), repeat=2) if set(pair) & set(TURBO)}
 
 SMALL = "nh=2,nr23=.4,1.,kv=113,"
@@ -40,12 +40,12 @@ JOBS = {
     "CONT, DUP": Job("CONT,DUP", "turbo"),
     "decay": Job("MAP_CUSTOM1", "turbo"),
     "attention, head size 64": attention("64", SMALL + "nb=(1|32),", pairs=DIAGONAL),
-    "attention, head size 128": attention("128", SMALL + "nb=(1|3),", pairs=MIXED),
+    "attention, head size 128": attention("128", SMALL + "nb=1,", pairs=MIXED),
     "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,", pairs={("turbo3", "turbo3")}),
-    "attention, columns": attention("128", "nh=2,nr23=.(5|16),1.,kv=300,nb=(1|16),", pairs={("turbo3", "turbo3")}),
-    "attention, two segments": two_segments("128", more="75,.*type_K=(q8_0|turbo3t?),"),
+    "attention, columns": attention("64", "nh=2,nr23=.(5|16),1.,kv=300,nb=(1|16),", pairs={("turbo3", "turbo3")}),
+    "attention, two segments": two_segments("64", more="75,.*type_K=(q8_0|turbo3t?),"),
 }
-"""What the tests run: a shader is compiled for each pair, head size and kind of batch, which takes most of the time."""
+"""What the tests run. Shaders are compiled for each pair, head size and kind of batch; those of head size 64 take the least time."""
 
 MORE_JOBS = {
     **{f"attention, head size {size}, all pairs": attention(size, SMALL, pairs=ALL_PAIRS) for size in HEAD_SIZES},
@@ -75,8 +75,8 @@ VALIDATED = {
     "SET_ROWS": Job("SET_ROWS", r"type_dst=turbo.*ne=.(96|192|1024),"),
     "GET_ROWS, CPY": Job("GET_ROWS,CPY", "turbo.*"),
     "decay": Job("MAP_CUSTOM1", "turbo.*rows=7,"),
-    "attention": attention("128", SMALL + "nb=(1|32),", pairs=SOME),
-    "attention, two segments": two_segments("128", more="75,kind=0,.*type_K=(turbo3|turbo3t),"),
+    "attention": attention("64", SMALL + "nb=(1|32),", pairs=SOME),
+    "attention, two segments": two_segments("64", more="75,kind=0,.*type_K=(turbo3|turbo3t),"),
 }
 """What runs under the validation layers."""
 
@@ -156,14 +156,13 @@ def changed_library(folder: Path, changes: Mapping[bytes, bytes]) -> Path:
 
 
 def broken_library(folder: Path, name: str = "turbo3t") -> Path:
-    """Write a copy of the backend's library in which negative levels of a trellis type are zeros; returns it.
+    """Write a copy of the backend's library in which the codebooks of a trellis type are nothing but zeros; returns it.
 
-    Shaders of attention have a level in a constant, and no other negative constants of this size. Those of rows have words of four.
+    Shaders that read rows have them, those of attention included; encoders have tables of their own.
     """
     table = next(t for t in tables.TRELLIS if t.name == name)
     levels = [level for book in table.codebooks for level in book]
-    changed = [*words(levels), *(struct.pack("<i", level) for level in levels if level < -20)]
-    return changed_library(folder, dict.fromkeys(changed, bytes(4)))
+    return changed_library(folder, dict.fromkeys(words(levels), bytes(4)))
 
 
 def run_faulty(folder: Path) -> Outcome:

@@ -23,7 +23,10 @@ LAYER = "VK_LAYER_TURBO_int_dot"
 SOURCES = REPOSITORY / "dev" / "vulkan"
 
 PAIRS = {("turbo2", "f16"), ("turbo3", "turbo3"), ("turbo4", "turbo3t")}
-JOBS = {size: attention(size, SMALL + "nb=1,", pairs=PAIRS) for size in ("64", "256")}
+JOBS = {
+    "64": attention("64", SMALL + "nb=1,", pairs=PAIRS),
+    "256": attention("256", SMALL + "nb=1,", pairs={("turbo3", "turbo3")}),
+}
 """A head of 64 is cut into parts of a block for each lane, one of 256 into whole blocks."""
 
 
@@ -66,4 +69,4 @@ def test_the_layer_is_what_makes_the_difference(more: bool) -> None:
 def test_attention_equals_cpu(size: str) -> None:
     assert not outcome(size).error
     assert [case.text for case in outcome(size).cases if not case.ok] == []
-    assert {case.parameters["type_K"] for case in outcome(size).cases} == set(SCALAR)
+    assert {case.parameters["type_K"] for case in outcome(size).cases} == (set(SCALAR) if size == "64" else {"turbo3"})

@@ -43,12 +43,8 @@ def preset_here(command: Command) -> Command:
 
 
 def preset_of(name: str | None) -> str:
-    """The preset that was named, or that of a GPU here (rather one that can be built for), or ``cpu``."""
-    if name:
-        return name
-    here = list(toolkits.with_gpu())
-    ready = [toolkit for toolkit in here if len(here) == 1 or toolkit.is_ready()]
-    return next((toolkit.name for toolkit in (*ready, *here)), "cpu")
+    """The preset that was named, or that of the first GPU here, or ``cpu``."""
+    return name or next((toolkit.name for toolkit in toolkits.with_gpu() if toolkit.by_default), "cpu")
 
 
 def server(command: Command) -> Command:

@@ -7,8 +7,6 @@ from typing import Literal
 
 import msgspec
 
-from turbo_gguf.errors import EnvironmentMissing
-
 ALL_PAIRS = "-DGGML_TURBO_CUDA_ALL_PAIRS"
 """Compiler flag for kernels of all K/V pairs. Not upstream's GGML_CUDA_FA_ALL_QUANTS: that compiles upstream's 49 pairs, too, and at
 0c1e57098 it no longer reaches the sources as a definition.
@@ -57,6 +55,7 @@ class Toolkit(msgspec.Struct, frozen=True):
     min_cmake: tuple[int, int]
     variants: tuple[Variant, ...]
     offloads: bool = True  # layers are moved to a device of it
+    by_default: bool = True  # for a GPU that is here; else only where a preset is named
     languages: tuple[str, ...] = ()  # of CMake beside C and C++, for the compiler launcher
     targets: str = ""  # CMake option with the architectures that it is built for; "": this machine's
     options: Callable[[], dict[str, str]] = dict  # CMake options on this machine; raises when something is missing
@@ -71,14 +70,6 @@ class Toolkit(msgspec.Struct, frozen=True):
     def built_for(self, options: Mapping[str, str]) -> list[str]:
         """Architectures that CMake options name; none: it is built for this machine."""
         return [name for name in options.get(self.targets, "").split(";") if name]
-
-    def is_ready(self) -> bool:
-        """Whether a build could begin here."""
-        try:
-            self.options()
-        except EnvironmentMissing:
-            return False
-        return True
 
     @property
     def device(self) -> str:

@@ -267,6 +267,7 @@ TOOLKIT = Toolkit(
     name="vulkan",
     title="Vulkan",
     backend="Vulkan",
+    by_default=False,  # it has run on no GPU yet
     cmake={"GGML_VULKAN": "ON"},
     min_cmake=(3, 21),
     variants=(Variant("", "GPUs through their Vulkan driver", {}, 400),),

@@ -112,8 +112,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return gpu_root_tools.tiny_model("head64", tmp_path_factory.mktemp("tiny"))
 
 
-# Relative difference of perplexities. Vulkan multiplies in binary16, so those of f16 differ, too: by .0029, those of turbo3 by .0207. A type
-# of few bits turns a difference in the last bit of a value now and then into a whole step.
+# Relative difference of perplexities. Vulkan multiplies in binary16, so those of f16 differ, too: by .0029; those of turbo3 by .0207. A
+# type of few bits turns a difference in the last bit of a value now and then into a whole step.
 @pytest.mark.parametrize(("cache_type", "bound"), [("f16", 6e-3), ("turbo4", 2e-2), ("turbo3", 4e-2), ("turbo3t", 4e-2)])
 def test_perplexity_equals_cpu(tiny: Path, tmp_path: Path, cache_type: str, bound: float) -> None:
     device, cpu = (perplexity(tiny, cache_type, tmp_path / where, on_cpu=where == "cpu", **PLAIN) for where in ("gpu", "cpu"))

@@ -112,9 +112,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return gpu_root_tools.tiny_model("head64", tmp_path_factory.mktemp("tiny"))
 
 
-# Relative difference of perplexities. Vulkan multiplies in binary16, so those of f16 differ, too: by .0029; those of turbo3 by .0207. A
-# type of few bits turns a difference in the last bit of a value now and then into a whole step.
-@pytest.mark.parametrize(("cache_type", "bound"), [("f16", 6e-3), ("turbo4", 2e-2), ("turbo3", 4e-2), ("turbo3t", 4e-2)])
+def _open(cache_type: str, bound: float, measured: str, *, strict: bool):
+    """A case whose bound does not hold on Vulkan, and nobody knows why: binary16 products, or a fault where K is rotated."""
+    return pytest.param(cache_type, bound, marks=pytest.mark.xfail(strict=strict, raises=AssertionError, reason=f"{measured} measured"))
+
+
+# Relative difference of perplexities. A type of few bits turns a difference in the last bit of a value now and then into a whole step.
+@pytest.mark.parametrize(
+    ("cache_type", "bound"),
+    [_open("f16", 1e-3, ".0029", strict=True), ("turbo4", 2e-2), _open("turbo3", 2e-2, ".0207", strict=False), ("turbo3t", 4e-2)],
+)
 def test_perplexity_equals_cpu(tiny: Path, tmp_path: Path, cache_type: str, bound: float) -> None:
     device, cpu = (perplexity(tiny, cache_type, tmp_path / where, on_cpu=where == "cpu", **PLAIN) for where in ("gpu", "cpu"))
     assert device == pytest.approx(cpu, rel=bound)

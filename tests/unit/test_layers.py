@@ -68,3 +68,10 @@ def test_no_circle():
     while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
         graph = {name: others for name, others in graph.items() if name not in leaves}
     assert not graph, "modules in circles, or above one"
+
+
+def test_no_two_test_files_share_a_name():
+    """They would be modules of one name: pytest then collects neither."""
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert len(names) > 100
+    assert sorted(names) == sorted(set(names))

@@ -1,7 +1,7 @@
 """How architectures attend, as far as a fold has to know: what lies between the projections. Others are refused.
 
 It follows ``llama_model_rope_type`` in upstream's ``src/llama-model.cpp`` and the graphs of ``src/models/`` (b11549).
-``tests/llama/test_fuse.py`` folds a model of each architecture that upstream's ``test-llama-archs`` makes, and compares logits.
+``tests/llama/test_fused_logits.py`` folds a model of each architecture that upstream's ``test-llama-archs`` makes, and compares logits.
 """
 
 from __future__ import annotations

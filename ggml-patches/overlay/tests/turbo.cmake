@@ -12,7 +12,7 @@ foreach(subject cache layers decay calibration exact defaults)
     target_include_directories(test-turbo-${subject} PRIVATE ${PROJECT_SOURCE_DIR}/ggml/src)
 endforeach()
 
-# Logits of two files of a model, for tests/llama/test_fuse.py.
+# Logits of two files of a model, for tests/llama/test_fused_logits.py.
 llama_build(test-turbo-logits.cpp)
 
 # Times of single ops, run by scripts/gpu/prove.sh and scripts/bench/bench_cpu.py.

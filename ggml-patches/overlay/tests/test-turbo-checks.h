@@ -137,6 +137,13 @@ constexpr double NMSE_BATCH_TRELLIS = 4e-3;
 // What a mistake in the rotation or in the positions gives at least: measured .1 to 1.4.
 constexpr double NMSE_MISTAKE       = 3e-2;
 
+// Whether layers are on a GPU, by -ngl. GPUs round to f16 what the CPU does not, such as f32 operands of a product that are permuted.
+inline bool on_gpu = false;
+
+inline double nmse_float() {
+    return on_gpu ? NMSE_HALF : NMSE_FLOAT;
+}
+
 // Error of the logits when only K or only V is of a type: the range over the models of tests/llama, as measured.
 struct type_error {
     double k_min, k_max;

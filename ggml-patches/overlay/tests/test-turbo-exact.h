@@ -81,8 +81,8 @@ inline void check_goes_on(const logits_t & expected, const logits_t & got) {
     check_at_most(
         "... the first token",
         nmse(logits_t(expected.begin(), expected.begin() + n_vocab), logits_t(got.begin(), got.begin() + n_vocab)),
-        NMSE_FLOAT);
-    check_at_most("... continues", nmse(expected, got), is_small ? NMSE_FLOAT : NMSE_DEEP);
+        nmse_float());
+    check_at_most("... continues", nmse(expected, got), is_small ? nmse_float() : NMSE_DEEP);
 }
 
 inline void erase_row(saved_state & state, const saved_tensor & tensor, size_t row) {

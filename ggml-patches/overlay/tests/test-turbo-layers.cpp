@@ -222,9 +222,9 @@ static void test_shift(const setup & types) {
 
     // bf16 has 8 bits: measured 1e-5 to 2e-4
     const std::pair<ggml_type, double> bounds[] = {
-        { GGML_TYPE_F32,  NMSE_FLOAT },
-        { GGML_TYPE_F16,  NMSE_HALF  },
-        { GGML_TYPE_BF16, 5e-4       },
+        { GGML_TYPE_F32,  nmse_float() },
+        { GGML_TYPE_F16,  NMSE_HALF    },
+        { GGML_TYPE_BF16, 5e-4         },
     };
     for (const auto & [type, bound] : bounds) {
         for (const char * layer : { "0", "-1" }) {

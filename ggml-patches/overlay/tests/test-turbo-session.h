@@ -361,6 +361,7 @@ struct test_program {
                 n_threads = atoi(argv[++i]);
             } else if (strcmp(argv[i], "-ngl") == 0 && has_value && atoi(argv[i + 1]) > 0) {
                 params.n_gpu_layers = atoi(argv[++i]);
+                on_gpu              = true;
             } else if (strcmp(argv[i], "-ctkl") == 0 && has_value) {
                 types.layers_k = argv[++i];
             } else if (strcmp(argv[i], "-ctvl") == 0 && has_value) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import TypeVar
 
 import msgspec
 from gpu_root_tools import Case
+
+from turbo_gguf.codec import tables
 
 T = TypeVar("T")
 
@@ -64,6 +67,44 @@ def two_segments(head_size: str, *environment: tuple[str, str], more: str = "") 
     return Job("FLASH_ATTN_EXT", rf"hsk={key},hsv={value or key},rows={more}", environment)
 
 
+SCALAR = tuple(t.name for t in tables.SCALAR)
+TRELLIS = tuple(t.name for t in tables.TRELLIS)
+TURBO = (*SCALAR, *TRELLIS)
+DIAGONAL = {(t, t) for t in TURBO}
+
+SMALL = "nh=2,nr23=.4,1.,kv=113,"
+"""Cases of attention with few keys, at every head size."""
+
+ROW_JOBS = {
+    "SET_ROWS": Job("SET_ROWS", "turbo"),
+    "GET_ROWS": Job("GET_ROWS", "turbo"),
+    "CPY": Job("CPY", "turbo"),
+    "CONT, DUP": Job("CONT,DUP", "turbo"),
+    "decay": Job("MAP_CUSTOM1", "turbo"),
+}
+"""All that a backend does with rows of our types."""
+
+
+def upstream(types: str) -> Job:
+    """Upstream's own attention with some types, which shows that a device is right."""
+    return Job(
+        "FLASH_ATTN_EXT",
+        "hsk=(64|128),hsv=(64|128),nh=4,nr23=.4,1.,kv=512,nb=(1|3|32),mask=1,sinks=0,max_bias=0.000000,logit_softcap=0.000000,prec=f32,"
+        f"type_K=({types}),type_V=({types}),permute=.0,1,2",
+    )
+
+
+def measured(cases: Callable[[], list[Case]]) -> Outcome:
+    """What a run gives and how long it takes. An error in it is a part of the outcome, since a job must not end the others."""
+    outcome, began = Outcome(), time.monotonic()
+    try:
+        outcome.cases = cases()
+    except Exception as error:
+        outcome.error = str(error)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
 def run_jobs(
     jobs: Mapping[str, Job],
     run: Callable[[Job, Path], Outcome],
@@ -105,3 +146,28 @@ def kept(folder: Path, what: str, make: Callable[[], T], kind: type[T], *, resum
 def code_of(files: Iterable[Path]) -> str:
     """A hash of the content of files."""
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+# --- what tests ask of outcomes -------------------------------------------------------------------------------------------
+
+
+def assert_equals_cpu(outcome: Outcome) -> None:
+    """There were cases, and all were right."""
+    assert not outcome.error
+    assert [case.text for case in outcome.cases if not case.ok] == []
+    assert outcome.cases
+
+
+ROWS = [("SET_ROWS", "type_dst", 40), ("GET_ROWS", "type", 8), ("CPY", "type_dst", 8), ("CPY", "type_src", 2)]
+"""Job, parameter, and how many cases of each of our types there are at least."""
+
+
+def assert_every_type_ran(outcome: Outcome, key: str, at_least: int) -> None:
+    """So many cases had each of our types as this parameter."""
+    ran = [case.parameters[key] for case in outcome.cases]
+    assert [name for name in TURBO if ran.count(name) < at_least] == []
+
+
+def assert_decay_ran(outcome: Outcome) -> None:
+    """Types that decay did."""
+    assert {case.parameters["type"] for case in outcome.cases} == {t.name for t in tables.SCALAR if t.decays}

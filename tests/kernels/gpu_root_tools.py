@@ -195,6 +195,14 @@ def skip(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def need_root() -> None:
+    """Skip the running test where there is no root."""
+    try:
+        root()
+    except Unavailable as error:
+        skip(str(error))
+
+
 def tiny_model(name: str, folder: Path) -> Path:
     """Write a model of ``tests/llama/tiny_models.py`` and a text into a folder."""
     spec = importlib.util.spec_from_file_location("tiny_models", REPOSITORY / "tests" / "llama" / "tiny_models.py")

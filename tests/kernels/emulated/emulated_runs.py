@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-import time
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
 import backend_jobs
 import emulated_tools
-from backend_jobs import Job, Outcome, two_segments
+from backend_jobs import DIAGONAL, ROW_JOBS, SCALAR, SMALL, TRELLIS, Job, Outcome, measured, two_segments
 
-from turbo_gguf.codec import tables
-
-SCALAR = tuple(t.name for t in tables.SCALAR)
-TRELLIS = tuple(t.name for t in tables.TRELLIS)
 HEAD_SIZES = ("64", "96", "128", "256")
 BATCHES = ("1", "3", "32")
 
@@ -32,8 +27,6 @@ TRELLIS_PAIRS = {
 }
 """The default decode kernels but two of those with K in f16, and two pairs without one. All pairs would take longer than all else here."""
 
-DIAGONAL = {(t, t) for t in (*SCALAR, *TRELLIS)}
-
 CONTEXT, UBATCH = 128, 32  # one chunk of the tiny models; several queries at once, so that prefill runs, too
 
 
@@ -43,15 +36,10 @@ SLICE = ("GGML_TURBO_CUDA_SLICE", "512")  # keys; otherwise the caches of these 
 MATRIX = ("GGML_TURBO_CUDA_DECODE", "mma")  # for the 4 columns of one query, too, which gfx1100 decodes without
 WITHOUT_MATRIX = ("GGML_TURBO_CUDA_DECODE", "dp4a")  # for the 12 columns of three queries, too
 
-SMALL = "nh=2,nr23=.4,1.,kv=113,"
 SEVERAL_SLICES = "512,.*kv=1536,"
 
 JOBS = {
-    "SET_ROWS": Job("SET_ROWS", "turbo"),
-    "GET_ROWS": Job("GET_ROWS", "turbo"),
-    "CPY": Job("CPY", "turbo"),
-    "CONT, DUP": Job("CONT,DUP", "turbo"),
-    "decay": Job("MAP_CUSTOM1", "turbo"),
+    **ROW_JOBS,
     **{f"attention, head size {size}": attention(size, SMALL) for size in HEAD_SIZES},
     **{f"attention by matrix instructions, head size {size}": attention(size, SMALL + "nb=1,", MATRIX) for size in ("64", "128")},
     "attention without matrix instructions": attention("128", SMALL + "nb=3,", WITHOUT_MATRIX, pairs=DIAGONAL),
@@ -76,11 +64,7 @@ MORE_JOBS = {
 }
 """What only the report runs."""
 
-UPSTREAM = Job(
-    "FLASH_ATTN_EXT",
-    "hsk=(64|128),hsv=(64|128),nh=4,nr23=.4,1.,kv=512,nb=(1|3|32),mask=1,sinks=0,max_bias=0.000000,logit_softcap=0.000000,prec=f32,"
-    "type_K=f16,type_V=f16,permute=.0,1,2",
-)
+UPSTREAM = backend_jobs.upstream("f16")
 """Upstream's vector, tile and WMMA kernels, which are known to be right."""
 
 FAULTY = Job(
@@ -91,17 +75,11 @@ FAULTY = Job(
 
 def run_job(job: Job, folder: Path) -> Outcome:
     """Run a job; ``folder`` gets its logs."""
-    outcome, began = Outcome(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     launches = folder / "launches.txt"
     launches.unlink(missing_ok=True)
-    try:
-        outcome.cases = emulated_tools.backend_ops(
-            job.op, job.pattern, folder, timeout=job.timeout, TURBO_EMULATOR_LOG=str(launches), **dict(job.environment)
-        )
-    except Exception as error:  # a job must not end the others
-        outcome.error = str(error)
-    outcome.seconds = time.monotonic() - began
+    environment = {"TURBO_EMULATOR_LOG": str(launches), **dict(job.environment)}
+    outcome = measured(lambda: emulated_tools.backend_ops(job.op, job.pattern, folder, timeout=job.timeout, **environment))
     for name, seconds in launches_of(launches):
         outcome.kernels[name] = outcome.kernels.get(name, 0) + seconds
     return outcome

@@ -13,7 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
-from gpu_root_tools import REPOSITORY, Case, Done, Unavailable, build_in_root, cases_of, checked, in_root, root, skip, tiny_model
+from gpu_root_tools import REPOSITORY, Case, Done, build_in_root, cases_of, checked, in_root, need_root, root, tiny_model
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import home
@@ -21,7 +21,7 @@ from turbo_gguf.make.upstream import fetch, resolve
 
 RUNTIME = REPOSITORY / "dev" / "emulator" / "runtime"
 
-__all__ = ["Case", "Done", "Unavailable", "home", "in_root", "root", "skip", "tiny_model"]
+__all__ = ["Case", "Done", "home", "in_root", "root", "tiny_model"]
 
 TARGETS = ("test-backend-ops", "llama-perplexity")
 TILE = ("64-64", "96-96", "128-128", "192-128", "256-256", "512-512", "576-512")  # head sizes of K and V
@@ -136,10 +136,7 @@ _KERNELS_SCRIPT = """
 @functools.cache
 def code_object(source: str) -> bytes:
     """The kernels of one of our .cu files, compiled for gfx1100. Skips the test where there is no compiler."""
-    try:
-        root()
-    except Unavailable as error:
-        skip(str(error))
+    need_root()
     tree = patchset.apply(fetch(resolve(None)))
     target = home() / "builds" / "hip-emulated-kernels" / f"{source}.elf"
     target.parent.mkdir(parents=True, exist_ok=True)

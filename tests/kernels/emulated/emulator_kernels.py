@@ -13,6 +13,7 @@ import numpy.typing as npt
 from emulator.codeobject import CodeObject
 from emulator.machine import Call, Dim, Machine
 from emulator.memory import Memory
+from gpu_root_tools import need_root
 
 Rows = npt.NDArray[np.uint32]
 
@@ -127,10 +128,7 @@ def _clang(options: str, source: Path, target: Path) -> bytes:
 
 def _folder(name: str) -> Path:
     """Where the kernels of this name are compiled; skips the test where there is no GPU root."""
-    try:
-        emulated_tools.root()
-    except emulated_tools.Unavailable as error:
-        emulated_tools.skip(str(error))
+    need_root()
     folder = emulated_tools.home() / "builds" / "hip-emulated-kernels" / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

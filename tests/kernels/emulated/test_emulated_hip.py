@@ -11,6 +11,7 @@ from pathlib import Path
 
 import emulated_tools
 import pytest
+from backend_jobs import ROWS, SCALAR, TRELLIS, Outcome, assert_decay_ran, assert_equals_cpu, assert_every_type_ran
 from emulated_runs import (
     BATCHES,
     CONTEXT,
@@ -18,18 +19,14 @@ from emulated_runs import (
     HEAD_SIZES,
     JOBS,
     PAIRS,
-    SCALAR,
-    TRELLIS,
     TRELLIS_PAIRS,
     UBATCH,
     UPSTREAM,
-    Outcome,
     launches_of,
     perplexity,
     run_jobs,
 )
-
-from turbo_gguf.codec import tables
+from gpu_root_tools import need_root
 
 pytestmark = pytest.mark.emulated
 
@@ -37,34 +34,23 @@ pytestmark = pytest.mark.emulated
 @functools.cache
 def outcomes() -> dict[str, Outcome]:
     """All jobs, one per core; by name, with "upstream" and "faulty"."""
-    try:
-        emulated_tools.root()
-    except emulated_tools.Unavailable as error:
-        emulated_tools.skip(str(error))
+    need_root()
     return run_jobs({**JOBS, "upstream": UPSTREAM, "faulty": FAULTY}, emulated_tools.home() / "logs" / "hip-emulated")
 
 
 @pytest.mark.parametrize("name", [*JOBS, "upstream"])
 def test_operation_equals_cpu(name: str) -> None:
-    outcome = outcomes()[name]
-    assert not outcome.error
-    assert [case.text for case in outcome.cases if not case.ok] == []
-    assert outcome.cases
-
-
-ROWS = [("SET_ROWS", "type_dst", 40), ("GET_ROWS", "type", 8), ("CPY", "type_dst", 8), ("CPY", "type_src", 2)]
+    assert_equals_cpu(outcomes()[name])
 
 
 @pytest.mark.parametrize(("op", "key", "at_least"), ROWS)
 def test_every_type_ran(op: str, key: str, at_least: int) -> None:
-    ran = [case.parameters[key] for case in outcomes()[op].cases]
-    for name in (*SCALAR, *TRELLIS):
-        assert ran.count(name) >= at_least, name
+    assert_every_type_ran(outcomes()[op], key, at_least)
 
 
 def test_decay_ran() -> None:
     outcome = outcomes()["decay"]
-    assert {case.parameters["type"] for case in outcome.cases} == {t.name for t in tables.SCALAR if t.decays}
+    assert_decay_ran(outcome)
     assert any("turbo_decay_blocks" in name for name in outcome.kernels)
 
 

@@ -12,6 +12,7 @@ from emulator import opcodes
 from emulator.codeobject import CodeObject, image_bytes
 from emulator.memory import Memory
 from emulator_kernels import Kernels
+from gpu_root_tools import need_root
 
 pytestmark = pytest.mark.emulated
 
@@ -21,10 +22,7 @@ KERNELS = Kernels("opcodes", BODIES)
 
 def library() -> list[bytes]:
     """The code objects of the built library."""
-    try:
-        emulated_tools.root()
-    except emulated_tools.Unavailable as error:
-        emulated_tools.skip(str(error))
+    need_root()
     return list(opcodes.code_objects((emulated_tools.build() / "libggml-hip.so").read_bytes()))
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import lavapipe_runs
 import lavapipe_tools
 import radv_stats
-from backend_jobs import Outcome, kept
+from backend_jobs import TURBO, Outcome, kept
 from gpu_root_tools import REPOSITORY, in_root
-from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, TURBO, UPSTREAM, VALIDATED
+from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, UPSTREAM, VALIDATED
 
 from turbo_gguf import patchset
 from turbo_gguf.assets import embedded_model, home

@@ -10,9 +10,8 @@ import re
 from pathlib import Path
 
 import lavapipe_tools
-from backend_jobs import attention, two_segments
+from backend_jobs import DIAGONAL, SMALL, TURBO, attention, two_segments
 from gpu_root_tools import in_root
-from lavapipe_runs import DIAGONAL, SMALL, TURBO
 
 from turbo_gguf.codec import tables
 

@@ -13,9 +13,8 @@ import gpu_root_tools
 import lavapipe_runs
 import lavapipe_tools
 import pytest
-from backend_jobs import Outcome, attention
+from backend_jobs import SCALAR, SMALL, Outcome, assert_equals_cpu, attention
 from gpu_root_tools import REPOSITORY, checked, in_root
-from lavapipe_runs import SCALAR, SMALL
 
 pytestmark = pytest.mark.vulkan
 
@@ -33,10 +32,7 @@ JOBS = {
 @functools.cache
 def folder() -> Path:
     """Folder of all logs; skips the test where there is no root."""
-    try:
-        gpu_root_tools.root()
-    except gpu_root_tools.Unavailable as error:
-        gpu_root_tools.skip(str(error))
+    gpu_root_tools.need_root()
     return lavapipe_runs.logs("int-dot")
 
 
@@ -67,6 +63,5 @@ def test_the_layer_is_what_makes_the_difference(more: bool) -> None:
 
 @pytest.mark.parametrize("size", JOBS)
 def test_attention_equals_cpu(size: str) -> None:
-    assert not outcome(size).error
-    assert [case.text for case in outcome(size).cases if not case.ok] == []
+    assert_equals_cpu(outcome(size))
     assert {case.parameters["type_K"] for case in outcome(size).cases} == (set(SCALAR) if size == "64" else {"turbo3"})

@@ -13,11 +13,9 @@ import lavapipe_runs
 import lavapipe_tools
 import pytest
 import radv_stats
-from backend_jobs import Job, Outcome
-from lavapipe_runs import DIAGONAL, JOBS, MIXED, PLAIN, TURBO, UPSTREAM, VALIDATED, perplexity
+from backend_jobs import DIAGONAL, ROWS, Job, Outcome, assert_decay_ran, assert_equals_cpu, assert_every_type_ran
+from lavapipe_runs import JOBS, MIXED, PLAIN, UPSTREAM, VALIDATED, perplexity
 from lavapipe_tools import SINGLE
-
-from turbo_gguf.codec import tables
 
 pytestmark = pytest.mark.vulkan
 
@@ -25,10 +23,7 @@ pytestmark = pytest.mark.vulkan
 @functools.cache
 def logs() -> Path:
     """Folder of all logs; skips the test where there is no root."""
-    try:
-        gpu_root_tools.root()
-    except gpu_root_tools.Unavailable as error:
-        gpu_root_tools.skip(str(error))
+    gpu_root_tools.need_root()
     return lavapipe_runs.logs("lavapipe")
 
 
@@ -46,24 +41,16 @@ def validated() -> dict[str, Outcome]:
 
 @pytest.mark.parametrize("name", [*JOBS, "upstream"])
 def test_operation_equals_cpu(name: str) -> None:
-    outcome = outcomes()[name]
-    assert not outcome.error
-    assert [case.text for case in outcome.cases if not case.ok] == []
-    assert outcome.cases
-
-
-ROWS = [("SET_ROWS", "type_dst", 40), ("GET_ROWS", "type", 8), ("CPY", "type_dst", 8), ("CPY", "type_src", 2)]
+    assert_equals_cpu(outcomes()[name])
 
 
 @pytest.mark.parametrize(("op", "key", "at_least"), ROWS)
 def test_every_type_ran(op: str, key: str, at_least: int) -> None:
-    ran = [case.parameters[key] for case in outcomes()[op].cases]
-    for name in TURBO:
-        assert ran.count(name) >= at_least, name
+    assert_every_type_ran(outcomes()[op], key, at_least)
 
 
 def test_decay_ran() -> None:
-    assert {case.parameters["type"] for case in outcomes()["decay"].cases} == {t.name for t in tables.SCALAR if t.decays}
+    assert_decay_ran(outcomes()["decay"])
 
 
 @pytest.mark.parametrize(("size", "pairs", "batches"), [("64", DIAGONAL, "1 32"), ("128", MIXED, "1")])

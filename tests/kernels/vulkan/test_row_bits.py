@@ -31,10 +31,7 @@ FLOATS = ("f32", "f16", "bf16")
 @functools.cache
 def program() -> Path:
     """The program, compiled against the CPU build; skips the test where there is no root."""
-    try:
-        gpu_root_tools.root()
-    except gpu_root_tools.Unavailable as error:
-        gpu_root_tools.skip(str(error))
+    gpu_root_tools.need_root()
     path = lavapipe_runs.logs("lavapipe") / "row_bits"
     path.parent.mkdir(parents=True, exist_ok=True)
     ggml = patchset.apply(fetch(resolve(None))).path / "ggml"

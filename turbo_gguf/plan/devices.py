@@ -9,11 +9,13 @@ import msgspec
 
 from turbo_gguf import tools
 from turbo_gguf.errors import EnvironmentMissing, LogNotUnderstood, UsageError
+from turbo_gguf.make.toolkits import TOOLKITS
 
 _MIB = 1 << 20
 _HEAD = "Available devices:"
 _ROW = re.compile(r"^\s*(?P<name>\S+): (?P<about>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$", re.MULTILINE)
-_HINT = "build for a GPU: turbo-gguf build --preset cuda, or rocm; or say how much memory there is: --memory 24GiB"
+_PRESETS = " or ".join(name for name in TOOLKITS if name != "cpu")
+_HINT = f"build for a GPU: turbo-gguf build --preset {_PRESETS}; or say how much memory there is: --memory 24GiB"
 
 
 class Device(msgspec.Struct, frozen=True):

@@ -112,6 +112,15 @@ def test_an_unpatched_build_stands_beside(world: World) -> None:
     assert "is_turbo" not in (plain.tree.path / "ggml/src/ggml.c").read_text()
 
 
+def test_builds_within_the_build_find_ninja_of_a_wheel(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    shutil.move(world.bin / "ninja", tmp_path / "wheels/ninja")
+    monkeypatch.setattr(building, "_wheel_tool", lambda program: tmp_path / "wheels/ninja" if program == "ninja" else None)
+    world.program("cmake", 'command -v ninja > "$CALLS.ninja"\n' + CMAKE)
+    ensure_build(upstream=str(world.source))
+    assert Path(f"{world.calls}.ninja").read_text("ascii").split() == [str(tmp_path / "wheels/ninja")]
+
+
 def test_make_is_used_when_there_is_no_ninja(world: World) -> None:
     first = ensure_build(upstream=str(world.source))
     (first.path / "stale.o").write_text("")

@@ -121,7 +121,7 @@ def build(tree: Tree, chosen: Preset, tools: Toolchain, options: Mapping[str, st
         return found
     _require_disk(chosen, folder)
     (folder / MANIFEST).unlink(missing_ok=True)
-    environment = {**_environment(tree), **presets.environment(chosen)}
+    environment = {**_environment(tree, tools), **presets.environment(chosen)}
     if old is None:
         _configure(tree, folder, tools, options, environment)
     _compile(folder, tools, targets, jobs, environment)
@@ -240,9 +240,15 @@ def _require_disk(chosen: Preset, folder: Path) -> None:
         )
 
 
-def _environment(tree: Tree) -> dict[str, str]:
-    """Keep git from finding an outer repository, and let ccache share results between checkouts but not between kinds of CPUs."""
+def _environment(tree: Tree, tools: Toolchain) -> dict[str, str]:
+    """Variables of CMake and of what it starts.
+
+    Git is kept from finding an outer repository. ccache shares results between checkouts, but not between kinds of CPUs. Builds within the
+    build, such as that of Vulkan's shader generator, look for cmake and ninja on PATH, where those of a wheel are not.
+    """
+    folders = dict.fromkeys(str(program.parent) for program in (tools.cmake, tools.ninja) if program is not None)
     return {
+        "PATH": os.pathsep.join((os.environ.get("PATH", os.defpath), *folders)),
         "GIT_CEILING_DIRECTORIES": str(tree.path.parent),
         "CCACHE_BASEDIR": str(home()),
         "CCACHE_NOHASHDIR": "1",

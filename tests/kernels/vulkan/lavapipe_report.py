@@ -108,9 +108,7 @@ Our shaders as RADV, Mesa's driver for AMD GPUs, compiles them; the GPUs are sta
 differ in types and head sizes.
 """
 
-_TYPES = (
-    "turbo2-turbo2 or turbo3-turbo3 or turbo4-turbo4 or turbo2t-turbo2t or turbo3t-turbo3t or turbo4t-turbo4t or turbo3-f16 or q8_0-turbo4"
-)
+_TYPES = "turbo2-turbo2 or turbo3-turbo3 or turbo3t-turbo3t or turbo4t-turbo4t or turbo3-f16 or q8_0-turbo4"
 LIFE_CASES = {
     "test_cache_life.py": f"test_cache_life and (head64 or head128 or head96 or swa) and ({_TYPES})",
     "test_exact.py": "test_exact and (head64 or head128 or sinks or qk-norm) and (turbo3 or turbo3t or q8_0 or f16)",

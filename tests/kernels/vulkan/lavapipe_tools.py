@@ -28,8 +28,8 @@ LIFE = ("cache", "layers", "decay", "calibration", "exact", "defaults")
 TARGETS = ("test-backend-ops", "llama-perplexity", "llama-completion", "llama-bench", *(f"test-turbo-{name}" for name in LIFE))
 """Programs of the CPU build."""
 
-# Shaders that no test here calls, by the names of their SPIR-V: two of three. Weights are f32, f16, q8_0 and q4_0 here.
-OTHER_WEIGHTS = r"(matmul|mul_mat_vec)(_id)?_(q[12]_0|q4_1|q5_[01]|q[2-6]_k|iq[1-4]_[a-z]+|mxfp4|nvfp4|tq[12]_0|bf16)_.*"
+# Shaders that no test here calls, by the names of their SPIR-V: two of three. What is multiplied here is f32, f16, bf16, q8_0 or q4_0.
+OTHER_WEIGHTS = r"(matmul|mul_mat_vec)(_id)?_(q[12]_0|q4_1|q5_[01]|q[2-6]_k|iq[1-4]_[a-z]+|mxfp4|nvfp4|tq[12]_0)_.*"
 OTHER_DEVICES = r".*_(cm2|dot2|ocp)(_.*)?"  # extensions that lavapipe lacks
 OTHER_OPS = (
     r"(matmul|mul_mat_vec)_id_.*|(conv|im2col|col2im|pool|wkv|rwkv|ssm|gated|snake|opt_step|upscale|lightning|dsv4|solve|topk|cumsum).*"

@@ -126,8 +126,8 @@ inline bool is_rotated(char side) {
     return found;
 }
 
-// Float error only: measured 1e-13 to 4e-13, and 3e-9 where the model rounds to f16 elsewhere (GELU).
-constexpr double NMSE_FLOAT         = 3e-8;
+// Float error only: measured 1e-13 to 4e-13, and up to 3.3e-8 where the model rounds to f16 elsewhere (GELU).
+constexpr double NMSE_FLOAT         = 1e-7;
 // As above with one side of the cache in f16, or flash attention, which reads f32 as f16: measured up to 2e-6.
 constexpr double NMSE_HALF          = 1e-5;
 // The same values in another batch: float error may move some across a decision level of the quantizer, or choose another path of a

@@ -95,8 +95,9 @@ by itself.
 TEXT = """
 ## Continued text
 
-`llama-completion` without sampling, {tokens} tokens behind real text, all layers on the device, products in binary32. Characters that are equal
-to those of the CPU with its prompt in one batch. Sums in another order part the CPU's own texts, too: the last column has batches of 64.
+`llama-completion` without sampling, {tokens} tokens behind real text, all layers on the device, products in binary32. Characters that are
+equal to those of the CPU with its prompt in one batch. Sums in another order part the CPU's own texts, too, as the last column shows for
+batches of 64.
 
 | cache | Vulkan | CPU in other batches |
 |---|---|---|

@@ -125,7 +125,7 @@ def test_a_device_that_is_not_there(model: Path, server: Path) -> None:
     none = cli(*args)
     assert none.exit_code == 3 and "there is no build to ask" in none.output and "--memory 24GiB" in none.output
     empty = cli(*args, "--server", server)
-    assert empty.exit_code == 3 and "lists no device" in empty.output and "--preset cuda" in empty.output
+    assert empty.exit_code == 3 and "lists no device" in empty.output and "--preset vulkan or rocm or cuda" in empty.output
     server.with_name("devices").write_text(GPUS)
     other = cli(*args, "--server", server)
     assert other.exit_code == 2 and "there are 0: CUDA0 (NVIDIA GeForce RTX 4090), 1: CUDA1" in other.output
@@ -330,7 +330,8 @@ def serve(model: Path, server: Path, port: int, sign: signal.Signals) -> Serving
 def test_ctrl_c_ends_both(model: Path, server: Path, port: int, sign: signal.Signals, code: int) -> None:
     done = serve(model, server, port, sign)
     assert done.code == code, done
-    assert f"listening on http://127.0.0.1:{port}\n" in done.said and f"ready: http://127.0.0.1:{port}\n" in done.said
+    assert f"ready: http://127.0.0.1:{port}\n" in done.said
+    assert f"listening on http://127.0.0.1:{port}\n" in done.said + done.rest  # /health may answer before the server says so
     assert "-ctk turbo4t" in done.out
     deadline = time.monotonic() + 5
     while not server.with_name("ended").exists() and time.monotonic() < deadline:

@@ -20,7 +20,7 @@ import lavapipe_tools
 import radv_stats
 from backend_jobs import TURBO, Outcome, kept
 from gpu_root_tools import REPOSITORY, in_root
-from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, UPSTREAM, VALIDATED
+from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, SIZES, UPSTREAM, VALIDATED
 from lavapipe_tools import SINGLE
 
 from turbo_gguf import patchset
@@ -53,7 +53,7 @@ the CPU within upstream's bounds. Cases that `supports_op` refuses are not count
 """
 
 SMALL = """ This run was a small one (`--small`):
-other head sizes and pairs of types, more keys and more columns are left out."""
+other pairs of types, more keys and more columns are left out."""
 
 VALIDATION = """
 ## Validation layers
@@ -146,7 +146,7 @@ class Report:
 
 def operations(report: Report) -> None:
     """test-backend-ops, all that it has, or what the tests run."""
-    jobs = {**JOBS, **({} if report.small else MORE_JOBS), "upstream's own shaders": UPSTREAM}
+    jobs = {**JOBS, **SIZES, **({} if report.small else MORE_JOBS), "upstream's own shaders": UPSTREAM}
     head = OPERATIONS.format(extent=SMALL if report.small else "")
     report.add_outcomes(head, lavapipe_runs.run_jobs(jobs, report.folder, workers=report.workers, resume=report.resume))
 
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs at once (default: one per core)")
     parser.add_argument("--resume", action="store_true", help="take up what an earlier run of the same code has finished")
-    parser.add_argument("--small", action="store_true", help="of the operations only what the tests run")
+    parser.add_argument("--small", action="store_true", help="of the operations what the tests run, and two types at other head sizes")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part only (default: all)")
     arguments = parser.parse_args()
     report = Report(home() / "logs" / "lavapipe-report", arguments.jobs, arguments.resume, arguments.small)

@@ -37,9 +37,12 @@ JOBS = {
 }
 """What the tests run. Shaders are compiled for each pair, head size and kind of batch; those of head size 64 take the least time."""
 
+SIZES = {f"attention, head size {size}, two types": attention(size, SMALL + "nb=(1|32),", pairs=SOME) for size in (*LARGER, "192")}
+"""What every report runs, too."""
+
 MORE_JOBS = {
     "attention, head size 64, all pairs": attention("64", SMALL, pairs=ALL_PAIRS),
-    **{f"attention, head size {size}": attention(size, SMALL, pairs=DIAGONAL | MIXED) for size in (*LARGER, "192")},
+    **{f"attention, head size {size}, all types": attention(size, SMALL, pairs=DIAGONAL | MIXED) for size in (*LARGER, "192")},
     "attention, ALiBi, sinks, soft cap, sequences, all types": attention("128", "nh=4,.*kv=256,", pairs=DIAGONAL),
     **{
         f"attention, head size {size}, columns": attention(size, "nh=2,.*kv=300,", pairs=SOME)
@@ -49,7 +52,7 @@ MORE_JOBS = {
     "attention, two segments, all types": two_segments("64"),
     **{f"attention, two segments, head size {size}": two_segments(size, more=".*type_K=(q8_0|turbo3t?),") for size in LARGER},
 }
-"""What only the report runs. Types and head sizes are constants of one shader, so that not all combinations need to run."""
+"""What only a whole report runs. Types and head sizes are constants of one shader, so that not all combinations need to run."""
 
 UPSTREAM = backend_jobs.upstream("f16|q8_0")
 """Upstream's shaders, which show that the driver is right."""

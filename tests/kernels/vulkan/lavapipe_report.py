@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs at once (default: one per core)")
     parser.add_argument("--resume", action="store_true", help="take up what an earlier run of the same code has finished")
-    parser.add_argument("--small", action="store_true", help="of the operations what the tests run, and two types at other head sizes")
+    parser.add_argument("--small", action="store_true", help="of the operations what the tests run, and a type or two at other head sizes")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part only (default: all)")
     arguments = parser.parse_args()
     report = Report(home() / "logs" / "lavapipe-report", arguments.jobs, arguments.resume, arguments.small)

@@ -26,18 +26,22 @@ MIXED = {("turbo4", "turbo3"), ("q8_0", "turbo2"), ("turbo3t", "f16")}
 ALL_PAIRS = {pair for pair in product((*TURBO, *PARTNERS), repeat=2) if set(pair) & set(TURBO)}
 
 SOME = {(t, t) for t in ("turbo3", "turbo4t")}
+ONE = {("turbo3", "turbo3")}
 
 JOBS = {
     **ROW_JOBS,
     "attention, head size 64": attention("64", SMALL + "nb=(1|32),", pairs=DIAGONAL),
     "attention, head size 128": attention("128", SMALL + "nb=1,", pairs=MIXED),
-    "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,", pairs={("turbo3", "turbo3")}),
-    "attention, columns": attention("64", "nh=2,nr23=.(5|16),1.,kv=300,nb=(1|16),", pairs={("turbo3", "turbo3")}),
+    "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,", pairs=ONE),
+    "attention, columns": attention("64", "nh=2,nr23=.(5|16),1.,kv=300,nb=(1|16),", pairs=ONE),
     "attention, two segments": two_segments("64", more="75,.*type_K=(q8_0|turbo3t?),"),
 }
 """What the tests run. Shaders are compiled for each pair, head size and kind of batch; those of head size 64 take the least time."""
 
-SIZES = {f"attention, head size {size}, two types": attention(size, SMALL + "nb=(1|32),", pairs=SOME) for size in (*LARGER, "192")}
+SIZES = {
+    **{f"attention, head size {size}, two types": attention(size, SMALL + "nb=(1|32),", pairs=SOME) for size in ("96", "128")},
+    **{f"attention, head size {size}, one type": attention(size, SMALL + "nb=1,", pairs=ONE) for size in ("192-128", "192", *LARGER[-3:])},
+}
 """What every report runs, too."""
 
 MORE_JOBS = {

@@ -53,7 +53,7 @@ the CPU within upstream's bounds. Cases that `supports_op` refuses are not count
 """
 
 SMALL = """ This run was a small one (`--small`):
-other pairs of types, more keys and more columns are left out."""
+head sizes of 512 and more, other pairs of types, more keys and more columns are left out."""
 
 VALIDATION = """
 ## Validation layers

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -120,7 +119,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, end)
     server = ThreadingHTTPServer(("127.0.0.1", int(option("--port", "8080"))), Handler)
     if what != "quiet":
-        threading.Timer(0.3, say, [f"I srv: listening on http://127.0.0.1:{server.server_port}"]).start()
+        say(f"I srv: listening on http://127.0.0.1:{server.server_port}")
     server.serve_forever()
     return 0
 

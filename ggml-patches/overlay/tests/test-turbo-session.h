@@ -68,6 +68,12 @@ inline setup rotated(setup s) {
     return s;
 }
 
+inline double nmse_float() {
+    char arch[32] = "";
+    llama_model_meta_val_str(model, "general.architecture", arch, sizeof(arch));
+    return on_gpu ? NMSE_HALF : strcmp(arch, "gemma2") == 0 ? NMSE_FLOAT_GELU : NMSE_FLOAT;
+}
+
 // An empty value takes the variable away.
 inline void set_env(const char * name, const std::string & value) {
 #ifdef _WIN32

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -18,9 +18,9 @@ from pathlib import Path
 import lavapipe_runs
 import lavapipe_tools
 import radv_stats
-from backend_jobs import TURBO, Outcome, kept
+from backend_jobs import TURBO, Job, Outcome, kept
 from gpu_root_tools import REPOSITORY, in_root
-from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, SIZES, UPSTREAM, VALIDATED
+from lavapipe_runs import FAULTY, JOBS, MORE_JOBS, PLAIN, ROLLED_JOBS, SIZES, UPSTREAM, VALIDATED
 from lavapipe_tools import SINGLE
 
 from turbo_gguf import patchset
@@ -53,7 +53,15 @@ the CPU within upstream's bounds. Cases that `supports_op` refuses are not count
 """
 
 SMALL = """ This run was a small one (`--small`):
-head sizes of 512 and more, other pairs of types, more keys and more columns are left out."""
+other pairs of types, more keys and more columns are left out."""
+
+ROLLED = """
+The same shaders without their hints that loops are to be unrolled. lavapipe compiles these in seconds, and large ones with their hints in
+minutes or, from head size 512, not at all.
+
+| cases | equal to the CPU | seconds |
+|---|---|---|
+"""
 
 VALIDATION = """
 ## Validation layers
@@ -128,6 +136,10 @@ class Report:
         self.folder, self.workers, self.resume, self.small = folder, workers, resume, small
         self.text, self.seconds, self.good = "", 0.0, True
 
+    def run(self, jobs: Mapping[str, Job], run: Callable[[Job, Path], Outcome], folder: str = "") -> dict[str, Outcome]:
+        """Run selections of test-backend-ops, or find what an earlier report kept."""
+        return lavapipe_runs.run_jobs(jobs, self.folder / folder, run=run, workers=self.workers, resume=self.resume)
+
     def add(self, head: str, rows: Sequence[str], seconds: float, good: bool) -> None:
         """Add a part with its table."""
         self.text += head + "\n".join(rows) + ("\n" if rows else "")
@@ -146,15 +158,15 @@ class Report:
 
 def operations(report: Report) -> None:
     """test-backend-ops, all that it has, or what the tests run."""
-    jobs = {**JOBS, **SIZES, **({} if report.small else MORE_JOBS), "upstream's own shaders": UPSTREAM}
-    head = OPERATIONS.format(extent=SMALL if report.small else "")
-    report.add_outcomes(head, lavapipe_runs.run_jobs(jobs, report.folder, workers=report.workers, resume=report.resume))
+    shipped = {**JOBS, **SIZES, "upstream's own shaders": UPSTREAM}
+    rolled = ROLLED_JOBS if report.small else MORE_JOBS
+    report.add_outcomes(OPERATIONS.format(extent=SMALL if report.small else ""), report.run(shipped, lavapipe_runs.run_job))
+    report.add_outcomes(ROLLED, report.run(rolled, lavapipe_runs.rolled()))
 
 
 def validation(report: Report) -> None:
     """Some of it under the validation layers."""
-    folder = report.folder / "validated"
-    report.add_outcomes(VALIDATION, lavapipe_runs.run_jobs(VALIDATED, folder, validate=True, workers=report.workers, resume=report.resume))
+    report.add_outcomes(VALIDATION, report.run(VALIDATED, lavapipe_runs.run_validated, "validated"))
 
 
 def table(report: Report) -> None:

@@ -6,7 +6,7 @@ import functools
 import re
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -42,7 +42,13 @@ SIZES = {
     **{f"attention, head size {size}, two types": attention(size, SMALL + "nb=(1|32),", pairs=SOME) for size in ("96", "128")},
     **{f"attention, head size {size}, one type": attention(size, SMALL + "nb=1,", pairs=ONE) for size in ("192-128", "192", "256")},
 }
-"""What every report runs, too. A pipeline of head size 512 takes lavapipe more than seven minutes."""
+"""What every report runs, too: larger shaders as users have them. lavapipe compiles each for a minute or two."""
+
+ROLLED_JOBS = {
+    **{f"attention, head size {size}, all types": attention(size, SMALL + "nb=1,", pairs=DIAGONAL) for size in (*LARGER, "192")},
+    **{f"attention, two segments, head size {size}": two_segments(size, more="75,kind=0,.*type_K=turbo3,") for size in LARGER},
+}
+"""What the tests run with :func:`rolled_library`."""
 
 MORE_JOBS = {
     "attention, head size 64, all pairs": attention("64", SMALL, pairs=ALL_PAIRS),
@@ -56,7 +62,7 @@ MORE_JOBS = {
     "attention, two segments, all types": two_segments("64"),
     **{f"attention, two segments, head size {size}": two_segments(size, more=".*type_K=(q8_0|turbo3t?),") for size in LARGER},
 }
-"""What only a whole report runs. Types and head sizes are constants of one shader, so that not all combinations need to run."""
+"""What only a whole report runs, with :func:`rolled_library`. Types and sizes are constants of one shader: not all need to meet."""
 
 UPSTREAM = backend_jobs.upstream("f16|q8_0")
 """Upstream's shaders, which show that the driver is right."""
@@ -93,11 +99,20 @@ def run_validated(job: Job, folder: Path) -> Outcome:
     return outcome
 
 
+def rolled() -> Callable[[Job, Path], Outcome]:
+    """What runs a job with :func:`rolled_library`."""
+    return functools.partial(run_job, GGML_BACKEND_PATH=str(rolled_library()))
+
+
 def run_jobs(
-    jobs: Mapping[str, Job], folder: Path, *, validate: bool = False, workers: int | None = None, resume: bool = False
+    jobs: Mapping[str, Job],
+    folder: Path,
+    *,
+    run: Callable[[Job, Path], Outcome] = run_job,
+    workers: int | None = None,
+    resume: bool = False,
 ) -> dict[str, Outcome]:
-    """Run jobs, one per core or so many at once."""
-    run = run_validated if validate else run_job
+    """Run jobs, one per core or so many at once; ``run`` is one of those above."""
     return backend_jobs.run_jobs(jobs, run, folder, code=code(), workers=workers, resume=resume)
 
 
@@ -109,7 +124,7 @@ def code() -> str:
     return backend_jobs.code_of(files)
 
 
-# --- a broken table -------------------------------------------------------------------------------------------------------
+# --- changed libraries ----------------------------------------------------------------------------------------------------
 
 
 def words(levels: Sequence[int]) -> list[bytes]:
@@ -120,9 +135,15 @@ def words(levels: Sequence[int]) -> list[bytes]:
 OP_CONSTANT = struct.pack("<I", 4 << 16 | 43)
 """First word of SPIR-V's OpConstant of 32 bits; its type, its id and its value follow."""
 
+OP_LOOP_MERGE = struct.pack("<I", 4 << 16 | 246)
+"""First word of SPIR-V's OpLoopMerge; two labels and how to treat the loop follow."""
+UNROLL, DONT_UNROLL = struct.pack("<I", 1), struct.pack("<I", 2)
 
-def changed_library(folder: Path, changes: Mapping[bytes, bytes]) -> Path:
+
+def changed_library(folder: Path, changes: Mapping[bytes, bytes], instruction: bytes = OP_CONSTANT) -> Path:
     """Write a copy of the backend's library in which some constants of shaders have other values; returns it.
+
+    Another ``instruction`` of four words is changed in its last word, too.
 
     Raises:
         RuntimeError: the library has none of them.
@@ -130,14 +151,23 @@ def changed_library(folder: Path, changes: Mapping[bytes, bytes]) -> Path:
     library = lavapipe_tools.library()
     content, count = library.read_bytes(), 0
     for old, new in changes.items():
-        constant = re.compile(re.escape(OP_CONSTANT) + rb"(.{8})" + re.escape(old), re.DOTALL)
-        content, found = constant.subn(lambda match, new=new: OP_CONSTANT + match[1] + new, content)
+        words_before = re.compile(re.escape(instruction) + rb"(.{8})" + re.escape(old), re.DOTALL)
+        content, found = words_before.subn(lambda match, new=new: instruction + match[1] + new, content)
         count += found
     if not count:
-        raise RuntimeError(f"{library} has no constant {', '.join(old.hex() for old in changes)}")
+        raise RuntimeError(f"{library} has no instruction {instruction.hex()} with {', '.join(old.hex() for old in changes)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / library.name).write_bytes(content)
     return folder / library.name
+
+
+def rolled_library() -> Path:
+    """A copy of the backend's library whose shaders' loops stay loops, with the same results.
+
+    LLVM goes over a whole shader again for each read of memory in it when it writes machine code for CPUs that it deems slow at gathering:
+    unrolled attention of head size 192 takes a minute or two, and of 512 more than seven. In loops each takes ten seconds.
+    """
+    return changed_library(logs("lavapipe") / "rolled", {UNROLL: DONT_UNROLL}, OP_LOOP_MERGE)
 
 
 def broken_library(folder: Path, name: str = "turbo3t") -> Path:

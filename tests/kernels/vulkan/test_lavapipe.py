@@ -14,7 +14,7 @@ import lavapipe_tools
 import pytest
 import radv_stats
 from backend_jobs import DIAGONAL, ROWS, Job, Outcome, assert_decay_ran, assert_equals_cpu, assert_every_type_ran
-from lavapipe_runs import JOBS, MIXED, PLAIN, UPSTREAM, VALIDATED, perplexity
+from lavapipe_runs import JOBS, MIXED, PLAIN, ROLLED_JOBS, UPSTREAM, VALIDATED, perplexity
 from lavapipe_tools import SINGLE
 
 pytestmark = pytest.mark.vulkan
@@ -34,14 +34,25 @@ def outcomes() -> dict[str, Outcome]:
 
 
 @functools.cache
+def rolled() -> dict[str, Outcome]:
+    """Those of larger shaders, whose loops are not unrolled."""
+    return lavapipe_runs.run_jobs(ROLLED_JOBS, logs(), run=lavapipe_runs.rolled())
+
+
+@functools.cache
 def validated() -> dict[str, Outcome]:
     """Those that run under the validation layers."""
-    return lavapipe_runs.run_jobs(VALIDATED, logs() / "validated", validate=True)
+    return lavapipe_runs.run_jobs(VALIDATED, logs() / "validated", run=lavapipe_runs.run_validated)
 
 
 @pytest.mark.parametrize("name", [*JOBS, "upstream"])
 def test_operation_equals_cpu(name: str) -> None:
     assert_equals_cpu(outcomes()[name])
+
+
+@pytest.mark.parametrize("name", ROLLED_JOBS)
+def test_operation_of_a_larger_shader_equals_cpu(name: str) -> None:
+    assert_equals_cpu(rolled()[name])
 
 
 @pytest.mark.parametrize(("op", "key", "at_least"), ROWS)

@@ -57,7 +57,7 @@ gpu-root: ## make a Debian root with HIP, Vulkan and a Vulkan driver for CPUs, f
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
 	PYTHONPATH=tests/kernels $(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)
 
-test-vulkan: setup-dev ## the Vulkan backend on Mesa's driver for CPUs, result in eval/results (hours; ARGS=--small an hour or two; a part of it is in the tests)
+test-vulkan: setup-dev ## the Vulkan backend on Mesa's driver for CPUs, result in eval/results (an hour or two; ARGS=--small for less; a part of it is in the tests)
 	PYTHONPATH=tests/kernels:tests/kernels/vulkan $(PYTHON_VENV) tests/kernels/vulkan/lavapipe_report.py $(ARGS)
 
 test-server: setup-dev ## upstream's server tests with f16, q8_0, turbo4t, turbo3t; table in build/report (ten minutes; a part is in the tests)

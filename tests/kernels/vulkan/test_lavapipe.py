@@ -13,8 +13,18 @@ import lavapipe_runs
 import lavapipe_tools
 import pytest
 import radv_stats
-from backend_jobs import DIAGONAL, ROWS, Job, Outcome, assert_decay_ran, assert_equals_cpu, assert_every_type_ran
-from lavapipe_runs import JOBS, MIXED, PLAIN, ROLLED_JOBS, UPSTREAM, VALIDATED, perplexity
+from backend_jobs import (
+    DIAGONAL,
+    ROWS,
+    SCALAR,
+    TURBO,
+    Job,
+    Outcome,
+    assert_decay_ran,
+    assert_equals_cpu,
+    assert_every_type_ran,
+)
+from lavapipe_runs import JOBS, LARGER, MIXED, PLAIN, ROLLED_JOBS, UPSTREAM, VALIDATED, perplexity
 from lavapipe_tools import SINGLE
 
 pytestmark = pytest.mark.vulkan
@@ -68,6 +78,12 @@ def test_decay_ran() -> None:
 def test_every_pair_and_batch_ran(size: str, pairs: set[tuple[str, str]], batches: str) -> None:
     cases = [case.parameters for case in outcomes()[f"attention, head size {size}"].cases]
     assert {(c["type_K"], c["type_V"], c["nb"]) for c in cases} == {(*pair, nb) for pair in pairs for nb in batches.split()}
+
+
+@pytest.mark.parametrize("size", [*LARGER, "192"])
+def test_every_type_ran_at_every_head_size(size: str) -> None:
+    ran = {case.parameters["type_K"] for case in rolled()[f"attention, head size {size}, all types"].cases}
+    assert ran == set(SCALAR if size == "96" else TURBO)  # blocks of trellis types have 64 values
 
 
 def test_two_segments_ran() -> None:

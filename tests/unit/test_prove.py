@@ -297,6 +297,13 @@ def test_without_the_device_it_ends_with_3(gpu: Path, capsys: pytest.CaptureFixt
     assert "GONE cannot be used: return code 1: no device GONE; there are: CPU; libraries not found: libcublas.so.13" in words
 
 
+def test_a_device_that_takes_a_second_to_start_is_waited_for(gpu: Path) -> None:
+    """As real ones do: the first program loads 170 MB of kernels before any stage has begun."""
+    fake_proof.program(gpu / "proof/bin", "test-turbo-perf", f"sleep 1\n{fake_proof.PERF}")
+    assert prove(gpu, "perf") == 0
+    assert ends(gpu) == {"perf": "pass"}
+
+
 def test_libraries_are_found_in_the_folders_of_python_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "site/nvidia/cu13/lib"
     folder.mkdir(parents=True)

@@ -91,7 +91,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def archive(folder: Path, path: Path) -> float:
     """Pack a folder; returns megabytes."""
-    with tarfile.open(path, "w:xz", preset=6) as file:
+    with tarfile.open(path, "w:xz", preset=9) as file:
         file.add(folder, folder.name)
     return path.stat().st_size / 1e6
 

@@ -29,7 +29,7 @@ class Proof:
         self.folder, self.out, self.device, self.small, self.rows = folder, out, device, small, rows
         self.bits = bits  # of a value, by cache type
         self.model: Path | None = None  # instead of the one that was packed
-        self.deadline = float("inf")  # of the stage that runs
+        self.deadline = float("inf")  # of the stage that runs; there is none before the first
         self.environment: dict[str, str] = {}  # for all programs
         self.scratch = Path(tempfile.mkdtemp(prefix="proof-"))  # large files, which are no results
         self._results = (out / "results.jsonl").open("a", encoding="utf-8")

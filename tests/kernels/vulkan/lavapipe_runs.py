@@ -164,8 +164,8 @@ def changed_library(folder: Path, changes: Mapping[bytes, bytes], instruction: b
 def rolled_library() -> Path:
     """A copy of the backend's library whose shaders' loops stay loops, with the same results.
 
-    LLVM's time grows with the square of a shader (docs/lab/0019-vulkan.md): unrolled attention of head size 192 takes a minute or two, and of
-    512 more than seven. In loops each takes some seconds.
+    LLVM's time grows with the square of a shader (docs/lab/0019-vulkan.md): unrolled attention of head size 192 takes a minute or two, and
+    of 512 more than seven. In loops each takes some seconds.
     """
     return changed_library(logs("lavapipe") / "rolled", {UNROLL: DONT_UNROLL}, OP_LOOP_MERGE)
 

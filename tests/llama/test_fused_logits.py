@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,13 @@ pytestmark = pytest.mark.native
 
 SWITCH = {"LLAMA_ATTN_ROT_DISABLE": "1"}
 F32_ERROR = 2e-9
-"""Squared error of logits, over their squares: at most 4.5e-10 was measured, in models whose GELU rounds to f16; 2e-12 in others."""
+"""Squared error of logits, over their squares: 2e-12 was measured."""
+
+F32_ERROR_OF_MOST = 2e-10
+"""Of the median token, in models of all architectures: 1.1e-11."""
+
+GELU_ERROR = 1e-5
+"""Of any token: 6e-7, where a GELU rounds to f16 and did so the other way for once."""
 
 F16_ERROR = 5e-6
 """Of f16 weights, which are rounded again: 5e-7 of SmolLM2."""
@@ -37,8 +43,14 @@ F16_ERROR = 5e-6
 Q8_0_ERROR = 1e-2
 """Of q8_0: 2.7e-3."""
 
+N_TOKENS = 96
+"""Of ``test-turbo-logits``."""
+
 CAPPED = ("gemma2", "grok")
 """Scores are capped, so K can't be centered."""
+
+
+Error = Callable[[np.ndarray, np.ndarray], float]
 
 
 def logits(tool: Tool, path: Path, folder: Path, env: dict[str, str] | None = None, kind: str = "f32") -> np.ndarray:
@@ -51,6 +63,12 @@ def logits(tool: Tool, path: Path, folder: Path, env: dict[str, str] | None = No
 def error(found: np.ndarray, meant: np.ndarray) -> float:
     assert np.isfinite(found).all()
     return float(np.square(found - meant).sum() / np.square(meant).sum())
+
+
+def error_of_most(found: np.ndarray, meant: np.ndarray) -> float:
+    """A fold that is wrong is so for every token; a value that is rounded the other way changes few."""
+    tokens = [error(*pair) for pair in zip(found.reshape(N_TOKENS, -1), meant.reshape(N_TOKENS, -1), strict=True)]
+    return float(np.median(tokens)) if max(tokens) < GELU_ERROR else max(tokens)
 
 
 def calibrated(path: Path, folder: Path) -> Path:
@@ -68,7 +86,7 @@ def calibrated(path: Path, folder: Path) -> Path:
     return calibrations.write(folder / "some.calibration.gguf", made)
 
 
-def compare(tool: Tool, path: Path, made: Fused, folder: Path, bound: float) -> None:
+def compare(tool: Tool, path: Path, made: Fused, folder: Path, bound: float, *, error: Error = error) -> None:
     """The fused model alone, with the rest of its calibration, and with the rotation of the cache left to weights and maps."""
     meant, left = logits(tool, path, folder), {"TURBO_CACHE_CALIBRATION": str(made.calibration)}
     assert error(logits(tool, made.path, folder), meant) < bound
@@ -106,7 +124,9 @@ def test_a_broken_fold_is_seen(tool: Tool, tmp_path: Path) -> None:
     whole, before = GgufFile(made.path), {tensor.name: tensor for tensor in GgufFile(path).tensors}
     tensors = [before[t.name] if t.name == "blk.1.attn_output.weight" else t for t in whole.tensors]
     broken = file.write(tmp_path / "broken.gguf", file.metadata_of(whole), tensors, 32, lambda line: None)
-    assert error(logits(tool, broken, tmp_path), logits(tool, path, tmp_path)) > 1e-2
+    pair = logits(tool, broken, tmp_path), logits(tool, path, tmp_path)
+    assert error(*pair) > 1e-2
+    assert error_of_most(*pair) > 1e-2
 
 
 def test_the_calibration_of_the_other_model_is_refused(tool: Tool, tmp_path: Path) -> None:
@@ -149,7 +169,7 @@ def test_caches_without_a_calibration_gain_where_channels_are_outliers(name: str
 @pytest.mark.parametrize("arch", sorted(architectures.KNOWN))
 def test_models_of_all_architectures_have_the_same_logits(arch: str, tool: Tool, tmp_path: Path) -> None:
     """With the biases and scales that upstream's test gives them, and without those that may be missing."""
-    done = tool("test-llama-archs", "-a", f"^{arch}$", "-o", tmp_path)
+    done = tool("test-llama-archs", "-a", f"^{arch}$", "-s", "1", "-o", tmp_path)
     assert done.rc == 0, done.text
     paths = sorted(tmp_path.glob("*.gguf"))
     assert paths, "upstream's test has no such model"
@@ -163,7 +183,7 @@ def test_models_of_all_architectures_have_the_same_logits(arch: str, tool: Tool,
                 continue
             assert made.count("V") == len(made.folds)
             if tool("test-turbo-logits", variant, "f32", "f32", tmp_path / "x", env=PLAIN).rc == 0:  # some biases may not be missing
-                compare(tool, variant, made, tmp_path, F32_ERROR)
+                compare(tool, variant, made, tmp_path, F32_ERROR_OF_MOST, error=error_of_most)
             made.path.unlink()
             made.calibration.unlink()
 

@@ -17,7 +17,7 @@ from turbo_gguf.assets import home, patches_dir
 
 LANES = Path(__file__).resolve().parent
 OVERLAY = patches_dir() / "overlay" / "ggml"
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,12 @@ def load(source: str, device: Device, *defines: str) -> Library:
     library = folder / (Path(source).stem + ".so")
     if not library.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"part.{os.getpid()}.so"
-        tools.run([*argv, str(LANES / source), "-o", str(part)], log=folder / f"compile.{os.getpid()}.log", timeout=300)
-        part.replace(library)
+        part, log = folder / f"part.{os.getpid()}", folder / f"compile.{os.getpid()}.log"
+        compile_argv = [*_launcher(), *argv, "-c", str(LANES / source), "-o", f"{part}.o"]
+        tools.run(compile_argv, log=log, cwd=LANES, env={"CCACHE_BASEDIR": str(LANES.parents[2])}, timeout=300)
+        tools.run([argv[0], "-shared", f"{part}.o", "-o", f"{part}.so"], log=log, timeout=60)
+        Path(f"{part}.o").unlink()
+        Path(f"{part}.so").replace(library)
     return Library(library)
 
 
@@ -82,6 +85,12 @@ def command(device: Device, *defines: str) -> list[str]:
     """Compiler and flags, without a source."""
     folders = (LANES / "include", OVERLAY / "src" / "ggml-cuda", OVERLAY / "src", OVERLAY / "include")
     return [compiler(), *FLAGS, *device.defines, *(f"-D{define}" for define in defines), *(f"-I{path}" for path in folders)]
+
+
+def _launcher() -> list[str]:
+    """ccache, which shares what it has between checkouts, but compiles only: it does not link."""
+    found = tools.find("ccache")
+    return [str(found)] if found else []
 
 
 @cache

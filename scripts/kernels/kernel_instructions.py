@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
-from kernel_resources import DECODE_KERNEL, Kernel, head_sizes
+from kernel_resources import DECODE_KERNEL, WIDE_KERNEL, Kernel, head_sizes
 
 _SASS_SIZE = 16  # bytes of an instruction, since compute capability 7.0
 _SASS_BRANCH = 0x947
@@ -26,12 +26,16 @@ class Counts(msgspec.Struct, frozen=True):
     loop: int
 
 
-def per_value(name: str, loop: int) -> float | None:
-    """Instructions per value of K and V of a decode kernel, by its short name; ``None`` for other kernels."""
+def per_value(name: str, loop: int, target: str) -> float | None:
+    """Instructions per value of K and V of a decode kernel, by its short name; ``None`` for other kernels.
+
+    Of wide heads a lane has the channels of one warp of four, on gfx942 of one wave of two.
+    """
     sizes = head_sizes(name)
     if not DECODE_KERNEL.match(name) or "merge" in name or len(sizes) < 2 or not loop:
         return None
-    return loop / (sizes[0] + sizes[1])
+    parts = (2 if target == "gfx942" else 4) if WIDE_KERNEL.match(name) else 1
+    return parts * loop / (sizes[0] + sizes[1])
 
 
 _LABEL = re.compile(r"^[0-9a-f]+ <(?P<symbol>.+)>:$")

@@ -26,7 +26,7 @@ from pathlib import Path
 import kernel_changes
 import kernel_toolchains as toolchains
 from kernel_instructions import per_value
-from kernel_resources import DECODE_KERNEL, MAX_HEAD, Kernel, breaks_rule, short_name, type_names
+from kernel_resources import DECODE_KERNEL, MAX_HEAD, WIDE_KERNEL, Kernel, breaks_rule, short_name, type_names
 from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Job, Toolchain
 
 from turbo_gguf import patchset
@@ -41,8 +41,8 @@ RESULT = Path(__file__).resolve().parents[2] / "eval" / "results" / "kernels.md"
 OURS = "turbo"
 """Our kernels and files have this in their names; others in our object files are instances of upstream's templates."""
 
-COLUMNS_AT = "128"
-"""Head size of the table of instructions per value."""
+COLUMNS_AT, WIDE_AT = "128", "512"
+"""Head size of the table of instructions per value, and that of kernels for wide heads."""
 
 _SHOWN = ("vgpr", "lds", "spill", "sgpr_spill", "scratch", "instructions")
 
@@ -159,7 +159,7 @@ def _problems(results: Results, names: Mapping[str, str]) -> list[str]:
         for kernel in compiled.kernels:
             name = names.get(kernel.symbol, "")
             if breaks_rule(name, kernel):
-                found.append(f"{target}: {name} in {source}: {_cell(name, kernel)}")
+                found.append(f"{target}: {name} in {source}: {_cell(name, kernel, target)}")
     return found
 
 
@@ -180,7 +180,7 @@ def _markdown(
         f"`make kernel-report`: device-only compiles of our .cu files in llama.cpp `{commit}`, {'all' if all_pairs else 'default'} K/V "
         f"pairs; {'; '.join(versions)}.",
         "",
-        f"Warnings in our files, and decode kernels of head sizes up to {MAX_HEAD} that spill or use scratch: "
+        f"Warnings in our files, and decode kernels of head sizes up to {MAX_HEAD}, or for wide heads, that spill or use scratch: "
         f"**{len(problems) or 'none'}**.",
         *(f"- {problem}" for problem in problems),
         *_missing(missing, tools),
@@ -197,8 +197,8 @@ def _markdown(
         "",
         "## Decode: instructions per value",
         "",
-        f"At head size {COLUMNS_AT}, by columns (query heads of a KV head times queries): instructions of the longest loop for each value "
-        "of K and V that a lane unpacks. Both sides of a branch count.",
+        f"At head size {COLUMNS_AT} (wide heads: {WIDE_AT}), by columns (query heads of a KV head times queries): instructions of the "
+        "longest loop for each value of K and V that a lane unpacks. Both sides of a branch count.",
         "",
         *_decode_table(results, names, tools),
         "",
@@ -257,14 +257,15 @@ def _family_table(results: Results, names: Mapping[str, str], tools: Mapping[str
 
 
 def _decode_table(results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain]) -> list[str]:
-    """A line for each decode kernel of pairs of equal types at one head size, whose last argument are its columns."""
+    """A line for each decode kernel of pairs of equal types at its head size, whose last argument are its columns."""
     rows = [f"| kernel | types | columns | {' | '.join(tools)} |", "|---" * (len(tools) + 3) + "|"]
     found = _by_name(results, names)
     for name in sorted(found, key=_natural):
         family, _, arguments = name.partition("<")
         parts = [part.strip() for part in arguments.rstrip(">").split(",")]
-        is_shown = DECODE_KERNEL.match(name) and len(parts) == 5 and parts[:2] == [COLUMNS_AT] * 2 and parts[2] == parts[3]
-        each = {target: per_value(name, kernel.loop) for target, kernel in found[name].items()}
+        size = WIDE_AT if WIDE_KERNEL.match(name) else COLUMNS_AT
+        is_shown = DECODE_KERNEL.match(name) and len(parts) == 5 and parts[:2] == [size] * 2 and parts[2] == parts[3]
+        each = {target: per_value(name, kernel.loop, target) for target, kernel in found[name].items()}
         if is_shown and any(each.values()):
             cells = ("" if each.get(target) is None else f"{each[target]:.1f}" for target in tools)
             rows.append(f"| {family} | {parts[2]} | {parts[4]} | {' | '.join(cells)} |")
@@ -274,7 +275,7 @@ def _decode_table(results: Results, names: Mapping[str, str], tools: Mapping[str
 def _kernel_table(results: Results, names: Mapping[str, str], tools: Mapping[str, Toolchain]) -> list[str]:
     rows = [f"| kernel | {' | '.join(tools)} |", "|---" * (len(tools) + 1) + "|"]
     for name, kernels in sorted(_by_name(results, names).items(), key=lambda item: _natural(item[0])):
-        rows.append(f"| `{name}` | {' | '.join(_cell(name, kernels[target]) if target in kernels else '' for target in tools)} |")
+        rows.append(f"| `{name}` | {' | '.join(_cell(name, kernels[target], target) if target in kernels else '' for target in tools)} |")
     return rows
 
 
@@ -284,9 +285,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _cell(name: str, kernel: Kernel) -> str:
+def _cell(name: str, kernel: Kernel, target: str) -> str:
     vector = f"{kernel.vgpr} ({kernel.agpr})" if kernel.agpr else f"{kernel.vgpr}"
-    each = per_value(name, kernel.loop)
+    each = per_value(name, kernel.loop, target)
     count = f"{kernel.instructions}" if each is None else f"{kernel.loop}, {each:.1f}"
     return f"{vector} / {f'{kernel.sgpr} / ' if kernel.sgpr else ''}{kernel.lds}{_excess(kernel)}; {count}"
 

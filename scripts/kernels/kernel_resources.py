@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 DECODE_KERNEL = re.compile(r"turbo_attn_(decode|merge)\w*")
+WIDE_KERNEL = re.compile(r"turbo_attn_decode_\w*wide_kernel")
 MAX_HEAD = 256
-"""The rule: a kernel whose name begins like DECODE_KERNEL runs for every generated token, so at head sizes up to MAX_HEAD it must neither
-spill nor use scratch. Its head sizes are its leading integer template arguments, those before the first type."""
+"""The rule: a kernel whose name begins like DECODE_KERNEL runs for every generated token, so it must neither spill nor use scratch. Larger
+head sizes than MAX_HEAD are free of it, unless the kernel is one for them. Head sizes are the leading integer template arguments, those
+before the first type."""
 
 _NT_AMDGPU_METADATA = 32
 _PT_NOTE = 4
@@ -167,6 +169,6 @@ def head_sizes(name: str) -> list[int]:
 
 def breaks_rule(name: str, kernel: Kernel) -> bool:
     """Whether a kernel (by its short name) is one of decode's, at a head size of the rule, and spills or uses scratch."""
-    if not DECODE_KERNEL.match(name) or max(head_sizes(name), default=0) > MAX_HEAD:
+    if not DECODE_KERNEL.match(name) or (max(head_sizes(name), default=0) > MAX_HEAD and not WIDE_KERNEL.match(name)):
         return False
     return kernel.spill + kernel.sgpr_spill + kernel.scratch > 0

@@ -94,10 +94,10 @@ def test_what_is_no_object_is_refused() -> None:
 
 
 def test_instructions_per_value_are_of_decode_kernels() -> None:
-    assert per_value(DECODE, 1696) == 6.625
-    assert per_value("turbo_attn_merge_parts<128>", 100) is None
-    assert per_value("turbo_quantize<turbo3>", 100) is None
-    assert per_value(DECODE, 0) is None
+    assert per_value(DECODE, 1696, "sm_90") == 6.625
+    assert per_value("turbo_attn_merge_parts<128>", 100, "sm_90") is None
+    assert per_value("turbo_quantize<turbo3>", 100, "sm_90") is None
+    assert per_value(DECODE, 0, "sm_90") is None
 
 
 def test_kernels_get_what_was_counted() -> None:

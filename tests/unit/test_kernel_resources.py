@@ -15,6 +15,7 @@ from turbo_gguf.errors import EnvironmentMissing
 
 DATA = Path(__file__).parents[1] / "data/kernels"
 TYPES = {0: "f32", 8: "q8_0", 44: "turbo3"}
+WIDE = "turbo_attn_decode_mma_wide_kernel<512, 512, turbo3, turbo3, 8>"
 DECODE = "turbo_attn_decode_kernel<64, 64, turbo3, q8_0, 4>"
 
 
@@ -113,11 +114,12 @@ def test_types_come_from_both_enums() -> None:
         (DECODE.replace("64, 64", "256, 256"), Kernel("", 1, spill=1), True),
         (DECODE.replace("64, 64", "512, 512"), Kernel("", 1, spill=1), False),
         (DECODE.replace("64, 64", "576, 512"), Kernel("", 1, spill=1), False),
+        (WIDE, Kernel("", 1, spill=1), True),
         ("turbo_attn_merge_parts<128>", Kernel("", 1, scratch=4), True),
         ("turbo_set_rows<turbo3>", Kernel("", 1, scratch=4), False),
     ],
 )
-def test_the_rule_is_for_decode_at_head_sizes_to_256(name: str, kernel: Kernel, expected: bool) -> None:
+def test_the_rule_is_for_decode_at_head_sizes_to_256_and_for_wide_heads(name: str, kernel: Kernel, expected: bool) -> None:
     assert breaks_rule(name, kernel) is expected
 
 
@@ -259,12 +261,18 @@ def test_decode_is_shown_by_columns_at_one_head_size(tree: Path, hip: toolchains
         "turbo_attn_decode_mma_kernel<128, 128, turbo3t, turbo3t, 8>": 0,  # empty on this target
         "turbo_attn_decode_mma_kernel<64, 64, turbo3, turbo3, 8>": 512,
         "turbo_attn_decode_mma_kernel<128, 128, q8_0, turbo3, 8>": 512,
+        WIDE: 768,
+        WIDE.replace("512, 512", "576, 512"): 768,
         "turbo_attn_merge_parts<128>": 10,
     }
     kernels = [Kernel(name, vgpr=1, loop=loop) for name, loop in loops.items()]
-    results = {("turbo-sample.cu", "sm_90"): msgspec.structs.replace(base, kernels=kernels)}
-    table = kernel_report._decode_table(results, {name: name for name in loops}, {"sm_90": hip})
-    assert table[2:] == ["| turbo_attn_decode_kernel | turbo3 | 8 | 10.0 |", "| turbo_attn_decode_mma_kernel | turbo3 | 16 | 4.0 |"]
+    results = {("turbo-sample.cu", target): msgspec.structs.replace(base, kernels=kernels) for target in ("sm_90", "gfx942")}
+    table = kernel_report._decode_table(results, {name: name for name in loops}, {"sm_90": hip, "gfx942": hip})
+    assert table[2:] == [
+        "| turbo_attn_decode_kernel | turbo3 | 8 | 10.0 | 10.0 |",
+        "| turbo_attn_decode_mma_kernel | turbo3 | 16 | 4.0 | 4.0 |",
+        "| turbo_attn_decode_mma_wide_kernel | turbo3 | 8 | 3.0 | 1.5 |",
+    ]
 
 
 def test_sizes_sort_as_numbers() -> None:

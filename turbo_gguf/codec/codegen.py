@@ -277,9 +277,13 @@ def _decode_files() -> dict[str, tuple[list[tuple[str, str]], list[tuple[str, st
     return files
 
 
-def decode_instances(suffix: str, mma: bool) -> str:
-    """Return a file with kernels of decode attention, with matrix instructions or without; files of their own compile side by side."""
-    header, macro = ("decode-mma-instances", "TURBO_DECODE_MMA_INSTANCE") if mma else ("decode-instances", "TURBO_DECODE_INSTANCE")
+_DECODE_FAMILIES = ("", "-mma", "-wide")
+"""Kernels of decode attention: with dot products, with matrix instructions, and with those for wide heads."""
+
+
+def decode_instances(suffix: str, family: str) -> str:
+    """Return a file with kernels of one of ``_DECODE_FAMILIES``; files of their own compile side by side."""
+    header, macro = f"decode{family}-instances", f"TURBO_DECODE{family.upper().replace('-', '_')}_INSTANCE"
 
     def lines(pairs: Iterable[tuple[str, str]]) -> str:
         return "".join(f"{macro}({tables.enum_of(k)}, {tables.enum_of(v)});\n" for k, v in pairs)
@@ -304,8 +308,11 @@ GENERATED: Mapping[Path, Callable[[], str]] = {
     _GGML / "src" / "turbo" / "list.h": gpu_list,
     _GGML / "src" / "turbo" / "tables.h": constants,
     _SHADERS / "turbo-tables.glsl": glsl_tables,
-    **{_CUDA / f"turbo-attn-decode-{suffix}.cu": partial(decode_instances, suffix, False) for suffix in _DECODE_FILES},
-    **{_CUDA / f"turbo-attn-decode-mma-{suffix}.cu": partial(decode_instances, suffix, True) for suffix in _DECODE_FILES},
+    **{
+        _CUDA / f"turbo-attn-decode{family}-{suffix}.cu": partial(decode_instances, suffix, family)
+        for family in _DECODE_FAMILIES
+        for suffix in _DECODE_FILES
+    },
 }
 """What is generated: path in the patch set, and text."""
 

@@ -13,6 +13,7 @@ import emulated_tools
 from backend_jobs import DIAGONAL, ROW_JOBS, SCALAR, SMALL, TRELLIS, Job, Outcome, measured, two_segments
 
 HEAD_SIZES = ("64", "96", "128", "256")
+WIDE = ("512", "576-512")
 BATCHES = ("1", "3", "32")
 
 PARTNERS = ("f16", "q8_0", "bf16", "q5_0", "q4_0")
@@ -42,6 +43,7 @@ JOBS = {
     **ROW_JOBS,
     **{f"attention, head size {size}": attention(size, SMALL) for size in HEAD_SIZES},
     **{f"attention by matrix instructions, head size {size}": attention(size, SMALL + "nb=1,", MATRIX) for size in ("64", "128")},
+    **{f"attention, wide heads, {size}": attention(size, SMALL + "nb=3,", pairs={("turbo3",) * 2, ("turbo3t",) * 2}) for size in WIDE},
     "attention without matrix instructions": attention("128", SMALL + "nb=3,", WITHOUT_MATRIX, pairs=DIAGONAL),
     "attention, ALiBi, sinks, soft cap, sequences": attention("128", "nh=4,.*kv=256,"),
     "attention, slices, head size 64": attention("64", "nh=2,.*kv=(1536|1700),", SLICE),
@@ -53,13 +55,13 @@ JOBS = {
 
 MORE_JOBS = {
     **{f"attention, head size {size}": attention(size, SMALL) for size in ("192-128",)},
-    **{f"attention, head size {size}": attention(size, "") for size in ("512", "576-512")},
+    **{f"attention, head size {size}": attention(size, "") for size in WIDE},
     **{
         f"attention without matrix instructions, head size {size}": attention(size, SMALL + "nb=3,", WITHOUT_MATRIX)
         for size in ("64", "128")
     },
     **{f"attention, slices, head size {size}": attention(size, ".*kv=(1536|1700),", SLICE) for size in ("96", "192-128", "256")},
-    **{f"attention, two segments, head size {size}": two_segments(size) for size in ("64", "96", "192-128", "256", "512", "576-512")},
+    **{f"attention, two segments, head size {size}": two_segments(size) for size in ("64", "96", "192-128", "256", *WIDE)},
     "attention, two segments in slices, head size 128, all types": two_segments("128", SLICE, more=SEVERAL_SLICES),
 }
 """What only the report runs."""

@@ -22,6 +22,7 @@ from emulated_runs import (
     TRELLIS_PAIRS,
     UBATCH,
     UPSTREAM,
+    WIDE,
     launches_of,
     perplexity,
     run_jobs,
@@ -82,6 +83,19 @@ def test_decode_by_matrix_instructions_ran(size: str) -> None:
     assert all("turbo_attn_decode_wmma" in name and "Li8EE" in name for name in narrow)
     without = [name for name in outcomes()["attention without matrix instructions"].kernels if "turbo_attn_decode_" in name]
     assert without and not any("wmma" in name for name in without)
+
+
+@pytest.mark.parametrize("size", WIDE)
+def test_decode_of_wide_heads_ran(size: str) -> None:
+    decode = [name for name in outcomes()[f"attention, wide heads, {size}"].kernels if "turbo_attn_decode_" in name]
+    assert len(decode) == 2
+    assert all("turbo_attn_decode_wmma_wide" in name and "Li16EE" in name for name in decode)
+
+
+def test_decode_of_heads_that_are_wide_here_ran() -> None:
+    wide = [name for name in outcomes()["attention, head size 256"].kernels if "turbo_attn_decode_wmma" in name]
+    assert len(wide) >= len(SCALAR) + len(TRELLIS)
+    assert all("turbo_attn_decode_wmma_wide" in name and "Li16EE" in name for name in wide)
 
 
 def test_two_segments_ran() -> None:

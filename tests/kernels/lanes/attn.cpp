@@ -3,17 +3,21 @@
 #include "attn.h"
 
 #include "lanes_library.h"
-#include "turbo/decode-mma.cuh"
-#include "turbo/decode-wmma.cuh"
+#include "turbo/decode-mma-wide.cuh"
+#include "turbo/decode-wmma-wide.cuh"
 #include "turbo/merge-exact.cuh"
 
-#if defined(LANES_MMA) && defined(LANES_GFX)
-#    define LANES_KERNEL turbo_attn_decode_wmma_kernel
-#elif defined(LANES_MMA)
-#    define LANES_KERNEL turbo_attn_decode_mma_kernel
-#else
+#if !defined(LANES_MMA)
 #    define LANES_KERNEL turbo_attn_decode_kernel
-#endif  // defined(LANES_MMA) && defined(LANES_GFX)
+#elif defined(LANES_GFX) && (LANES_DV > 256 || (LANES_DV == 256 && LANES_GFX == 11))
+#    define LANES_KERNEL turbo_attn_decode_wmma_wide_kernel
+#elif defined(LANES_GFX)
+#    define LANES_KERNEL turbo_attn_decode_wmma_kernel
+#elif LANES_DV > 256
+#    define LANES_KERNEL turbo_attn_decode_mma_wide_kernel
+#else
+#    define LANES_KERNEL turbo_attn_decode_mma_kernel
+#endif  // !defined(LANES_MMA)
 
 #include <limits>
 

@@ -11,6 +11,7 @@
 struct Calls {
     int64_t decode;        // launches of a decode kernel
     int64_t decode_mma;    // those of them with matrix instructions
+    int64_t decode_wide;   // and those with such instructions for wide heads
     int64_t decode_grid;   // blocks of the first of them
     int64_t decode_split;  // splits of the keys of the first of them
     int64_t merge;
@@ -28,6 +29,8 @@ static void fake_decode(turbo_attn_args) {}
 
 static void fake_decode_mma(turbo_attn_args) {}
 
+static void fake_decode_wide(turbo_attn_args) {}
+
 static void fake_merge(const float *, const float2 *, float *, int) {}
 
 template <typename kernel_t, typename fake_t> static bool is_same(kernel_t kernel, fake_t fake) {
@@ -36,8 +39,9 @@ template <typename kernel_t, typename fake_t> static bool is_same(kernel_t kerne
 
 template <typename... Params, typename... Args>
 static void turbo_launch(void (*kernel)(Params...), dim3 grid, dim3, size_t, cudaStream_t, Args...) {
-    if (is_same(kernel, fake_decode) || is_same(kernel, fake_decode_mma)) {
+    if (is_same(kernel, fake_decode) || is_same(kernel, fake_decode_mma) || is_same(kernel, fake_decode_wide)) {
         calls.decode_mma += is_same(kernel, fake_decode_mma);
+        calls.decode_wide += is_same(kernel, fake_decode_wide);
         if (calls.decode++ == 0) {
             calls.decode_grid  = int64_t(grid.x) * grid.y * grid.z;
             calls.decode_split = grid.y;
@@ -62,6 +66,12 @@ template <ggml_type type_K, ggml_type type_V>
 turbo_decode_kernels ggml_cuda_turbo_decode_mma_pair(int DK, int DV, int n_columns) {
     GGML_ASSERT(turbo_is_decode_mma(type_K, type_V, DK, DV));
     return { fake_decode_mma, fake_merge, n_columns <= 8 ? 8 : 16, fake_decode_mma };
+}
+
+template <ggml_type type_K, ggml_type type_V>
+turbo_decode_kernels ggml_cuda_turbo_decode_wide_pair(int DK, int DV, int n_columns) {
+    GGML_ASSERT(turbo_is_decode_wide(type_K, type_V, DK, DV));
+    return { fake_decode_wide, fake_merge, n_columns <= 8 ? 8 : 16, fake_decode_wide };
 }
 
 bool ggml_turbo_flash_attn_has_segment(const ggml_tensor * op) {

@@ -21,7 +21,7 @@ class Calls(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in ("decode", "decode_mma", "grid", "split", "merge", "merge_exact", "unpack", "upstream", "mma", "tile")
+        for name in ("decode", "decode_mma", "decode_wide", "grid", "split", "merge", "merge_exact", "unpack", "upstream", "mma", "tile")
     ]
 
 
@@ -89,10 +89,52 @@ def test_amd_decodes_by_matrix_instructions_where_they_take_fewer_cycles(cc: int
     assert (calls.decode, calls.decode_mma) == (1, expected)
 
 
-def test_rdna3_decodes_large_heads_without_matrix_instructions() -> None:
-    assert attend(Op(cc=RDNA3, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 0
+def decodes_wide(op: Op, device: Device = CUDA) -> bool:
+    calls = attend(op, device)
+    assert (calls.decode_mma, calls.mma) == (0, 0)
+    return bool(calls.decode_wide)
+
+
+@pytest.mark.parametrize("size", [(512, 512), (576, 512)], ids=str)
+def test_wide_heads_have_kernels_of_their_own(size: tuple[int, int]) -> None:
+    for cc in (AMPERE, 900, 1200):
+        for n_q in (1, 5, 16):
+            assert decodes_wide(Op(cc=cc, head_size=size, n_q=n_q))
     for cc in (RDNA4, CDNA3):
-        assert attend(Op(cc=cc, gqa_ratio=16, head_size=(256, 256)), HIP32).decode_mma == 1
+        assert decodes_wide(Op(cc=cc, head_size=size), HIP32)
+    assert [decodes_wide(Op(cc=RDNA3, head_size=size, n_q=n_q), HIP32) for n_q in (2, 3)] == [False, True]
+    assert not decodes_wide(Op(cc=TURING, head_size=size))
+    assert not decodes_wide(Op(cc=RDNA2, head_size=size, gqa_ratio=16), HIP32)
+
+
+def test_heads_of_256_are_wide_on_rdna3_only() -> None:
+    """Whose registers have the sums of 128 channels."""
+    large = Op(gqa_ratio=16, head_size=(256, 256))
+    assert decodes_wide(replace(large, cc=RDNA3), HIP32)
+    for cc in (RDNA4, CDNA3):
+        calls = attend(replace(large, cc=cc), HIP32)
+        assert (calls.decode_mma, calls.decode_wide) == (1, 0)
+    for kinds, wide in ((("q8_0", "turbo3"), False), (("q8_0", "q8_0"), False)):
+        assert decodes_wide(replace(large, cc=RDNA4, type_k=kinds[0], type_v=kinds[1]), HIP32) == wide
+
+
+@pytest.mark.parametrize(
+    ("pair", "size", "expected"),
+    [
+        (("turbo4", "turbo3"), (512, 512), True),
+        (("turbo4", "turbo3"), (576, 512), False),  # one cache for both sides
+        (("f16", "f16"), (576, 512), True),
+        (("q8_0", "turbo3"), (512, 512), True),
+        (("q8_0", "q8_0"), (512, 512), False),  # too much shared memory
+    ],
+)
+def test_pairs_of_wide_heads(pair: tuple[str, str], size: tuple[int, int], expected: bool) -> None:
+    assert decodes_wide(Op(type_k=pair[0], type_v=pair[1], head_size=size, n_exact=256)) == expected
+
+
+def test_keys_of_wide_heads_are_split_in_the_same_way_for_every_number_of_queries() -> None:
+    assert {attend(Op(head_size=(512, 512), n_q=n_q)).split for n_q in (1, 2, 3, 16)} == {33}
+    assert attend(Op(head_size=(512, 512), n_kv=640)).split == 10
 
 
 def test_amd_decodes_no_more_queries_than_16() -> None:

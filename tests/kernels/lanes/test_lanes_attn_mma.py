@@ -26,7 +26,9 @@ PAIRS = [
     *((k, t) for k in ("f16", "q8_0") for t in PACKED),
     ("q8_0", "q8_0"),
 ]
-SIZES = [(64, 64), (128, 128), (256, 256)]
+WIDE = [(512, 512), (576, 512)]  # whose channels the warps of a block divide; on RDNA3 those of 256, too
+SIZES = [(64, 64), (128, 128), (256, 256), *WIDE]
+each_size = pytest.mark.parametrize("size", [(128, 128), (512, 512)], ids=str)
 each_gpu = pytest.mark.parametrize("device", [CUDA, GFX11, GFX12, GFX942], ids=lambda d: d.name)
 # What RDNA3 has otherwise than RDNA4 are fragments: test_lanes_wmma.py has them for all types.
 each_maker = pytest.mark.parametrize("device", [CUDA, GFX12, GFX942], ids=lambda d: d.name)
@@ -54,12 +56,16 @@ def test_pairs(pair: tuple[str, str], device: Device) -> None:
     check(MmaCase(*pair), device)
 
 
+@each_maker
+@pytest.mark.parametrize("kind", [k for k in PACKED if k != "turbo3"])
+def test_wide_heads(kind: str, device: Device) -> None:
+    check(MmaCase(kind, kind, (512, 512), n_kv=100), device)
+
+
 @each_gpu
 @pytest.mark.parametrize("head_size", SIZES, ids=str)
 @pytest.mark.parametrize("pair", [("turbo3", "turbo3"), ("turbo2", "turbo4t"), ("turbo3t", "turbo2t"), ("f16", "turbo4")], ids="-".join)
 def test_head_sizes(pair: tuple[str, str], head_size: tuple[int, int], device: Device) -> None:
-    if device == GFX11 and head_size == (256, 256):
-        pytest.skip("RDNA3 has too few registers, and the kernel is empty")
     check(MmaCase(*pair, head_size, n_kv=200, n_cols=16, gqa_ratio=12), device)
 
 
@@ -67,7 +73,7 @@ OPTIONS = {
     "sequences and sinks": MmaCase(n_q=3, gqa_ratio=3, n_kv=300, n_seq=2, n_split=3, sinks=True, n_cols=16),
     "soft cap": MmaCase(gqa_ratio=8, n_kv=999, softcap=10.0),
     "alibi": MmaCase(n_q=2, gqa_ratio=1, n_head_kv=6, n_kv=256, max_bias=8.0),
-    "no mask": MmaCase(n_q=1, gqa_ratio=1, mask=False, n_split=1),
+    "no mask": MmaCase(n_q=1, gqa_ratio=1, n_head_kv=8, mask=False, n_split=1),
     "16 queries": MmaCase(n_q=16, gqa_ratio=3, n_kv=1024, n_cols=16, n_split=4),
     "5 keys": MmaCase(n_kv=5, n_split=1),
     "8-byte copies": MmaCase(n_kv=256),
@@ -81,17 +87,25 @@ def test_options(case: MmaCase, device: Device) -> None:
     check(case, device)
 
 
+@each_maker
+@pytest.mark.parametrize("name", ["sequences and sinks", "soft cap", "alibi", "no mask", "5 keys", "rows off the grid"])
+def test_options_with_wide_heads(name: str, device: Device) -> None:
+    case = OPTIONS[name]
+    check(replace(case, head_size=(512, 512), n_kv=min(case.n_kv, 150)), device)
+
+
 SEGMENTS = [
     MmaCase(n_exact=70),
     MmaCase(n_exact=70, hidden=(0, 99)),
     MmaCase(n_exact=70, hidden=(99, 0)),
     MmaCase("turbo3t", "turbo3t", n_q=4, n_seq=2, n_exact=300, hidden=(1, 1), n_cols=16),
     MmaCase("f16", "f16", n_exact=128, softcap=10.0, n_split=3),
+    MmaCase(head_size=(512, 512), n_exact=70, hidden=(1, 1)),
 ]
 
 
 @each_gpu
-@pytest.mark.parametrize("case", SEGMENTS, ids=["turbo3", "first hidden", "second hidden", "trellis, half hidden", "f16, soft cap"])
+@pytest.mark.parametrize("case", SEGMENTS, ids=["turbo3", "first hidden", "second hidden", "trellis, half hidden", "f16, soft cap", "wide"])
 def test_a_second_segment(case: MmaCase, device: Device) -> None:
     check(case, device)
 
@@ -103,20 +117,21 @@ def test_a_wrong_k_is_seen(kind: str, device: Device) -> None:
 
 
 @each_gpu
+@each_size
 @pytest.mark.parametrize("kind", ["turbo3", "f16"])
 @pytest.mark.parametrize("rise", [12, 60], ids=lambda n: f"by e^{n}")
-def test_maxima_that_move(kind: str, rise: int, device: Device) -> None:
+def test_maxima_that_move(kind: str, rise: int, size: tuple[int, int], device: Device) -> None:
     """Each tile has larger scores than those before. By e^12 the sums of an earlier tile still count. By e^60 f16 does not hold
     what follows from the first maximum."""
-    case = MmaCase(kind, "turbo3", n_q=2, n_head_kv=1, n_kv=256, n_split=1)
+    case = MmaCase(kind, "turbo3", size, n_q=2, n_head_kv=1, n_kv=256, n_split=1)
     rng = np.random.default_rng(5)
-    size = case.head_size[0]
-    signs = rng.choice(np.float32([-1, 1]), size)
-    q = np.broadcast_to(signs, (1, case.n_q, case.gqa_ratio, size)) * rng.uniform(1, 2, (1, case.n_q, case.gqa_ratio, 1))
+    n = size[0]
+    signs = rng.choice(np.float32([-1, 1]), n)
+    q = np.broadcast_to(signs, (1, case.n_q, case.gqa_ratio, n)) * rng.uniform(1, 2, (1, case.n_q, case.gqa_ratio, 1))
     q = q.astype(np.float32)  # of one magnitude in a head, so int8 has all of it
     keys = Keys.random(case, rng, case.n_kv, (kind, "turbo3"))
     keys.mask[:] = 0
-    k = np.linspace(0, rise / np.sqrt(size), case.n_kv)[None, :, None, None] * signs + 0.1 * rng.standard_normal((1, case.n_kv, 1, size))
+    k = np.linspace(0, rise / np.sqrt(n), case.n_kv)[None, :, None, None] * signs + 0.1 * rng.standard_normal((1, case.n_kv, 1, n))
     packed, k = pack(kind, k.astype(np.float32))
     keys.packed[0][...] = packed
     want = expected(case, q, (k, keys.values[1]), keys.mask.astype(np.float32), np.zeros(case.gqa_ratio, np.float32))
@@ -163,6 +178,13 @@ def test_widths_of_a_batch(kind: str, device: Device) -> None:
     check_widths(MmaCase(kind, kind, n_q=16, n_head_kv=1, gqa_ratio=4, n_kv=200, n_cols=16), device, (1, 2, 3, 5, 8, 11, 16))
 
 
+@each_maker
+@pytest.mark.parametrize("size", WIDE, ids=str)
+@pytest.mark.parametrize("kind", ["turbo3", "f16"])
+def test_widths_of_a_batch_with_wide_heads(kind: str, size: tuple[int, int], device: Device) -> None:
+    check_widths(MmaCase(kind, kind, size, n_q=16, n_head_kv=1, gqa_ratio=4, n_kv=200, n_cols=16), device, (1, 3, 16))
+
+
 @each_gpu
 @pytest.mark.parametrize("gqa_ratio", [1, 3, 5, 7, 12, 16])
 def test_widths_of_a_batch_with_groups_of_heads(gqa_ratio: int, device: Device) -> None:
@@ -171,19 +193,22 @@ def test_widths_of_a_batch_with_groups_of_heads(gqa_ratio: int, device: Device) 
 
 
 @each_gpu
-def test_hidden_keys_do_not_count(device: Device) -> None:
+@each_size
+def test_hidden_keys_do_not_count(size: tuple[int, int], device: Device) -> None:
     """A longer cache whose new keys a query does not see changes none of its bits, with splits for each tile and with few."""
-    case = MmaCase(n_q=2, n_kv=512)
+    case = MmaCase(head_size=size, n_q=2, n_kv=512)
     q, keys = batch(case)
     keys.mask[:, :, 256:] = -np.inf
-    for few, many in ((2, 4), (1, 1)):
+    one_each = (8, 16) if size in WIDE else (2, 4)  # tiles for all warps of a block, or for each
+    for few, many in (one_each, (1, 1)):
         short = attend(replace(case, n_split=few), device, q, keys, 256)
         assert np.array_equal(short, attend(replace(case, n_split=many), device, q, keys)), (few, many)
 
 
 @each_gpu
-def test_what_is_not_a_number_shows(device: Device) -> None:
-    case = MmaCase(mask=False, n_split=1)
+@each_size
+def test_what_is_not_a_number_shows(size: tuple[int, int], device: Device) -> None:
+    case = MmaCase(head_size=size, mask=False, n_split=1)
     q, keys = batch(case)
     q[0, 0, 3, 5] = np.nan
     out = attend(case, device, q, keys)

@@ -5,6 +5,7 @@
 #include "turbo/attn-host.cuh"
 #include "turbo/decode-choice.cuh"
 #include "turbo/decode-pairs.cuh"
+#include "turbo/decode-wide.cuh"
 #include "turbo/decode.cuh"
 #include "turbo/prefill-slices.cuh"
 #include "turbo/prefill.cuh"
@@ -51,15 +52,17 @@ static bool turbo_has_whole_blocks(const ggml_tensor * t) {
 // The decode kernels of a pair of types; null where they are not compiled.
 struct turbo_decode_pair {
     turbo_attn_decode_t plain;
-    turbo_attn_decode_t mma;  // with matrix instructions
+    turbo_attn_decode_t mma;   // with matrix instructions
+    turbo_attn_decode_t wide;  // with those for wide heads
 };
 
 template <ggml_type type_K, ggml_type type_V> static turbo_decode_pair turbo_decode_pair_of() {
-    turbo_decode_pair pair = { nullptr, nullptr };
+    turbo_decode_pair pair = { nullptr, nullptr, nullptr };
     if constexpr (turbo_is_decode_pair(type_K, type_V)) {
         pair.plain = ggml_cuda_turbo_decode_pair<type_K, type_V>;
         if constexpr (turbo_has_decode_mma(type_K, type_V)) {
-            pair.mma = ggml_cuda_turbo_decode_mma_pair<type_K, type_V>;
+            pair.mma  = ggml_cuda_turbo_decode_mma_pair<type_K, type_V>;
+            pair.wide = ggml_cuda_turbo_decode_wide_pair<type_K, type_V>;
         }
     }
     return pair;
@@ -73,7 +76,7 @@ template <ggml_type type_K> static turbo_decode_pair turbo_decode_pair_of(const 
         TURBO_DECODE_TYPES_X(TURBO_DECODE_V)
 #undef TURBO_DECODE_V
         default:
-            return { nullptr, nullptr };
+            return { nullptr, nullptr, nullptr };
     }
 }
 
@@ -85,7 +88,7 @@ static turbo_decode_pair turbo_decode_pair_of(const ggml_type type_k, const ggml
         TURBO_DECODE_TYPES_X(TURBO_DECODE_K)
 #undef TURBO_DECODE_K
         default:
-            return { nullptr, nullptr };
+            return { nullptr, nullptr, nullptr };
     }
 }
 
@@ -206,50 +209,75 @@ static bool turbo_suits_mma(const ggml_tensor * t) {
     return t->type != GGML_TYPE_F16 || turbo_is_aligned(t);
 }
 
-// Whether the kernels with matrix instructions serve dst: all of its segments, so that a token's result is the same in every batch.
-static bool turbo_decode_uses_mma(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
-    const int n_columns = dst->src[0]->ne[1] * (dst->src[0]->ne[2] / dst->src[1]->ne[2]);
-    return turbo_decode_prefers_mma(ggml_cuda_info().devices[ctx.device].cc, dst->ne[0], n_columns) &&
-           turbo_is_decode_mma(dst->src[1]->type, dst->src[2]->type, dst->src[0]->ne[0], dst->ne[0]) &&
-           turbo_suits_mma(dst->src[1]) && turbo_suits_mma(dst->src[2]);
+// Kernels of decode: with dot products, with matrix instructions, and with those for wide heads.
+enum turbo_decode_family { TURBO_DECODE_PLAIN, TURBO_DECODE_OWN_TILES, TURBO_DECODE_WIDE };
+
+// Which of them serve dst: all of its segments, so that a token's result is the same in every batch.
+static turbo_decode_family turbo_decode_family_of(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
+    const ggml_type type_k    = dst->src[1]->type;
+    const ggml_type type_v    = dst->src[2]->type;
+    const int       DK        = dst->src[0]->ne[0];
+    const int       DV        = dst->ne[0];
+    const int       n_columns = dst->src[0]->ne[1] * (dst->src[0]->ne[2] / dst->src[1]->ne[2]);
+
+    const int cc = ggml_cuda_info().devices[ctx.device].cc;
+
+    if (!turbo_decode_prefers_mma(cc, n_columns) || !turbo_suits_mma(dst->src[1]) || !turbo_suits_mma(dst->src[2])) {
+        return TURBO_DECODE_PLAIN;
+    }
+    if (turbo_is_decode_mma(type_k, type_v, DK, DV) && turbo_decode_suits_warp(cc, DV)) {
+        return TURBO_DECODE_OWN_TILES;
+    }
+    const bool wide =
+        turbo_is_decode_wide(type_k, type_v, DK, DV) && (GGML_CUDA_CC_IS_RDNA3(cc) || !turbo_is_wide_on_rdna3(DK, DV));
+    return wide ? TURBO_DECODE_WIDE : TURBO_DECODE_PLAIN;
 }
 
-// Splits of the keys: as many blocks as run at once, but no split without a tile for each warp.
-static int turbo_decode_n_split(const turbo_decode_kernels & kernels, const int n_blocks, const int n_kv) {
+// Splits of the keys: as many blocks as run at once, but no split without n_keys keys.
+static int turbo_decode_n_split(const turbo_decode_kernels & kernels,
+                                const int                    n_blocks,
+                                const int                    n_kv,
+                                const int                    n_keys) {
     const auto kernel    = kernels.widest ? kernels.widest : kernels.decode;
     const int  n_at_once = turbo_blocks_at_once(kernel, TURBO_DECODE_WARPS * TURBO_WARP, 0);
-    const int  n_tiles   = (n_kv + TURBO_TILE * TURBO_DECODE_WARPS - 1) / (TURBO_TILE * TURBO_DECODE_WARPS);
-    return std::max(1, std::min(n_tiles, n_at_once / n_blocks));
+    return std::max(1, std::min((n_kv + n_keys - 1) / n_keys, n_at_once / n_blocks));
 }
 
-static turbo_decode_launch turbo_decode_make_launch(const ggml_tensor * dst, const turbo_kv & kv, const bool mma) {
+static turbo_decode_launch turbo_decode_make_launch(const ggml_tensor *       dst,
+                                                    const turbo_kv &          kv,
+                                                    const turbo_decode_family family) {
     turbo_decode_launch launch;
     launch.args = turbo_decode_args(dst, kv);
 
-    const turbo_decode_pair pair      = turbo_decode_pair_of(kv.K->type, kv.V->type);
-    const int               n_columns = launch.args.n_q * launch.args.gqa_ratio;
+    const turbo_decode_pair   pair      = turbo_decode_pair_of(kv.K->type, kv.V->type);
+    const turbo_attn_decode_t decode    = family == TURBO_DECODE_PLAIN ? pair.plain :
+                                          family == TURBO_DECODE_WIDE  ? pair.wide :
+                                                                         pair.mma;
+    const int                 n_columns = launch.args.n_q * launch.args.gqa_ratio;
 
-    launch.kernels = (mma ? pair.mma : pair.plain)(dst->src[0]->ne[0], dst->ne[0], n_columns);
+    launch.kernels = decode(dst->src[0]->ne[0], dst->ne[0], n_columns);
     launch.grid    = dim3((n_columns + launch.kernels.n_cols - 1) / launch.kernels.n_cols, 1, kv.K->ne[2] * dst->ne[3]);
     // not by the columns where a token's result shall be the same in every batch
-    launch.grid.y =
-        turbo_decode_n_split(launch.kernels, mma ? launch.grid.z : launch.grid.x * launch.grid.z, launch.args.n_kv);
+    const int n_blocks = family == TURBO_DECODE_PLAIN ? launch.grid.x * launch.grid.z : launch.grid.z;
+    // a tile for each warp; for all of them, two, which are one on CDNA3
+    const int n_keys   = TURBO_TILE * (family == TURBO_DECODE_WIDE ? 2 : TURBO_DECODE_WARPS);
+    launch.grid.y      = turbo_decode_n_split(launch.kernels, n_blocks, launch.args.n_kv, n_keys);
     return launch;
 }
 
-static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const bool mma) {
+static void turbo_decode(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const turbo_decode_family family) {
     turbo_decode_launch launches[2];
     int                 n_launches = 0;
 
     turbo_attn_args exact;  // of a segment that the kernel attends that merges
     bool            merges_exact = false;
 
-    launches[n_launches++] = turbo_decode_make_launch(dst, turbo_first_kv(dst), mma);
+    launches[n_launches++] = turbo_decode_make_launch(dst, turbo_first_kv(dst), family);
     if (ggml_turbo_flash_attn_has_segment(dst)) {
         exact        = turbo_decode_args(dst, turbo_second_kv(dst));
         merges_exact = ggml_cuda_turbo_merges_exact(exact);
         if (!merges_exact) {
-            launches[n_launches++] = turbo_decode_make_launch(dst, turbo_second_kv(dst), mma);
+            launches[n_launches++] = turbo_decode_make_launch(dst, turbo_second_kv(dst), family);
         }
     }
     if (dst->src[4]) {
@@ -456,13 +484,15 @@ void ggml_cuda_turbo_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * d
     const ggml_type type_k = dst->src[1]->type;
     const ggml_type type_v = dst->src[2]->type;
 
-    const bool mma = turbo_decode_uses_mma(ctx, dst);
+    const turbo_decode_family family = turbo_decode_family_of(ctx, dst);
+
+    const bool mma = family != TURBO_DECODE_PLAIN;
     if (dst->src[0]->ne[1] <= (mma ? TURBO_MMA_MAX_QUERIES : TURBO_DECODE_MAX_QUERIES)) {
         const turbo_attn_decode_t decode = turbo_decode_pair_of(type_k, type_v).plain;
         if (!decode) {
             turbo_warn_no_decode_kernel(type_k, type_v);
         } else if (mma || turbo_decode_pays(ctx.device, dst, decode)) {
-            turbo_decode(ctx, dst, mma);
+            turbo_decode(ctx, dst, family);
             return;
         }
     }

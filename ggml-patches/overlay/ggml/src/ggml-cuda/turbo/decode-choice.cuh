@@ -25,14 +25,18 @@ static inline turbo_decode_choice turbo_decode_wanted() {
 static constexpr int TURBO_RDNA3_DP4A_COLUMNS = 8;
 
 // n_columns: query heads of a KV head, times queries
-static inline bool turbo_decode_prefers_mma(const int cc, const int DV, const int n_columns) {
+static inline bool turbo_decode_prefers_mma(const int cc, const int n_columns) {
     static const turbo_decode_choice wanted = turbo_decode_wanted();
     if (wanted == TURBO_DECODE_DP4A) {
         return false;
     }
     if (GGML_CUDA_CC_IS_RDNA3(cc)) {
-        const bool all = wanted == TURBO_DECODE_MMA;
-        return DV <= TURBO_RDNA3_MAX_DV && (all || n_columns > TURBO_RDNA3_DP4A_COLUMNS);
+        return wanted == TURBO_DECODE_MMA || n_columns > TURBO_RDNA3_DP4A_COLUMNS;
     }
     return GGML_CUDA_CC_IS_RDNA4(cc) || GGML_CUDA_CC_IS_CDNA3(cc) || ampere_mma_available(cc);
+}
+
+// Whether the sums of a head are few enough for each warp to have tiles of its own.
+static inline bool turbo_decode_suits_warp(const int cc, const int DV) {
+    return !GGML_CUDA_CC_IS_RDNA3(cc) || DV <= TURBO_RDNA3_MAX_DV;
 }

@@ -73,7 +73,7 @@ OPTIONS = {
     "sequences and sinks": MmaCase(n_q=3, gqa_ratio=3, n_kv=300, n_seq=2, n_split=3, sinks=True, n_cols=16),
     "soft cap": MmaCase(gqa_ratio=8, n_kv=999, softcap=10.0),
     "alibi": MmaCase(n_q=2, gqa_ratio=1, n_head_kv=6, n_kv=256, max_bias=8.0),
-    "no mask": MmaCase(n_q=1, gqa_ratio=1, n_head_kv=8, mask=False, n_split=1),
+    "no mask": MmaCase(n_q=1, gqa_ratio=1, mask=False, n_split=1),
     "16 queries": MmaCase(n_q=16, gqa_ratio=3, n_kv=1024, n_cols=16, n_split=4),
     "5 keys": MmaCase(n_kv=5, n_split=1),
     "8-byte copies": MmaCase(n_kv=256),
@@ -90,8 +90,10 @@ def test_options(case: MmaCase, device: Device) -> None:
 @each_maker
 @pytest.mark.parametrize("name", ["sequences and sinks", "soft cap", "alibi", "no mask", "5 keys", "rows off the grid"])
 def test_options_with_wide_heads(name: str, device: Device) -> None:
+    """At least 8 rows: the error of the int8 query in fewer is a matter of luck."""
     case = OPTIONS[name]
-    check(replace(case, head_size=(512, 512), n_kv=min(case.n_kv, 150)), device)
+    heads = max(case.n_head_kv, 8 // (case.n_q * case.gqa_ratio))
+    check(replace(case, head_size=(512, 512), n_head_kv=heads, n_kv=min(case.n_kv, 150)), device)
 
 
 SEGMENTS = [

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 import kernel_changes
 import kernel_toolchains as toolchains
 from kernel_instructions import per_value
-from kernel_resources import DECODE_KERNEL, MAX_HEAD, WIDE_KERNEL, Kernel, breaks_rule, short_name, type_names
+from kernel_resources import DECODE_KERNEL, MAX_HEAD, WIDE_KERNEL, Kernel, breaks_rule
 from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Job, Toolchain
 
 from turbo_gguf import patchset
@@ -90,10 +89,9 @@ def _report(options: argparse.Namespace) -> int:
     tools = {target: tool for target, tool in tools.items() if len(missing[target]) < len(sources)}
     if not tools:
         raise EnvironmentMissing("nothing is remembered of these files", "leave out --remembered")
-    types = type_names(
-        (tree.path / "ggml/include/ggml.h").read_text("utf-8"), (tree.path / "ggml/include/ggml-turbo-enum.inc").read_text("utf-8")
-    )
-    names = _names(results, types)
+    types = toolchains.types_of(tree.path)
+    symbols = {kernel.symbol for found in results.values() for kernel in found.kernels if OURS in kernel.symbol}
+    names = toolchains.short_names(sorted(symbols), types)
     problems = _problems(results, names)
     text = _markdown(results, names, tools, problems, all_pairs=options.all_pairs, commit=tree.commit, missing=missing)
     _show(text, options.out, changed_only=options.changes)
@@ -141,16 +139,6 @@ def _compile(jobs: Sequence[Job], at_once: int) -> Results:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _names(results: Results, types: Mapping[int, str]) -> dict[str, str]:
-    """Symbol -> short name, for all kernels of ours."""
-    symbols = sorted({kernel.symbol for found in results.values() for kernel in found.kernels if OURS in kernel.symbol})
-    try:
-        done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
-        raise EnvironmentMissing("c++filt not found", "apt-get install binutils") from error
-    return {symbol: short_name(text, types) for symbol, text in zip(symbols, done.stdout.splitlines(), strict=True)}
 
 
 def _problems(results: Results, names: Mapping[str, str]) -> list[str]:

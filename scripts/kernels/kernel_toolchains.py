@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import kernel_instructions as instructions
@@ -115,6 +115,25 @@ def cuda_toolchain(extra: Sequence[str] = ()) -> Toolchain:
 def toolchain(target: str, extra: Sequence[str] = ()) -> Toolchain:
     """The compiler for a target; see :func:`hip_toolchain` and :func:`cuda_toolchain`."""
     return hip_toolchain(extra) if target.startswith("gfx") else cuda_toolchain(extra)
+
+
+def types_of(tree: Path) -> dict[int, str]:
+    """Number -> name of each type that a tree knows."""
+    headers = (tree / "ggml/include" / name for name in ("ggml.h", "ggml-turbo-enum.inc"))
+    return resources.type_names(*(header.read_text("utf-8") for header in headers))
+
+
+def short_names(symbols: Sequence[str], types: Mapping[int, str]) -> dict[str, str]:
+    """Symbol -> short name (:func:`kernel_resources.short_name`).
+
+    Raises:
+        EnvironmentMissing: there is no c++filt.
+    """
+    try:
+        done = subprocess.run(["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise EnvironmentMissing("c++filt not found", "apt-get install binutils") from error
+    return {symbol: resources.short_name(text, types) for symbol, text in zip(symbols, done.stdout.splitlines(), strict=True)}
 
 
 def cache_folder() -> Path:

@@ -198,6 +198,11 @@ inline unsigned __funnelshift_rc(unsigned lo, unsigned hi, unsigned shift) {
     return static_cast<unsigned>((static_cast<uint64_t>(hi) << 32 | lo) >> std::min(shift, 32u));
 }
 
+// The low word, shifted to the right by shift % 32.
+inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned shift) {
+    return static_cast<unsigned>((static_cast<uint64_t>(hi) << 32 | lo) >> (shift & 31));
+}
+
 // The high word, shifted to the left by shift % 32.
 inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned shift) {
     return static_cast<unsigned>((static_cast<uint64_t>(hi) << 32 | lo) << (shift & 31) >> 32);

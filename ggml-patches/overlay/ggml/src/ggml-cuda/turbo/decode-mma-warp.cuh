@@ -105,16 +105,17 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         return key < a.n_kv ? __half_as_ushort(mask[key]) : TURBO_MASK_HIDDEN;
     }
 
-    // The mask of a tile; true: a query sees a key of it. one_query: all columns are of the same query.
-    __device__ __forceinline__ bool load_mask(const turbo_attn_args &     a,
-                                              const turbo_decode_column * cols,
-                                              const bool                  one_query,
-                                              const int                   key0) {
-        const int key  = key0 + turbo_mma_key(turbo_mma_row());
-        uint32_t  seen = 0;  // bits that a hidden key does not have, or lacks
+    // The mask of a tile; not 0: a query sees a key of this lane. n_masked: see turbo_mma_count_masked.
+    __device__ __forceinline__ uint32_t load_mask(const turbo_attn_args &     a,
+                                                  const turbo_decode_column * cols,
+                                                  const int                   n_masked,
+                                                  const int                   key0) {
+        const bool one_query = n_masked >= 0;
+        const int  key       = key0 + turbo_mma_key(turbo_mma_row());
+        uint32_t   seen      = 0;  // bits that a hidden key does not have, or lacks
 
         bool hidden = false;
-        if (one_query && a.mask && key0 + TURBO_TILE <= a.n_kv) {
+        if (key0 + TURBO_TILE <= n_masked) {
             const half * mask = cols[0].mask + key;
 #    pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -123,7 +124,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                 hidden = hidden || bias[0][i / 2][i % 2] == TURBO_MASK_HIDDEN;
             }
             unseen = hidden ? unseen | TURBO_MMA_HIDDEN : unseen & ~TURBO_MMA_HIDDEN;
-            return seen != 0;
+            return seen;
         }
 #    pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -145,18 +146,18 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             }
         }
         unseen = hidden ? unseen | TURBO_MMA_HIDDEN : unseen & ~TURBO_MMA_HIDDEN;
-        return seen != 0;
+        return seen;
     }
 
-    // What the mask adds to a score. i: key; one_query: see load_mask. A constant: an array with an index that is none lies in memory.
+    // What the mask adds to a score. i: key; one_query: all columns are of one. A constant: an array with an index that is none lies in memory.
     template <bool one_query>
     __device__ __forceinline__ uint32_t mask_bits(const int n, const int i, const int c) const {
         const uint32_t m = bias[one_query ? 0 : n][i / 2][i % 2];
         return one_query || c == 0 ? m & 0xffff : m >> 16;
     }
 
-    // Adds mask minus reference to scores. slopes: of the mask, in units of log2
-    template <bool one_query> __device__ __forceinline__ void add_bias(const float * slopes) {
+    // Adds mask minus reference to scores, or sets them to it. slopes: of the mask, in units of log2
+    template <bool sets, bool one_query> __device__ __forceinline__ void add_bias(const float * slopes) {
         // K in f16 leaves no register that could keep where the slopes are
         const int part = type_K == GGML_TYPE_F16 ? turbo_lane_again() % 4 : turbo_mma_part();
 #    pragma unroll
@@ -164,17 +165,19 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             const float2 slope = ((const float2 *) slopes)[4 * n + part];
 #    pragma unroll
             for (int i = 0; i < 8; ++i) {
-                const half m = __ushort_as_half((unsigned short) mask_bits<one_query>(n, i / 2, i % 2));
-                s[n][i / 4][i % 4] += fmaf(i % 2 == 0 ? slope.x : slope.y, __half2float(m), -ref[n][i % 2]);
+                const half  m = __ushort_as_half((unsigned short) mask_bits<one_query>(n, i / 2, i % 2));
+                const float x = fmaf(i % 2 == 0 ? slope.x : slope.y, __half2float(m), -ref[n][i % 2]);
+
+                s[n][i / 4][i % 4] = sets ? x : s[n][i / 4][i % 4] + x;
             }
         }
     }
 
-    __device__ __forceinline__ void add_bias(const float * slopes, const bool one_query) {
+    template <bool sets> __device__ __forceinline__ void add_bias(const float * slopes, const bool one_query) {
         if (one_query) {
-            add_bias<true>(slopes);
+            add_bias<sets, true>(slopes);
         } else {
-            add_bias<false>(slopes);
+            add_bias<sets, false>(slopes);
         }
     }
 
@@ -190,6 +193,14 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
     }
 
+    __device__ __forceinline__ void clear_scores() {
+        const float zero = turbo_mma_zero();
+#    pragma unroll
+        for (int i = 0; i < 8 * nt; ++i) {
+            s[i / 8][i / 4 % 2][i % 4] = zero;
+        }
+    }
+
     // Sets the scores of a tile of K. Q, Q_d: as turbo_columns_load_queries leaves them.
     __device__ __forceinline__ void multiply_keys(const typename keys::tile & t,
                                                   const uint32_t *            Q,
@@ -197,15 +208,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                                   const float *               slopes,
                                                   const float                 softcap,
                                                   const bool                  one_query) {
-#    pragma unroll
-        for (int n = 0; n < nt; ++n) {
-#    pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                s[n][i / 4][i % 4] = 0.0f;
-            }
-        }
         if (softcap == 0.0f) {
-            add_bias(slopes, one_query);
+            add_bias<true>(slopes, one_query);
+        } else {
+            clear_scores();
         }
         multiply_groups<0>(t, Q, Q_d);
         if (softcap != 0.0f) {
@@ -216,7 +222,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                     s[n][i / 4][i % 4] = softcap * TURBO_LOG2E * tanhf(s[n][i / 4][i % 4] * (1.0f / TURBO_LOG2E));
                 }
             }
-            add_bias(slopes, one_query);
+            add_bias<false>(slopes, one_query);
         }
         if (turbo_warp_any(unseen & TURBO_MMA_HIDDEN)) {
             if (one_query) {
@@ -236,12 +242,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             float2   q_d[nt];
 #    pragma unroll
             for (int n = 0; n < nt; ++n) {
-#    pragma unroll
-                for (int m = 0; m < keys::n; ++m) {
-                    const uint2 pair = ((const uint2 *) Q)[((b * keys::n + m) * nt + n) * TURBO_WARP + threadIdx.x];
-                    q[m][n][0]       = pair.x;
-                    q[m][n][1]       = pair.y;
-                }
+                const uint4 words = ((const uint4 *) Q)[(b * nt + n) * TURBO_WARP + threadIdx.x];
+                q[0][n][0]        = words.x;
+                q[0][n][1]        = words.y;
+                q[1][n][0]        = words.z;
+                q[1][n][1]        = words.w;
                 if constexpr (type_K != GGML_TYPE_F16) {
                     q_d[n] = ((const float2 *) Q_d)[b * n_cols / 2 + n * 4 + turbo_mma_part()];
                 }
@@ -266,10 +271,11 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                         }
 #    pragma unroll
                         for (int j = 0; j < 4; ++j) {
-                            float y = d[0][j / 2] * x[0][j];
+                            // the magic number times a scale has few bits, so this is the product of both to the bit
+                            float y = fmaf(d[0][j / 2], x[0][j], -TURBO_MMA_MAGIC * d[0][j / 2]);
 #    pragma unroll
                             for (int m = 1; m < keys::n_blocks; ++m) {
-                                y = fmaf(d[m][j / 2], x[m][j], y);
+                                y = fmaf(d[m][j / 2], x[m][j] - TURBO_MMA_MAGIC, y);
                             }
                             s[n][i][j] = fmaf(j % 2 == 0 ? q_d[n].x : q_d[n].y, y, s[n][i][j]);
                         }
@@ -283,7 +289,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
     }
 
-    // Products of block m of a group with the tile n of columns.
+    // Products of block m of a group with the tile n of columns, plus the magic number.
     static __device__ __forceinline__ void multiply_block(const uint32_t (&a)[keys::n][4],
                                                           const uint32_t (&q)[keys::n][nt][2],
                                                           const int n,
@@ -302,7 +308,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
 #    pragma unroll
         for (int j = 0; j < 4; ++j) {
-            x[j] = __int_as_float(dot[n_of][j]) - TURBO_MMA_MAGIC;
+            x[j] = __int_as_float(dot[n_of][j]);
         }
     }
 

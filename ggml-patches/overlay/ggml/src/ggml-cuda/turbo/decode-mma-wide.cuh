@@ -70,10 +70,7 @@ struct turbo_mma_wide_warp : turbo_mma_warp<turbo_mma_wide_shape<DK, DV, type_K,
 
     // This warp's part of the scores of a tile of K. Q, Q_d: of its channels.
     __device__ __forceinline__ void multiply_own(const typename keys::tile & t, const uint32_t * Q, const float * Q_d) {
-#    pragma unroll
-        for (int i = 0; i < 8 * nt; ++i) {
-            base::s[i / 8][i / 4 % 2][i % 4] = 0.0f;
-        }
+        base::clear_scores();
         base::template multiply_groups<0>(t, Q, Q_d);
     }
 
@@ -129,7 +126,7 @@ struct turbo_mma_wide_warp : turbo_mma_warp<turbo_mma_wide_shape<DK, DV, type_K,
                     softcap == 0.0f ? sum[j] : softcap * TURBO_LOG2E * tanhf(sum[j] * (1.0f / TURBO_LOG2E));
             }
         }
-        base::add_bias(slopes, one_query);
+        base::template add_bias<false>(slopes, one_query);
         if (turbo_warp_any(base::unseen & TURBO_MMA_HIDDEN)) {
             if (one_query) {
                 base::template hide<true>();
@@ -174,7 +171,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_wide_blocks<DK, DV
     const turbo_wide_unit unit =
         turbo_wide_unit_of<shape, type_K, type_V, n_cols>(a, block, threadIdx.y, shared, Q, Q_d);
 
-    const bool one_query = cols[0].mask == cols[n_cols - 1].mask;
+    const int n_masked = turbo_mma_count_masked(a, cols, n_cols);
 
     turbo_mma_wide_warp<DK, DV, type_K, type_V, n_cols> warp;
     warp.init();
@@ -183,7 +180,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_wide_blocks<DK, DV
     const int step    = gridDim.y * TURBO_TILE;
     const int n_whole = parts::aligned && a.aligned ? a.n_kv / TURBO_TILE * TURBO_TILE : 0;
     int       key0    = blockIdx.y * TURBO_TILE;
-    bool      some    = false;  // a query sees a key of the tile: the same in all warps
+    uint32_t  seen    = 0;  // not 0: a query sees a key of this lane. The same in all warps
 
     turbo_mma_stream<tile_K>    K_rows(unit.K, a.nbk1, key0, step, unit.rows);
     turbo_mma_stream<tile_V>    V_rows(unit.V, a.nbv1, key0, step, unit.rows + shape::own::K_words);
@@ -199,13 +196,14 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_wide_blocks<DK, DV
     if (key0 < a.n_kv) {
         stage_K(key0);
         V_rows.stage(a, a.nbv1, key0, n_whole);
-        some = turbo_warp_any(warp.load_mask(a, cols, one_query, key0));
+        seen = warp.load_mask(a, cols, n_masked, key0);
     }
     while (key0 < a.n_kv) {
         const int next = key0 + step;
 
         turbo_async_wait<1>();
         turbo_syncwarp();
+        const bool some = turbo_warp_any(seen);
         if (some) {
             warp.multiply_own(K_rows.current(a, a.nbk1, key0), unit.Q, unit.Q_d);
             if (parts::has_rest(unit.number, key0 / TURBO_TILE)) {
@@ -216,13 +214,14 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_wide_blocks<DK, DV
         __syncthreads();
         stage_K(next);
         if (some) {
-            warp.read_scores(unit.scores, slopes, a.softcap, one_query);
+            warp.read_scores(unit.scores, slopes, a.softcap, n_masked >= 0);
         }
 
-        const bool any     = some && warp.softmax();
-        bool       visible = false;
+        const bool any = some && warp.softmax();
+
+        seen = 0;
         if (next < a.n_kv) {
-            visible = warp.load_mask(a, cols, one_query, next);
+            seen = warp.load_mask(a, cols, n_masked, next);
         }
 
         turbo_async_wait<1>();
@@ -233,7 +232,6 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_wide_blocks<DK, DV
         __syncthreads();
         V_rows.stage(a, a.nbv1, next, n_whole);
 
-        some = turbo_warp_any(visible);
         key0 = next;
     }
     turbo_async_wait<0>();

@@ -64,6 +64,13 @@ template <typename tile> struct turbo_mma_stream {
     }
 };
 
+// Keys whose mask is one for all columns of a block, since they are of one query (0: there is no mask); -1: they are of several.
+static __device__ __forceinline__ int turbo_mma_count_masked(const turbo_attn_args &     a,
+                                                             const turbo_decode_column * cols,
+                                                             const int                   n_cols) {
+    return cols[0].mask != cols[n_cols - 1].mask ? -1 : a.mask ? a.n_kv : 0;
+}
+
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences. Empty where the GPU has no such instructions.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
 __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K, type_V, n_cols>())) static
@@ -99,7 +106,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
     const char * K = a.K + seq * a.nbk3 + (int64_t) kv_head * a.nbk2;
     const char * V = a.V + seq * a.nbv3 + (int64_t) kv_head * a.nbv2;
 
-    const bool one_query = cols[0].mask == cols[n_cols - 1].mask;
+    const int n_masked = turbo_mma_count_masked(a, cols, n_cols);
 
     turbo_mma_warp<DK, DV, type_K, type_V, n_cols> warp;
     warp.init();
@@ -108,30 +115,32 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
     const int step    = gridDim.y * TURBO_DECODE_WARPS * TURBO_TILE;
     const int n_whole = a.aligned ? a.n_kv / TURBO_TILE * TURBO_TILE : 0;
     int       key0    = (blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y) * TURBO_TILE;
-    bool      some    = false;  // a query sees a key of the tile
+    uint32_t  seen    = 0;  // not 0: a query sees a key of this lane
 
     turbo_mma_stream<tile_K> K_rows(K, a.nbk1, key0, step, shared + threadIdx.y * shape::warp_words);
     turbo_mma_stream<tile_V> V_rows(V, a.nbv1, key0, step, shared + threadIdx.y * shape::warp_words + shape::K_words);
     if (key0 < a.n_kv) {
         K_rows.stage(a, a.nbk1, key0, n_whole);
         V_rows.stage(a, a.nbv1, key0, n_whole);
-        some = turbo_warp_any(warp.load_mask(a, cols, one_query, key0));
+        seen = warp.load_mask(a, cols, n_masked, key0);
     }
     while (key0 < a.n_kv) {
         const int next = key0 + step;
 
         turbo_async_wait<1>();
         turbo_syncwarp();
+        const bool some = turbo_warp_any(seen);
         if (some) {
-            warp.multiply_keys(K_rows.current(a, a.nbk1, key0), Q, Q_d, slopes, a.softcap, one_query);
+            warp.multiply_keys(K_rows.current(a, a.nbk1, key0), Q, Q_d, slopes, a.softcap, n_masked >= 0);
         }
         turbo_syncwarp();
         K_rows.stage(a, a.nbk1, next, n_whole);
 
-        const bool any     = some && warp.softmax();
-        bool       visible = false;
+        const bool any = some && warp.softmax();
+
+        seen = 0;
         if (next < a.n_kv) {
-            visible = warp.load_mask(a, cols, one_query, next);
+            seen = warp.load_mask(a, cols, n_masked, next);
         }
 
         turbo_async_wait<1>();
@@ -142,7 +151,6 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_blocks<DV, type_K,
         turbo_syncwarp();
         V_rows.stage(a, a.nbv1, next, n_whole);
 
-        some = turbo_warp_any(visible);
         key0 = next;
     }
     turbo_async_wait<0>();

@@ -17,13 +17,22 @@ static __device__ __forceinline__ uint32_t turbo_rotate(const uint32_t x, const 
     return __funnelshift_l(x, x, n);
 }
 
-// Word i of a block to the right by n, which may be negative. Any bits come in.
+// Whether turbo_mma_read gives the halves of nibbles in each other's place. A word that begins in the middle of one is shifted by 16 more, and so
+// are others then: lanes have one number for both.
+template <ggml_type type, int n, int parity>
+static constexpr bool turbo_mma_is_turned =
+    parity == 1 && n == 1 && !turbo_is_trellis<type> && turbo_traits<type>::bits < 4;
+
+// Word i of a block to the right by n, which may be negative. Any bits come in. An odd block's halves are in each other's place.
 template <ggml_type type, int parity>
 static __device__ __forceinline__ uint32_t turbo_shifted_word(const turbo_packed_block<type, parity> & block,
                                                               const int                                i,
                                                               const int                                n) {
     if constexpr (parity == 0) {
         return __funnelshift_rc(block.first[i], block.first[i + 1], 16 + n);
+    } else if constexpr (parity == 1) {
+        const uint32_t x = block.word(i);
+        return __funnelshift_r(x, x, 16 + n);
     } else {
         return turbo_rotate(block.word(i), -n);
     }
@@ -173,8 +182,10 @@ static __device__ __forceinline__ void turbo_mma_levels(const uint32_t nibbles,
     if constexpr (trellis && bits == 4) {
         turbo_high_bits(top, merge[0][1], merge[1][1]);
     }
-    uint32_t sel[2];
-    turbo_selectors(nibbles, 7, sel[0], sel[1]);
+    uint32_t sel[2] = { nibbles, nibbles >> 16 };
+    if constexpr (bits > (trellis ? 2 : 3)) {
+        turbo_selectors(nibbles, 7, sel[0], sel[1]);  // bit 3 is of an index, too
+    }
 #    pragma unroll
     for (int i = 0; i < 2; ++i) {
         if constexpr (trellis) {
@@ -189,7 +200,8 @@ template <ggml_type type>
 static constexpr float turbo_mma_scale_unit = turbo_is_trellis<type> ? 1.0f / TRELLIS_LEVEL_STEPS : 1.0f;
 
 template <ggml_type type> static __device__ __forceinline__ float turbo_mma_scale(const uint32_t head) {
-    return turbo_is_trellis<type> ? turbo_trellis_scale(head & 0xff) :
+    // a bit behind the scale of a trellis type becomes the sign
+    return turbo_is_trellis<type> ? fabsf(turbo_trellis_scale(head)) :
                                     __half2float(__ushort_as_half((unsigned short) head));
 }
 

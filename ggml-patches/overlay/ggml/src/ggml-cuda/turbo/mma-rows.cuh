@@ -180,6 +180,7 @@ template <ggml_type type, int D> struct turbo_mma_keys {
             a[m][r]     = block.word(2 * part);
             a[m][r + 2] = block.word(2 * part + 1);
         } else {
+            constexpr bool turned   = turbo_mma_is_turned<type, n_of, b % 2>;
             const auto     x        = turbo_mma_read<type, n_of>(block, head, part / 2, trellis ? part % 2 : part);
             const uint32_t books[2] = { turbo_permute(x.books, x.books, 0x9988),
                                         turbo_permute(x.books, x.books, 0xbbaa) };
@@ -187,8 +188,8 @@ template <ggml_type type, int D> struct turbo_mma_keys {
             for (int i = 0; i < n_of; ++i) {
                 uint32_t w[2];
                 turbo_mma_levels<type, TURBO_MMA_INT8>(x.nibbles[i], x.top[i], books, w);
-                a[m + i][r]     = w[0];
-                a[m + i][r + 2] = w[1];
+                a[m + i][r]     = w[turned];
+                a[m + i][r + 2] = w[!turned];
             }
         }
         d[m][r] = turbo_mma_scale<type>(head);
@@ -205,11 +206,11 @@ template <ggml_type type, int D> struct turbo_mma_keys {
         }
     }
 
-    // Where they begin in operand B of a block, [group][instruction][tile of columns][lane][2 registers], and where the scale is.
+    // Where they begin in operand B of a block, [group][tile of columns][lane][instruction][2 registers], and where the scale is.
     template <int n_cols>
     static __device__ __forceinline__ int query_word(const int b, const int c, const int half, const int l) {
         const turbo_mma_place at = place(half, l);
-        return (((b * n + at.step) * (n_cols / 8) + c / 8) * TURBO_WARP + c % 8 * 4 + at.part) * 2 + at.reg;
+        return (((b * (n_cols / 8) + c / 8) * TURBO_WARP + c % 8 * 4 + at.part) * n + at.step) * 2 + at.reg;
     }
 
     template <int n_cols> static __device__ __forceinline__ int scale_of(const int b, const int c) {

@@ -114,6 +114,13 @@ template <uint32_t mask> static __device__ __forceinline__ uint32_t turbo_select
     return y;
 }
 
+// 0. Compilers that know it set registers to it on other ways, too.
+static __device__ __forceinline__ float turbo_mma_zero() {
+    float x = 0.0f;
+    asm volatile("" : "+f"(x));
+    return x;
+}
+
 // p + n * stride bytes.
 template <int n> static const __device__ __forceinline__ char * turbo_row_at(const char * p, const int stride) {
     const char * y;

@@ -8,6 +8,7 @@
 // A warp brings the channels that it reads, so rows need no barrier. What a column's result depends on is as in decode-mma.cuh.
 
 #include "decode-mma.cuh"
+#include "decode-wide-scores.cuh"
 #include "decode-wide.cuh"
 
 #ifdef TURBO_MMA
@@ -32,6 +33,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int score_words = TURBO_TILE * n_cols;  // of a warp
     static constexpr int words       = max(scores_at + parts::n * score_words, n_cols * own_V);
     static constexpr int q_words     = own::q_words / own_K * DK;
+
+    using scores = turbo_wide_scores<parts::n, TURBO_WARP, score_words>;
 
     // Of shared memory, with what the block knows of each column. A kernel may have 48 KiB.
     static constexpr int column_bytes =
@@ -61,16 +64,9 @@ struct turbo_mma_wide_warp : turbo_mma_warp<turbo_mma_wide_shape<DK, DV, type_K,
     using keys   = typename base::keys;
     using values = typename base::values;
 
-    static constexpr int nt = base::nt;
-
-    // Of scores of this lane: [warp][2*n + i][lane].
-    static __device__ __forceinline__ int place(const int w, const int i) {
-        return w * shape::score_words + (i * TURBO_WARP + threadIdx.x) * 4;
-    }
-
     // This warp's part of the scores of a tile of K. Q, Q_d: of its channels.
     __device__ __forceinline__ void multiply_own(const typename keys::tile & t, const uint32_t * Q, const float * Q_d) {
-        base::clear_scores();
+        turbo_wide_clear_scores(base::s);
         base::template multiply_groups<0>(t, Q, Q_d);
     }
 
@@ -79,27 +75,9 @@ struct turbo_mma_wide_warp : turbo_mma_warp<turbo_mma_wide_shape<DK, DV, type_K,
                                                   const uint32_t *                  Q,
                                                   const float *                     Q_d) {
         turbo_mma_warp<64, shape::own_V, type_K, type_V, n_cols> rest;
-#    pragma unroll
-        for (int i = 0; i < 8 * nt; ++i) {
-            rest.s[i / 8][i / 4 % 2][i % 4] = base::s[i / 8][i / 4 % 2][i % 4];
-        }
+        turbo_wide_copy_scores(rest.s, base::s);
         rest.template multiply_groups<0>(t, Q, Q_d);
-#    pragma unroll
-        for (int i = 0; i < 8 * nt; ++i) {
-            base::s[i / 8][i / 4 % 2][i % 4] = rest.s[i / 8][i / 4 % 2][i % 4];
-        }
-    }
-
-    __device__ __forceinline__ void write_scores(float * scores) const {
-#    pragma unroll
-        for (int i = 0; i < 2 * nt; ++i) {
-            __align__(16) float x[4];
-#    pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                x[j] = base::s[i / 2][i % 2][j];
-            }
-            ggml_cuda_memcpy_1<16>(scores + place(threadIdx.y, i), x);
-        }
+        turbo_wide_copy_scores(base::s, rest.s);
     }
 
     // The scores of a tile, minus ref, from what all warps have written. Other arguments as of turbo_mma_warp::multiply_keys.
@@ -107,24 +85,11 @@ struct turbo_mma_wide_warp : turbo_mma_warp<turbo_mma_wide_shape<DK, DV, type_K,
                                                 const float * slopes,
                                                 const float   softcap,
                                                 const bool    one_query) {
+        shape::scores::read(base::s, scores, threadIdx.x);
 #    pragma unroll
-        for (int i = 0; i < 2 * nt; ++i) {
-            __align__(16) float sum[4];
-            ggml_cuda_memcpy_1<16>(sum, scores + place(0, i));
-#    pragma unroll
-            for (int w = 1; w < TURBO_DECODE_WARPS; ++w) {
-                __align__(16) float x[4];
-                ggml_cuda_memcpy_1<16>(x, scores + place(w, i));
-#    pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    sum[j] += x[j];
-                }
-            }
-#    pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                base::s[i / 2][i % 2][j] =
-                    softcap == 0.0f ? sum[j] : softcap * TURBO_LOG2E * tanhf(sum[j] * (1.0f / TURBO_LOG2E));
-            }
+        for (int i = 0; i < 8 * base::nt; ++i) {
+            float & x = turbo_wide_score(base::s, i);
+            x         = softcap == 0.0f ? x : softcap * TURBO_LOG2E * tanhf(x * (1.0f / TURBO_LOG2E));
         }
         base::template add_bias<false>(slopes, one_query);
         if (turbo_warp_any(base::unseen & TURBO_MMA_HIDDEN)) {
@@ -209,7 +174,7 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, (turbo_mma_wide_blocks<DK, DV
             if (parts::has_rest(unit.number, key0 / TURBO_TILE)) {
                 warp.multiply_rest(rest_rows.current(a, a.nbk1, key0), unit.Q_rest, unit.Q_d_rest);
             }
-            warp.write_scores(unit.scores);
+            shape::scores::write(unit.scores, warp.s, unit.number, threadIdx.x);
         }
         __syncthreads();
         stage_K(next);

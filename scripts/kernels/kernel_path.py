@@ -1,12 +1,12 @@
 """Count the instructions that a tile of keys takes in a decode kernel with NVIDIA's matrix instructions, without a GPU.
 
     python scripts/kernels/kernel_path.py                                    # turbo3, turbo3t and turbo4 for sm_90
-    python scripts/kernels/kernel_path.py --types turbo4t --target sm_80
+    python scripts/kernels/kernel_path.py --types turbo4t --head-size 512 --target sm_80
 
 The loop over tiles has ways that are rarely taken: a tile that is not whole, a maximum that moves, a soft cap, several queries. The kernel
 report counts all of them. Here only those of a whole tile count, of one query with a mask, whose keys are all seen: the shortest way
 through the loop with all matrix instructions, the copies of both sides, a mask that is read without conditions and one exponential for
-each score, but without stores or shuffles. A predicate that is tested twice has the same value both times.
+each score, but without shuffles. A predicate that is tested twice has the same value both times.
 
 Exit codes: 0 all well; 3 a compiler or nvdisasm is missing (it is named, with what brings it); 4 a file does not compile, or has no such
 way.
@@ -26,7 +26,7 @@ from pathlib import Path
 import kernel_toolchains as toolchains
 import msgspec
 from kernel_instructions import per_value
-from kernel_resources import head_sizes
+from kernel_resources import MAX_HEAD, head_sizes
 
 from turbo_gguf import patchset
 from turbo_gguf.errors import EnvironmentMissing, ToolFailed
@@ -36,12 +36,12 @@ from turbo_gguf.make.toolkits import cuda
 from turbo_gguf.make.upstream import fetch, resolve
 from turbo_gguf.tools import capture
 
-KERNEL = "turbo_attn_decode_mma_kernel"
-SOURCE = "turbo-attn-decode-mma-{}.cu"
+KERNELS = re.compile(r"turbo_attn_decode_mma_(wide_)?kernel<")
+SOURCES = "turbo-attn-decode-{}-{}.cu"
 
 CLASSES = {
     "matrix": ("IMMA", "HMMA", "MOVM"),
-    "shared memory": ("LDS",),
+    "shared memory": ("LDS", "STS", "BAR"),
     "permutes, logic, shifts": ("PRMT", "LOP3", "SHF"),
     "floats": ("FFMA", "FADD", "FMUL", "HADD2", "HMUL2", "HFMA2", "F2FP", "MUFU"),
     "copies": ("LDGSTS", "LDGDEPBAR", "DEPBAR"),
@@ -53,7 +53,7 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@(?P<guard>!?U?P\w+) )?(
 _TARGET = re.compile(r"\.L_x_\d+")
 _PREDICATE = re.compile(r"U?P\d")
 _SETS_PREDICATES = re.compile(r"SETP|PLOP3|VOTE|LOP3|R2P|IADD3")
-_NEVER = frozenset({"SHFL", "STS", "EXIT", "RET"})
+_NEVER = frozenset({"SHFL", "EXIT", "RET"})
 
 
 class Instruction(msgspec.Struct, frozen=True):
@@ -197,12 +197,12 @@ def _disassembler() -> str:
     return found
 
 
-def _compile(name: str, target: str, folder: Path) -> dict[str, Code]:
-    """The kernels of a type's file, by their short names."""
+def _compile(source: str, target: str, folder: Path) -> dict[str, Code]:
+    """The kernels of a file, by their short names."""
     pristine = fetch(resolve(None))
     with lock(f"tree-{pristine.upstream}"):
         tree = patchset.apply(pristine).path
-    job = toolchains.Job(tree, SOURCE.format(name), target, toolchains.toolchain(target), (), folder)
+    job = toolchains.Job(tree, source, target, toolchains.toolchain(target), (), folder)
     capture(job.argv, cwd=tree, timeout=600)
     found = kernels(capture([_disassembler(), "-c", job.output]))
     names = toolchains.short_names(sorted(found), toolchains.types_of(tree))
@@ -211,11 +211,12 @@ def _compile(name: str, target: str, folder: Path) -> dict[str, Code]:
 
 def _run(options: argparse.Namespace) -> int:
     ways: dict[str, Way] = {}
+    size = options.head_size
     with tempfile.TemporaryDirectory(prefix="kernel-path-") as folder:
         for name in options.types.split(","):
-            size = options.head_size
-            for short, code in sorted(_compile(name, options.target, Path(folder)).items(), key=lambda item: len(item[0])):
-                if short.startswith(f"{KERNEL}<") and f"{name}, {name}" in short and head_sizes(short) == [size, size]:
+            source = SOURCES.format("wide" if size > MAX_HEAD else "mma", name)
+            for short, code in sorted(_compile(source, options.target, Path(folder)).items(), key=lambda item: len(item[0])):
+                if KERNELS.match(short) and f"{name}, {name}" in short and head_sizes(short) == [size, size]:
                     ways[short] = whole_tile(code, int(short.rstrip(">").rpartition(", ")[2]))
     print(table(ways, options.target))
     return 0

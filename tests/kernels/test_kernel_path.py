@@ -68,6 +68,6 @@ def test_no_such_way(left_out: str) -> None:
 def test_table() -> None:
     (code,) = kernel_path.kernels(_disassembly(LOOP)).values()
     way = kernel_path.whole_tile(code, columns=8)
-    name = f"{kernel_path.KERNEL}<64, 64, turbo3, turbo3, 8>"
+    name = "turbo_attn_decode_mma_kernel<64, 64, turbo3, turbo3, 8>"
     cells = [cell.strip() for cell in kernel_path.table({name: way}, "sm_90").splitlines()[2].strip("|").split("|")]
     assert cells == [f"`{name}`", "28", "0.22", "2", "0", "0", "11", "2", "13"]

@@ -65,7 +65,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     // Whether loads of a group of K stay behind what comes before: else the compiler moves up more of them than there are registers for.
     static constexpr bool keeps_groups_apart =
-        type_K == GGML_TYPE_F16 || (TURBO_MMA_SM86 && turbo_is_trellis<type_K> && n_cols > 8 &&
+        type_K == GGML_TYPE_F16 || (TURBO_MMA_SM8X && turbo_is_trellis<type_K> && n_cols > 8 &&
                                     turbo_mma_blocks<DV, type_K, type_V, n_cols>() > 2);
 
     float ref[nt][2];  // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
@@ -237,16 +237,23 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     __device__ __forceinline__ void multiply_groups(const typename keys::tile & t,
                                                     const uint32_t *            Q,
                                                     const float *               Q_d) {
+        constexpr int n_at_once = keys::n_at_once;
         if constexpr (b < keys::n_groups) {
             uint32_t q[keys::n][nt][2];
             float2   q_d[nt];
 #    pragma unroll
             for (int n = 0; n < nt; ++n) {
-                const uint4 words = ((const uint4 *) Q)[(b * nt + n) * TURBO_WARP + threadIdx.x];
-                q[0][n][0]        = words.x;
-                q[0][n][1]        = words.y;
-                q[1][n][0]        = words.z;
-                q[1][n][1]        = words.w;
+#    pragma unroll
+                for (int m = 0; m < keys::n; m += n_at_once) {
+                    __align__(16) uint32_t words[2 * n_at_once];
+                    ggml_cuda_memcpy_1<sizeof(words)>(
+                        words,
+                        Q + (((b * keys::n + m) / n_at_once * nt + n) * TURBO_WARP + threadIdx.x) * 2 * n_at_once);
+#    pragma unroll
+                    for (int j = 0; j < 2 * n_at_once; ++j) {
+                        q[m + j / 2][n][j % 2] = words[j];
+                    }
+                }
                 if constexpr (type_K != GGML_TYPE_F16) {
                     q_d[n] = ((const float2 *) Q_d)[b * n_cols / 2 + n * 4 + turbo_mma_part()];
                 }

@@ -206,11 +206,16 @@ template <ggml_type type, int D> struct turbo_mma_keys {
         }
     }
 
-    // Where they begin in operand B of a block, [group][tile of columns][lane][instruction][2 registers], and where the scale is.
+    // Instructions whose registers of operand B lie side by side, for one read of a lane: all, or one where the rest of the kernel leaves too few
+    // registers.
+    static constexpr int n_at_once = type == GGML_TYPE_F16 || (TURBO_MMA_SM8X && turbo_is_trellis<type>) ? 1 : n;
+
+    // Where they begin in operand B of a block, [group][n / n_at_once][tile of columns][lane][n_at_once][2 registers], and where the scale is.
     template <int n_cols>
     static __device__ __forceinline__ int query_word(const int b, const int c, const int half, const int l) {
         const turbo_mma_place at = place(half, l);
-        return (((b * (n_cols / 8) + c / 8) * TURBO_WARP + c % 8 * 4 + at.part) * n + at.step) * 2 + at.reg;
+        const int read = ((b * n + at.step) / n_at_once * (n_cols / 8) + c / 8) * TURBO_WARP + c % 8 * 4 + at.part;
+        return (read * n_at_once + at.step % n_at_once) * 2 + at.reg;
     }
 
     template <int n_cols> static __device__ __forceinline__ int scale_of(const int b, const int c) {

@@ -15,11 +15,11 @@
 #    endif
 #endif
 
-// Whether the code is for sm_86 to sm_89.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900
-static constexpr bool TURBO_MMA_SM86 = true;
+// Whether the code is for sm_80 to sm_89.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
+static constexpr bool TURBO_MMA_SM8X = true;
 #else
-static constexpr bool TURBO_MMA_SM86 = false;
+static constexpr bool TURBO_MMA_SM8X = false;
 #endif
 
 static __device__ __forceinline__ int turbo_mma_row() {

@@ -86,10 +86,12 @@ struct turbo_mma_wide_warp : turbo_mma_warp<turbo_mma_wide_shape<DK, DV, type_K,
                                                 const float   softcap,
                                                 const bool    one_query) {
         shape::scores::read(base::s, scores, threadIdx.x);
+        if (softcap != 0.0f) {
 #    pragma unroll
-        for (int i = 0; i < 8 * base::nt; ++i) {
-            float & x = turbo_wide_score(base::s, i);
-            x         = softcap == 0.0f ? x : softcap * TURBO_LOG2E * tanhf(x * (1.0f / TURBO_LOG2E));
+            for (int i = 0; i < 8 * base::nt; ++i) {
+                float & x = turbo_wide_score(base::s, i);
+                x         = softcap * TURBO_LOG2E * tanhf(x * (1.0f / TURBO_LOG2E));
+            }
         }
         base::template add_bias<false>(slopes, one_query);
         if (turbo_warp_any(base::unseen & TURBO_MMA_HIDDEN)) {

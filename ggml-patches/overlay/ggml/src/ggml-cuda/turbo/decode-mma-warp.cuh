@@ -65,8 +65,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     // Whether loads of a group of K stay behind what comes before: else the compiler moves up more of them than there are registers for.
     static constexpr bool keeps_groups_apart =
-        type_K == GGML_TYPE_F16 || (TURBO_MMA_SM8X && turbo_is_trellis<type_K> && n_cols > 8 &&
-                                    turbo_mma_blocks<DV, type_K, type_V, n_cols>() > 2);
+        type_K == GGML_TYPE_F16 || (TURBO_MMA_SM8X && turbo_is_trellis<type_K> && n_cols > 8);
 
     float ref[nt][2];  // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
     float sum[nt][2];  // of this lane's keys

@@ -128,10 +128,6 @@ template <int n> void turbo_async_wait() {
     }
 }
 
-inline float turbo_mma_zero() {
-    return 0.0f;
-}
-
 template <uint32_t mask> uint32_t turbo_select(uint32_t a, uint32_t b) {
     return (a & mask) | (b & ~mask);
 }

@@ -64,8 +64,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int nt = shape::nt;
 
     // Whether loads of a group of K stay behind what comes before: else the compiler moves up more of them than there are registers for.
-    static constexpr bool keeps_groups_apart =
-        type_K == GGML_TYPE_F16 || (TURBO_MMA_SM8X && turbo_is_trellis<type_K> && n_cols > 8);
+    static constexpr bool keeps_groups_apart = type_K == GGML_TYPE_F16 || (turbo_is_trellis<type_K> && n_cols > 8);
 
     float ref[nt][2];  // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column
     float sum[nt][2];  // of this lane's keys
@@ -193,7 +192,10 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     __device__ __forceinline__ void clear_scores() {
-        const float zero = turbo_mma_zero();
+        float zero = 0.0f;
+#    ifdef __CUDA_ARCH__
+        asm volatile("" : "+f"(zero));  // else the compiler sets registers to it on other ways, too
+#    endif
 #    pragma unroll
         for (int i = 0; i < 8 * nt; ++i) {
             s[i / 8][i / 4 % 2][i % 4] = zero;

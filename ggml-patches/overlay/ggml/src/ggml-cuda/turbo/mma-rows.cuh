@@ -208,7 +208,7 @@ template <ggml_type type, int D> struct turbo_mma_keys {
 
     // Instructions whose registers of operand B lie side by side, for one read of a lane: all, or one where the rest of the kernel leaves too few
     // registers.
-    static constexpr int n_at_once = type == GGML_TYPE_F16 || (TURBO_MMA_SM8X && turbo_is_trellis<type>) ? 1 : n;
+    static constexpr int n_at_once = type == GGML_TYPE_F16 || (TURBO_MMA_SM86 && turbo_is_trellis<type>) ? 1 : n;
 
     // Where they begin in operand B of a block, [group][n / n_at_once][tile of columns][lane][n_at_once][2 registers], and where the scale is.
     template <int n_cols>

@@ -15,11 +15,11 @@
 #    endif
 #endif
 
-// Whether the code is for sm_80 to sm_89.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
-static constexpr bool TURBO_MMA_SM8X = true;
+// Whether the code is for sm_86 to sm_89.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900
+static constexpr bool TURBO_MMA_SM86 = true;
 #else
-static constexpr bool TURBO_MMA_SM8X = false;
+static constexpr bool TURBO_MMA_SM86 = false;
 #endif
 
 static __device__ __forceinline__ int turbo_mma_row() {
@@ -112,13 +112,6 @@ template <uint32_t mask> static __device__ __forceinline__ uint32_t turbo_select
     uint32_t y;
     asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(y) : "r"(a), "r"(b), "n"(mask));
     return y;
-}
-
-// 0. Compilers that know it set registers to it on other ways, too.
-static __device__ __forceinline__ float turbo_mma_zero() {
-    float x = 0.0f;
-    asm volatile("" : "+f"(x));
-    return x;
 }
 
 // p + n * stride bytes.

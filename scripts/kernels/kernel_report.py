@@ -90,8 +90,7 @@ def _report(options: argparse.Namespace) -> int:
     if not tools:
         raise EnvironmentMissing("nothing is remembered of these files", "leave out --remembered")
     types = toolchains.types_of(tree.path)
-    symbols = {kernel.symbol for found in results.values() for kernel in found.kernels if OURS in kernel.symbol}
-    names = toolchains.short_names(sorted(symbols), types)
+    names = _names(results, types)
     problems = _problems(results, names)
     text = _markdown(results, names, tools, problems, all_pairs=options.all_pairs, commit=tree.commit, missing=missing)
     _show(text, options.out, changed_only=options.changes)
@@ -139,6 +138,12 @@ def _compile(jobs: Sequence[Job], at_once: int) -> Results:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _names(results: Results, types: Mapping[int, str]) -> dict[str, str]:
+    """Symbol -> short name, for all kernels of ours."""
+    symbols = {kernel.symbol for found in results.values() for kernel in found.kernels if OURS in kernel.symbol}
+    return toolchains.short_names(sorted(symbols), types)
 
 
 def _problems(results: Results, names: Mapping[str, str]) -> list[str]:

@@ -197,25 +197,25 @@ def _disassembler() -> str:
     return found
 
 
-def _compile(source: str, target: str, folder: Path) -> dict[str, Code]:
+def _compile(source: str, target: str, disassembler: str, folder: Path) -> dict[str, Code]:
     """The kernels of a file, by their short names."""
     pristine = fetch(resolve(None))
     with lock(f"tree-{pristine.upstream}"):
         tree = patchset.apply(pristine).path
     job = toolchains.Job(tree, source, target, toolchains.toolchain(target), (), folder)
     capture(job.argv, cwd=tree, timeout=600)
-    found = kernels(capture([_disassembler(), "-c", job.output]))
+    found = kernels(capture([disassembler, "-c", job.output]))
     names = toolchains.short_names(sorted(found), toolchains.types_of(tree))
     return {names[symbol]: code for symbol, code in found.items()}
 
 
 def _run(options: argparse.Namespace) -> int:
     ways: dict[str, Way] = {}
-    size = options.head_size
+    size, disassembler = options.head_size, _disassembler()
     with tempfile.TemporaryDirectory(prefix="kernel-path-") as folder:
         for name in options.types.split(","):
             source = SOURCES.format("wide" if size > MAX_HEAD else "mma", name)
-            for short, code in sorted(_compile(source, options.target, Path(folder)).items(), key=lambda item: len(item[0])):
+            for short, code in sorted(_compile(source, options.target, disassembler, Path(folder)).items(), key=lambda item: len(item[0])):
                 if KERNELS.match(short) and f"{name}, {name}" in short and head_sizes(short) == [size, size]:
                     ways[short] = whole_tile(code, int(short.rstrip(">").rpartition(", ")[2]))
     print(table(ways, options.target))

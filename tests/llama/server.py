@@ -101,6 +101,11 @@ class Server:
         finally:
             resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, old)
 
+    def said(self) -> str:
+        """The log of a server that has ended: while it runs, a thread of its own writes the log, behind the answers."""
+        assert self.process.poll() is not None, "the log may not be whole yet"
+        return self.log.read_text("utf-8", errors="replace")
+
     def kill(self) -> None:
         """At once, whatever it does."""
         self.is_killed = True

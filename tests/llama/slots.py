@@ -103,9 +103,9 @@ class Client:
     def slots(self) -> list[dict[str, Any]]:
         return list(self.server.ask("/slots"))
 
-    @property
-    def log(self) -> str:
-        return self.server.log.read_text("utf-8", errors="replace")
+    def said(self) -> str:
+        """The log, once the server has ended."""
+        return self.server.said()
 
 
 Start = Callable[..., AbstractContextManager[Client]]

@@ -136,7 +136,7 @@ def test_a_draft_has_types_of_its_own(native_bin: Path, tiny: Callable[[str], Pa
     args = ("-md", str(tiny("head64")), "-c", "256", "--cache-preset", str(path))
     with serve(native_bin, tiny("layers12"), tmp_path, *args) as server:
         assert server.complete("def main(argv):\n    ", 8, n_probs=0)["tokens_predicted"] == 8
-        text = server.log.read_text("utf-8", errors="replace")
+    text = server.said()
     begin = text.rindex("loading draft model")
     assert cache_lines(text[:begin])[-1].settings["k"] == "0-10:turbo3;11:q8_0"
     assert all(line.types == "f16" and not line.settings for line in cache_lines(text[begin:]))

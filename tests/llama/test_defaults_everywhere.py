@@ -55,7 +55,7 @@ def test_tools_share_a_file(tool: Tool, tiny: Callable[[str], Path], prose: Path
 def test_server(native_bin: Path, tiny: Callable[[str], Path], tmp_path: Path, cache_folder: Path) -> None:
     with serve(native_bin, tiny("head64"), tmp_path, "-c", "1024", *TURBO) as server:
         assert server.complete("once", 4)["tokens_predicted"] == 4
-        text = server.log.read_text("utf-8", errors="replace")
+    text = server.said()
     assert words(cache_lines(text)[-1]) == {"cal", "sink=4", "tail=64"}
     assert text.count(READS) == 1 and len(kept(cache_folder)) == 1
 
@@ -64,7 +64,7 @@ def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_
     draft = ("-md", str(tiny("head128")), "-ctkd", "turbo3", "-ctvd", "turbo3")
     with serve(native_bin, tiny("head64"), tmp_path, "-c", "256", *TURBO, *draft) as server:
         assert server.complete("once", 16, n_probs=0)["tokens_predicted"] == 16
-        text = server.log.read_text("utf-8", errors="replace")
+    text = server.said()
     begin = text.rindex("loading draft model")
     assert words(cache_lines(text[:begin])[-1]) == {"cal", "sink=4", "tail=12"}
     assert cache_lines(text[begin:])[-1].types == "turbo3"
@@ -98,7 +98,7 @@ def test_a_slot_of_another_calibration(native_bin: Path, tool: Tool, tiny: Calla
             server.call("/slots/0?action=restore", {"filename": "slot"})
         assert refused.value.code == 400
         assert server.complete("once", 4)["content"]
-        text = server.log.read_text("utf-8", errors="replace")
+    text = server.said()
     assert "of an automatic one keep the file in the cache folder, or copy it along" in text
 
 

@@ -220,7 +220,6 @@ def test_server_slots(native_bin: Path, trained: Path, tmp_path: Path, types: tu
     further = begin + "        print(name)\n"
     cache = ("-ctk", types[0], "-ctv", types[1], "-c", "512", "--slot-save-path", str(tmp_path))
     with serve(native_bin, trained, tmp_path, *cache) as server:
-        assert_cache(server.log.read_text("utf-8", errors="replace"), *types)
         server.complete(begin, 1)
         saved = server.call("/slots/0?action=save", {"filename": "slot"})
         assert saved["n_saved"] > 0
@@ -237,6 +236,7 @@ def test_server_slots(native_bin: Path, trained: Path, tmp_path: Path, types: tu
         assert again["timings"]["prompt_n"] == first["timings"]["prompt_n"]  # the text was in the cache
         assert again["content"] == first["content"]
         assert steps(again) == steps(first)
+    assert_cache(server.said(), *types)
 
 
 def test_server_refuses_a_slot_of_another_type(native_bin: Path, trained: Path, tmp_path: Path) -> None:
@@ -266,8 +266,7 @@ def test_server_settings(native_bin: Path, trained: Path, tmp_path: Path, how: s
     args, env = (OPTIONS, {}) if how == "options" else ((), VARIABLES)
     with serve(native_bin, trained, tmp_path, "-c", "512", *args, env=env) as server:
         assert server.complete(PROMPT, 200, n_probs=0)["tokens_predicted"] == 200
-        log = server.log
-    text = log.read_text("utf-8", errors="replace")
+    text = server.said()
     assert_settings(text)
     # prompt and answer are less than 256 tokens, so that the oldest half has 96 in steps of 32
     assert re.findall(r"llama_turbo_cache: decay: (\d+) passes, (\d+) cells of K, (\d+) cells of V", text)[-1] == ("3", "96", "96")
@@ -304,7 +303,7 @@ def test_server_with_a_draft(native_bin: Path, tiny: Callable[[str], Path], tmp_
     settings = ("--cache-type-k-layers", maps[0], "--cache-decay", "balanced", "--cache-tail", "16", "-fit", "on", "-lv", "5")
     with serve(native_bin, tiny("layers12"), tmp_path, "-md", str(tiny("head64")), "-c", "256", *settings) as server:
         assert server.complete(PROMPT, 32, n_probs=0)["tokens_predicted"] == 32
-        text = server.log.read_text("utf-8", errors="replace")
+    text = server.said()
     measured = text.split("getting device memory data for the extra model")[1:]
     assert measured
     assert all(not cache_lines(part)[0].settings for part in measured)
@@ -319,7 +318,8 @@ def test_server_with_itself_as_draft(native_bin: Path, tiny: Callable[[str], Pat
     """A model keeps its settings where its file is that of its draft, too."""
     settings = ("--cache-type-k-layers", "11:q8_0;*:turbo3", "--cache-tail", "16")
     with serve(native_bin, tiny("layers12"), tmp_path, "-md", str(tiny("layers12")), "-c", "256", *settings) as server:
-        text = server.log.read_text("utf-8", errors="replace")
+        assert server.complete(PROMPT, 8, n_probs=0)["tokens_predicted"] == 8
+    text = server.said()
     begin = text.rindex("loading draft model")
     assert cache_lines(text[:begin])[-1].settings["k"] == "0-10:turbo3;11:q8_0"
     assert all(not line.settings for line in cache_lines(text[begin:]))

@@ -227,11 +227,11 @@ def checkpoints(start: Start, text: str) -> list[Reply]:
         found = [server.read(text[:end], text[end : end + 10]) for end in (300, 900)]
         found.append(server.read(text[:280] + text[1000:1600], text[1600:1610]))
         server.save()
-        assert "restored context checkpoint (" in server.log
+    assert "restored context checkpoint (" in server.said()
     with start(*options) as server:
         server.restore()
         found.append(server.read(text[:270] + text[2000:2040], text[2040:2050]))
-        assert "restored context checkpoint (" in server.log
+    assert "restored context checkpoint (" in server.said()
     assert all(abs(reply.reused - (300 - 68)) <= 2 * FRONT for reply in found[2:])
     return found
 

@@ -5,31 +5,27 @@
 #include "turbo/trellis-encode.cuh"
 #include "turbo/trellis-wide.cuh"
 
-static constexpr int THREADS = 128;
-
 template <ggml_type type>
 static void encode_kernel(const float * x, typename turbo_traits<type>::block * y, int64_t n_blocks) {
-    __shared__ turbo_trellis_scratch            scratch[THREADS / TRELLIS_LANES];
+    __shared__ turbo_trellis_scratch            scratch;
     __align__(16) __shared__ turbo_shared_costs costs;
 
-    turbo_load_costs<type>(costs, threadIdx.x, THREADS);
+    turbo_load_costs<type>(costs, threadIdx.x);
     __syncthreads();
 
-    const int64_t i     = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int     lane  = i % TRELLIS_LANES;
-    const int64_t ib    = i / TRELLIS_LANES;
+    const int64_t ib    = int64_t(blockIdx.x) * TRELLIS_BLOCKS + threadIdx.x / TRELLIS_LANES;
     const bool    store = ib < n_blocks;
 
-    float v[4];
-    for (int k = 0; k < 4; ++k) {
-        v[k] = store ? x[ib * QK_TRELLIS + 32 * (lane / 8) + lane % 8 + 8 * k] : 0.0f;
+    float v[8];
+    for (int k = 0; k < 8; ++k) {
+        v[k] = store ? x[ib * QK_TRELLIS + threadIdx.x % TRELLIS_LANES + 8 * k] : 0.0f;
     }
-    turbo_encode_trellis<type>(v, lane, store, costs, scratch[threadIdx.x / TRELLIS_LANES], y + ib);
+    turbo_encode_trellis<type>(v, threadIdx.x, store, costs, scratch, y + ib);
 }
 
 template <ggml_type type> static void encode(const float * x, void * y, int64_t n_blocks) {
     using block = typename turbo_traits<type>::block;
-    lanes::launch(encode_kernel<type>, dim3((TRELLIS_LANES * n_blocks + THREADS - 1) / THREADS), dim3(THREADS), x,
+    lanes::launch(encode_kernel<type>, dim3((n_blocks + TRELLIS_BLOCKS - 1) / TRELLIS_BLOCKS), dim3(TRELLIS_THREADS), x,
                   static_cast<block *>(y), n_blocks);
 }
 

@@ -43,38 +43,35 @@ static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize(const
     turbo_encode_block<type>(x, scale, lane, store, (typename turbo_traits<type>::block *) dst);
 }
 
-// The same for trellis types: sixteen lanes.
+// The same for trellis types.
 template <ggml_type type, typename src_t, typename other_t>
-static __global__ void __launch_bounds__(TURBO_OPS_THREADS) turbo_quantize_trellis(const char *     src,
-                                                                                   char *           dst,
-                                                                                   const turbo_view src_view,
-                                                                                   const turbo_view dst_view,
-                                                                                   const other_t    other,
-                                                                                   const uint32_t   n_blocks) {
-    constexpr int                               blocks = TURBO_OPS_THREADS / TRELLIS_LANES;
-    __shared__ turbo_trellis_scratch            scratch[blocks];
+static __global__ void __launch_bounds__(TRELLIS_THREADS) turbo_quantize_trellis(const char *     src,
+                                                                                 char *           dst,
+                                                                                 const turbo_view src_view,
+                                                                                 const turbo_view dst_view,
+                                                                                 const other_t    other,
+                                                                                 const uint32_t   n_blocks) {
+    __shared__ turbo_trellis_scratch            scratch;
     __align__(16) __shared__ turbo_shared_costs costs;
 
     ggml_cuda_pdl_sync();
-    turbo_load_costs<type>(costs, threadIdx.x, TURBO_OPS_THREADS);
+    turbo_load_costs<type>(costs, threadIdx.x);
     __syncthreads();
 
-    const uint32_t i_block = blockIdx.x * blocks + threadIdx.x / TRELLIS_LANES;
-    const int      lane    = threadIdx.x % TRELLIS_LANES;
+    const uint32_t i_block = blockIdx.x * TRELLIS_BLOCKS + threadIdx.x / TRELLIS_LANES;
     const bool     store   = i_block < n_blocks;
 
-    float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
+    float x[8] = {};
     if (store) {
         const turbo_place from  = src_view.place(i_block);
-        const char *      first = src + src_view.offset(from) + (32 * (lane / 8) + lane % 8) * src_view.value;
+        const char *      first = src + src_view.offset(from) + threadIdx.x % TRELLIS_LANES * src_view.value;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 8; ++i) {
             x[i] = turbo_read((const src_t *) (first + 8 * i * src_view.value));
         }
         dst += dst_view.offset(other.place(dst_view, i_block, from));
     }
-    turbo_encode_trellis<type>(x, lane, store, costs, scratch[threadIdx.x / TRELLIS_LANES],
-                               (typename turbo_traits<type>::block *) dst);
+    turbo_encode_trellis<type>(x, threadIdx.x, store, costs, scratch, (typename turbo_traits<type>::block *) dst);
 }
 
 // Blocks are aligned to 2 bytes only.
@@ -256,9 +253,9 @@ template <typename src_t, typename other_t>
 static void turbo_launch_quantize(const turbo_transfer & t, ggml_type dst_type, const other_t & other) {
     turbo_with_type(dst_type, [&](auto type) {
         if constexpr (turbo_is_trellis<decltype(type)::value>) {
-            const dim3 grid = turbo_grid((uint64_t) t.n_blocks * TRELLIS_LANES);
-            turbo_launch(turbo_quantize_trellis<decltype(type)::value, src_t, other_t>, grid, dim3(TURBO_OPS_THREADS),
-                         0, t.stream, t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks);
+            const dim3 grid((t.n_blocks + TRELLIS_BLOCKS - 1) / TRELLIS_BLOCKS);
+            turbo_launch(turbo_quantize_trellis<decltype(type)::value, src_t, other_t>, grid, dim3(TRELLIS_THREADS), 0,
+                         t.stream, t.src, t.dst, t.src_view, t.dst_view, other, t.n_blocks);
         } else {
             const dim3 grid = turbo_grid((uint64_t) t.n_blocks * 8);
             turbo_launch(turbo_quantize<decltype(type)::value, src_t, other_t>, grid, dim3(TURBO_OPS_THREADS), 0,

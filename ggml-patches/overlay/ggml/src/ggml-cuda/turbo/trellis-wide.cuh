@@ -15,7 +15,7 @@
 //
 // States are counted in reverse here, the newest coded bit highest: then the lowest three bits of a word are the state before the segment.
 
-#include "trellis-encode.cuh"
+#include "trellis-costs.cuh"
 
 static constexpr int TRELLIS_WIDE_THREADS = TRELLIS_N_SCALES * QK_TRELLIS;
 static constexpr int TRELLIS_STEPS_WORDS =

@@ -126,7 +126,7 @@ static uint32_t turbo_n_groups(ggml_type type, uint32_t n_blocks) {
     return ggml_turbo_is_trellis(type) ? n_blocks : (n_blocks + TURBO_SCALAR_GROUP - 1) / TURBO_SCALAR_GROUP;
 }
 
-// Where each multiprocessor gets more blocks of threads, sixteen lanes for a trellis-coded block are done sooner: they take a third of the
+// Where each multiprocessor gets more blocks of threads, eight lanes for a trellis-coded block are done sooner: they take a fifth of the
 // instructions, and the time of 3 such blocks passes before they have finished the first.
 static bool turbo_sets_few_rows(const ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
     const uint32_t n_blocks = turbo_count_blocks(dst->src[0]->ne, turbo_block_values(dst->type));

@@ -5,7 +5,8 @@
 //
 // Eight neighbouring lanes encode a block. In a lap a lane has the costs of all 8 states in both codebooks, in pairs of 16 bits, so that no
 // station needs another lane. What the lanes of a block do:
-//     open lap       lane i is at scale i and starts in all states at once: nothing closed is cheaper. So there are bounds for 40 candidates
+//     open laps      one at each scale, by any lane, that starts in all states at once: nothing closed is cheaper. So there are bounds for 40
+//                    candidates
 //     closed laps    each lane has a candidate, the eight with the lowest bounds first; again while a bound is below the best error
 //     trace          of the best candidate: two lanes, one for each codebook, for two segments, from the costs that its closed lap had there
 //
@@ -23,7 +24,7 @@ static constexpr int TRELLIS_TRACED  = 2;                                    // 
 static constexpr int TRELLIS_PARTS   = TRELLIS_N_SEGMENTS / TRELLIS_TRACED;  // of a lap that is traced
 
 static_assert(TRELLIS_LANES == TRELLIS_N_SEGMENTS && TRELLIS_LANES == 2 * TRELLIS_PARTS, "lanes of a trace");
-static_assert(TRELLIS_N_SCALES <= TRELLIS_LANES, "lanes of the open lap");
+static_assert(TRELLIS_N_STATES == TRELLIS_LANES, "candidates of a lane");
 
 // Of states that cannot be reached. After three stations there are none.
 static constexpr uint32_t TRELLIS_UNREACHABLE = 3 * TRELLIS_COST_MAX + 1;
@@ -42,6 +43,8 @@ struct __align__(16) turbo_trellis_scratch {
 
     // of a block of values
     union {
+        // what paths to a state cost at a scale, wherever they start, less what all paths cost
+        uint32_t open[TRELLIS_N_SCALES][TRELLIS_N_STATES];
         // of each lane's closed lap, costs before every part but the first, less the smallest
         uint16_t before[TRELLIS_LANES][TRELLIS_PARTS - 1][TRELLIS_N_STATES];
         // how costs after a segment came about in the trace
@@ -188,30 +191,49 @@ static TURBO_DEVICE uint32_t turbo_cost_of(const turbo_pair state[4], int number
 //
 
 // A scale and a first state, with what its closed paths cannot fall below: an error, rounded down, whose low bits are the candidate's number.
-// Lane i has those of scale i.
+// A lane has those of one state.
 static constexpr uint32_t TRELLIS_CANDIDATE_MASK = 63;
 static constexpr uint32_t TRELLIS_NO_CANDIDATE   = 0xffffffff;
+
+// All open laps of a block of threads, by as few warps as there have to be. Which ones differs from block to block, so that schedulers share the work.
+static TURBO_DEVICE void turbo_run_open(const turbo_shared_costs & costs, turbo_trellis_scratch & s, int thread) {
+    const int job = (int) (thread + 32 * blockIdx.x) % TRELLIS_THREADS;
+    if (job >= TRELLIS_BLOCKS * TRELLIS_N_SCALES) {
+        return;
+    }
+    const turbo_trellis_lane l(costs, s, job / TRELLIS_N_SCALES * TRELLIS_LANES);
+    const int                scale = job % TRELLIS_N_SCALES;
+
+    turbo_pair     state[4] = { turbo_make_pair(0), turbo_make_pair(0), turbo_make_pair(0), turbo_make_pair(0) };
+    const uint32_t lowered  = turbo_run_lap<false>(l, scale, state);
+    uint32_t       open[TRELLIS_N_STATES];
+#pragma unroll
+    for (int i = 0; i < TRELLIS_N_STATES; ++i) {
+        open[i] = lowered + (turbo_pair_bits(state[i / 2]) >> 16 * (i % 2) & 0xffff);
+    }
+    ggml_cuda_memcpy_1<16>(s.laps[l.block].open[scale], open);
+    ggml_cuda_memcpy_1<16>(s.laps[l.block].open[scale] + 4, open + 4);
+}
 
 // least: what all paths cost at the scale of the lane's number
 static TURBO_DEVICE void turbo_bound_candidates(const turbo_trellis_lane & l,
                                                 int                        first_scale,
                                                 uint32_t                   least,
-                                                uint32_t                   bounds[TRELLIS_N_STATES]) {
-    const int  scale    = min(l.lane, TRELLIS_N_SCALES - 1);
-    turbo_pair state[4] = { turbo_make_pair(0), turbo_make_pair(0), turbo_make_pair(0), turbo_make_pair(0) };
-    least += turbo_run_lap<false>(l, scale, state);
+                                                uint32_t                   bounds[TRELLIS_N_SCALES]) {
 #pragma unroll
-    for (int i = 0; i < TRELLIS_N_STATES; ++i) {
-        const uint32_t cost  = least + (turbo_pair_bits(state[i / 2]) >> 16 * (i % 2) & 0xffff);
+    for (int scale = 0; scale < TRELLIS_N_SCALES; ++scale) {
+        const uint32_t cost =
+            l.s.laps[l.block].open[scale][l.lane] + __shfl_sync(0xffffffff, least, scale, TRELLIS_LANES);
         const uint32_t bound = turbo_path_error(cost, first_scale + scale) & ~TRELLIS_CANDIDATE_MASK;
-        bounds[i] = l.lane == scale ? bound | (uint32_t) (TRELLIS_N_STATES * scale + i) : TRELLIS_NO_CANDIDATE;
+        bounds[scale]        = bound | (uint32_t) (TRELLIS_N_STATES * scale + l.lane);
     }
+    turbo_syncwarp();  // closed laps leave costs there
 }
 
-static TURBO_DEVICE uint32_t turbo_lowest_candidate(const uint32_t bounds[TRELLIS_N_STATES]) {
+static TURBO_DEVICE uint32_t turbo_lowest_candidate(const uint32_t bounds[TRELLIS_N_SCALES]) {
     uint32_t least = bounds[0];
 #pragma unroll
-    for (int i = 1; i < TRELLIS_N_STATES; ++i) {
+    for (int i = 1; i < TRELLIS_N_SCALES; ++i) {
         least = min(least, bounds[i]);
     }
 #pragma unroll
@@ -222,13 +244,13 @@ static TURBO_DEVICE uint32_t turbo_lowest_candidate(const uint32_t bounds[TRELLI
 }
 
 // Takes the eight lowest candidates out, lowest is the first of them; returns the one for this lane.
-static TURBO_DEVICE uint32_t turbo_take_candidates(int lane, uint32_t lowest, uint32_t bounds[TRELLIS_N_STATES]) {
+static TURBO_DEVICE uint32_t turbo_take_candidates(int lane, uint32_t lowest, uint32_t bounds[TRELLIS_N_SCALES]) {
     uint32_t own = lowest;
 #pragma unroll
     for (int slot = 0; slot < TRELLIS_LANES; ++slot) {
         own = slot == lane ? lowest : own;
 #pragma unroll
-        for (int i = 0; i < TRELLIS_N_STATES; ++i) {
+        for (int i = 0; i < TRELLIS_N_SCALES; ++i) {
             bounds[i] = bounds[i] == lowest ? TRELLIS_NO_CANDIDATE : bounds[i];
         }
         if (slot < TRELLIS_LANES - 1) {
@@ -362,7 +384,7 @@ static TURBO_DEVICE turbo_coded_path turbo_search(const turbo_trellis_lane & l,
                                                   int                        first_scale,
                                                   uint32_t                   least,
                                                   bool                       wanted) {
-    uint32_t bounds[TRELLIS_N_STATES];
+    uint32_t bounds[TRELLIS_N_SCALES];
     turbo_bound_candidates(l, first_scale, least, bounds);
 
     turbo_coded_path path = { 0, 0, 0 };
@@ -470,7 +492,9 @@ static TURBO_DEVICE void turbo_encode_trellis(const float                       
     const turbo_trellis_start start       = turbo_prepare_trellis<TRELLIS_LANES>(x, turbo_traits<type>::reach, value);
     const bool                is_ordinary = !start.is_nan && !start.is_zero;
     const uint32_t            least       = turbo_measure<type>(l, value, start.first_scale);
-    turbo_syncwarp();
+    __syncthreads();
+    turbo_run_open(costs, s, thread);
+    __syncthreads();
 
     const turbo_coded_path path = turbo_search(l, start.first_scale, least, store && is_ordinary);
 

@@ -16,10 +16,9 @@ import msgspec
 import pytest
 from measuring import LOGS, answer, bench_row, result, serve_row
 
-from turbo_gguf import assets
 from turbo_gguf.cache import written
 from turbo_gguf.errors import EnvironmentMissing, UsageError
-from turbo_gguf.make.upstream import default_name
+from turbo_gguf.make.upstream import is_fetched, resolve
 from turbo_gguf.measure import store as store_module
 from turbo_gguf.measure.bench import rows_of
 from turbo_gguf.measure.result import Result
@@ -280,7 +279,8 @@ def test_llama_bench_rows_are_kept_as_they_are(tmp_path: Path) -> None:
 
 def _script() -> Path | None:
     """The script of the default upstream, if this machine has it."""
-    return next(assets.home().glob(f"upstream/{default_name()}-*/scripts/compare-llama-bench.py"), None)
+    upstream = resolve()
+    return upstream.pristine / "scripts" / "compare-llama-bench.py" if is_fetched(upstream) else None
 
 
 def test_demanded_fields_are_those_of_the_script() -> None:

@@ -35,7 +35,7 @@ static TURBO_DEVICE turbo_pair turbo_minima(turbo_pair a, turbo_pair b) {
     return __builtin_elementwise_min(a, b);
 }
 
-static TURBO_DEVICE turbo_pair turbo_less(turbo_pair a, turbo_pair b) {
+static TURBO_DEVICE turbo_pair turbo_differences(turbo_pair a, turbo_pair b) {
     return a - b;
 }
 
@@ -74,7 +74,7 @@ static TURBO_DEVICE turbo_pair turbo_minima(turbo_pair a, turbo_pair b) {
     return { __vminu2(a.bits, b.bits) };
 }
 
-static TURBO_DEVICE turbo_pair turbo_less(turbo_pair a, turbo_pair b) {
+static TURBO_DEVICE turbo_pair turbo_differences(turbo_pair a, turbo_pair b) {
     return { a.bits - b.bits };
 }
 
@@ -119,7 +119,7 @@ static TURBO_DEVICE turbo_pair turbo_minima(turbo_pair a, turbo_pair b) {
     return { min(a.low, b.low), min(a.high, b.high) };
 }
 
-static TURBO_DEVICE turbo_pair turbo_less(turbo_pair a, turbo_pair b) {
+static TURBO_DEVICE turbo_pair turbo_differences(turbo_pair a, turbo_pair b) {
     return { (turbo_half_of_pair) (a.low - b.low), (turbo_half_of_pair) (a.high - b.high) };
 }
 

@@ -1,4 +1,4 @@
-"""The kernels that write rows, compiled for gfx1100 and run on the emulator: they store the bits of the C reference. Instructions are counted.
+"""The kernels that write rows, compiled for gfx1100 and run on the emulator: bits of the C reference, and how many instructions.
 
 The emulated device has few multiprocessors, so only the smallest cases of test-backend-ops take the kernel for few rows, and none
 writes K and V.

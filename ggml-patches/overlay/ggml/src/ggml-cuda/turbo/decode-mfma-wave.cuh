@@ -5,6 +5,7 @@
 
 #include "decode.cuh"
 #include "mfma-rows.cuh"
+#include "wmma-stream.cuh"
 
 #ifdef TURBO_MFMA
 
@@ -13,6 +14,36 @@ static constexpr int32_t TURBO_MFMA_MAGIC_BITS = 0x4b400000;
 static constexpr float   TURBO_MFMA_MAGIC      = 12582912.0f;
 
 static constexpr int TURBO_MFMA_WAVES = TURBO_DECODE_WARPS / 2;  // of a block
+
+// The way of one side into the shared memory of a wave, by turbo_wmma_stream: each half of the wave brings 32 rows.
+template <ggml_type type, int D, bool full> struct turbo_mfma_stream {
+    using tile = turbo_wmma_tile<type, D>;
+
+    turbo_wmma_stream<type, D, full> half;
+    const uint32_t *                 rows;
+
+    __device__ __forceinline__ turbo_mfma_stream(const turbo_attn_args & a,
+                                                 const char *            x,
+                                                 const int               stride,
+                                                 uint32_t *              rows) :
+        half(a, x, stride, rows + first_key() * tile::words),
+        rows(rows) {}
+
+    // Of this half.
+    static __device__ __forceinline__ int first_key() { return turbo_mfma_half() * TURBO_TILE; }
+
+    __device__ __forceinline__ void start(const int key0) { half.start(key0 + first_key()); }
+
+    __device__ __forceinline__ void put(const int key0) { half.put(key0 + first_key()); }
+
+    __device__ __forceinline__ tile at(const int key0) const {
+        if constexpr (type == GGML_TYPE_F16) {
+            return half.at(key0);  // where they are in the cache
+        } else {
+            return { rows };
+        }
+    }
+};
 
 // Shapes that follow from the template arguments of the kernel:
 //
@@ -23,9 +54,17 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     using keys   = turbo_mfma_keys<type_K, DK>;
     using values = turbo_mfma_values<type_V, DV>;
 
+    static constexpr int  tile    = TURBO_MFMA_TILE;  // keys
+    static constexpr bool aligned = true;             // as in turbo_wmma_shape
+
+    template <bool full> using stream_K = turbo_mfma_stream<type_K, DK, full>;
+    template <bool full> using stream_V = turbo_mfma_stream<type_V, DV, full>;
+
     static constexpr int max(const int a, const int b) { return a > b ? a : b; }
 
     // 4-byte words of shared memory; rows of K are done when V comes, and the other way round
+    static constexpr int V_at        = 0;
+    static constexpr int prob_at     = 0;  // they are in registers
     static constexpr int row_words   = max(keys::tile::words, values::tile::words);
     static constexpr int wave_words  = TURBO_MFMA_TILE * row_words;
     static constexpr int total_words = n_cols * DV;
@@ -53,7 +92,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     using shape  = turbo_mfma_shape<DK, DV, type_K, type_V, n_cols>;
     using keys   = typename shape::keys;
     using values = typename shape::values;
-    using mask   = turbo_mfma_mask;
+
+    using mask    = turbo_mfma_mask;
+    using columns = turbo_mfma_column;
 
     float ref    = 0.0f;  // maximum plus TURBO_MAX_SLACK; 0: no key was seen. The same in all lanes of a column, as is
     bool  unseen = true;  // no key was seen
@@ -62,6 +103,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     float    s[4][4];                           // of a tile: scores minus ref, of keys 16*t + 4*part + r
     uint32_t p[4][2];                           // probabilities, operand B
+
+    static __device__ __forceinline__ void sync() { turbo_mfma_syncwave(); }
 
     // Lanes beyond the last column repeat others.
     static __device__ __forceinline__ int column() { return turbo_wmma_line() % n_cols; }
@@ -81,7 +124,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     // full: all keys of the tile are there.
     template <bool full>
-    static __device__ __forceinline__ mask load_mask(const turbo_mfma_column & c, const int key0, const int n_kv) {
+    static __device__ __forceinline__ mask load_mask(const turbo_attn_args &   a,
+                                                     const turbo_mfma_column & c,
+                                                     const int                 key0) {
         const int    key = key0 + 4 * turbo_mfma_part();
         const half * row = c.mask + (full ? key : 0);
         mask         m;
@@ -98,8 +143,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 #    pragma unroll
                     for (int j = 0; j < 2; ++j) {
                         const int k = key + 16 * t + 2 * i + j;
-                        x[j]        = ((const uint16_t *) row)[min(k, n_kv - 1)];
-                        x[j]        = k < n_kv ? x[j] & c.mask_bits : TURBO_MASK_HIDDEN;
+                        x[j]        = ((const uint16_t *) row)[min(k, a.n_kv - 1)];
+                        x[j]        = k < a.n_kv ? x[j] & c.mask_bits : TURBO_MASK_HIDDEN;
                     }
                     m.bias[t][i] = x[0] | x[1] << 16;
                 }
@@ -157,15 +202,16 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         }
     }
 
-    // Scores of a tile, minus ref. A score of a key that is not seen may be NaN before its mask. slope: of the mask, in units of log2; hidden:
-    // a column does not see all keys.
+    // Scores of a tile, minus ref. A score of a key that is not seen may be NaN before its mask.
+    template <bool full>
     __device__ __forceinline__ void score(const typename keys::tile & tile,
+                                          const turbo_attn_args &     a,
+                                          const turbo_mfma_column &   c,
                                           const uint32_t *            Q,
                                           const float *               Q_d,
-                                          const float                 softcap,
-                                          const float                 slope,
                                           const mask &                m,
-                                          const bool                  hidden) {
+                                          const int) {
+        const bool hidden = __any_sync(0xffffffff, m.hidden);
 #    pragma unroll
         for (int t = 0; t < 4; ++t) {
 #    pragma unroll
@@ -174,13 +220,13 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
             }
         }
         multiply_keys<0>(tile, Q, Q_d);
-        if (softcap != 0.0f) {
+        if (a.softcap != 0.0f) {
 #    pragma unroll
             for (int t = 0; t < 4; ++t) {
 #    pragma unroll
                 for (int r = 0; r < 4; ++r) {
                     // tanh without a branch
-                    s[t][r] = softcap * TURBO_LOG2E * (1.0f - 2.0f / (turbo_wmma_exp2(2.0f * s[t][r]) + 1.0f));
+                    s[t][r] = a.softcap * TURBO_LOG2E * (1.0f - 2.0f / (turbo_wmma_exp2(2.0f * s[t][r]) + 1.0f));
                 }
             }
         }
@@ -188,7 +234,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
         for (int t = 0; t < 4; ++t) {
 #    pragma unroll
             for (int r = 0; r < 4; ++r) {
-                s[t][r] += fmaf(slope, __half2float(__ushort_as_half(bias_of(m, t, r))), -ref);
+                s[t][r] += fmaf(c.slope, __half2float(__ushort_as_half(bias_of(m, t, r))), -ref);
             }
         }
         if (hidden) {
@@ -210,8 +256,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static __device__ __forceinline__ bool is_large(const uint32_t half2_bits) { return half2_bits & 0x40004000; }
 
     // Turns scores into probabilities. False: all of them are zero. The vote only asks whether any column is to be looked at: rescale decides
-    // for each column by itself.
-    __device__ __forceinline__ bool softmax() {
+    // for each column by itself. They stay in registers, so softmax and add_values need no shared memory.
+    __device__ __forceinline__ bool softmax(uint32_t *) {
         float    total;
         uint32_t bits = exponentials(total);
         if (__any_sync(0xffffffff, unseen || is_large(bits))) {
@@ -275,7 +321,7 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     }
 
     // Adds probability times value of a tile of V.
-    __device__ __forceinline__ void add_values(const typename values::tile & tile) {
+    __device__ __forceinline__ void add_values(const typename values::tile & tile, const uint32_t *, uint32_t *) {
 #    pragma unroll
         for (int ic = 0; ic < values::n_chunks; ++ic) {
 #    pragma unroll

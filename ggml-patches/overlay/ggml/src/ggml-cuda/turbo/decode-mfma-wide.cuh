@@ -11,30 +11,6 @@
 
 #ifdef TURBO_MFMA
 
-// The way of one side into the shared memory of a wave, by turbo_wmma_stream: each half of the wave brings 32 rows.
-template <ggml_type type, int D, bool full> struct turbo_mfma_stream {
-    using tile = turbo_wmma_tile<type, D>;
-
-    turbo_wmma_stream<type, D, full> half;
-    const uint32_t *                 rows;
-
-    __device__ __forceinline__ turbo_mfma_stream(const turbo_attn_args & a,
-                                                 const char *            x,
-                                                 const int               stride,
-                                                 uint32_t *              rows) :
-        half(a, x, stride, rows + first_key() * tile::words),
-        rows(rows) {}
-
-    // Of this half.
-    static __device__ __forceinline__ int first_key() { return turbo_mfma_half() * TURBO_TILE; }
-
-    __device__ __forceinline__ void start(const int key0) { half.start(key0 + first_key()); }
-
-    __device__ __forceinline__ void put(const int key0) { half.put(key0 + first_key()); }
-
-    __device__ __forceinline__ tile at(const int key0) const { return turbo_mfma_tile_of(half, rows, key0); }
-};
-
 // Template arguments as in turbo_mfma_shape.
 template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct turbo_mfma_wide_shape {
     using parts = turbo_wide_parts<DK, TURBO_MFMA_WAVES>;
@@ -46,7 +22,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     using keys      = turbo_mfma_keys<type_K, DK>;
     using rest_tile = turbo_wmma_tile<type_K, 64>;
 
-    static constexpr int tile = TURBO_MFMA_TILE;  // keys
+    static constexpr int  tile    = TURBO_MFMA_TILE;  // keys
+    static constexpr bool aligned = parts::aligned;
 
     template <bool full> using stream_K = turbo_mfma_stream<type_K, own_K, full>;
     template <bool full> using stream_V = turbo_mfma_stream<type_V, own_V, full>;
@@ -54,7 +31,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
 
     // 4-byte words of shared memory. Scores lie where rows of K were, and those of V will be
     static constexpr int unit_words = own::max(own::wave_words, TURBO_MFMA_TILE * 16);
-    static constexpr int V_at       = 0;  // of a unit: rows of V
+    static constexpr int V_at       = own::V_at;  // of a unit: rows of V
+    static constexpr int prob_at    = own::prob_at;
     static constexpr int rest_words = parts::rest > 0 ? TURBO_MFMA_TILE * rest_tile::words : 0;
     static constexpr int scores_at  = 0;
     static constexpr int words      = own::max(parts::n * unit_words + rest_words, n_cols * own_V);
@@ -70,24 +48,14 @@ struct turbo_mfma_wide_wave : turbo_mfma_wave<turbo_mfma_wide_shape<DK, DV, type
                                               type_K,
                                               type_V,
                                               n_cols> {
-    using shape  = turbo_mfma_wide_shape<DK, DV, type_K, type_V, n_cols>;
-    using base   = turbo_mfma_wave<shape::own_K, shape::own_V, type_K, type_V, n_cols>;
-    using rest   = turbo_mfma_wave<64, shape::own_V, type_K, type_V, n_cols>;
-    using values = typename base::values;
-    using mask   = typename base::mask;
+    using shape = turbo_mfma_wide_shape<DK, DV, type_K, type_V, n_cols>;
+    using base  = turbo_mfma_wave<shape::own_K, shape::own_V, type_K, type_V, n_cols>;
+    using rest  = turbo_mfma_wave<64, shape::own_V, type_K, type_V, n_cols>;
+    using mask  = typename base::mask;
 
     static __device__ __forceinline__ int wave() { return turbo_mfma_uniform(threadIdx.y / 2); }
 
     static __device__ __forceinline__ int lane() { return turbo_mfma_half() * TURBO_WARP + threadIdx.x; }
-
-    static __device__ __forceinline__ void sync() { turbo_mfma_syncwave(); }
-
-    template <bool full>
-    static __device__ __forceinline__ mask load_mask(const turbo_attn_args &   a,
-                                                     const turbo_mfma_column & column,
-                                                     const int                 key0) {
-        return base::template load_mask<full>(column, key0, a.n_kv);
-    }
 
     // The scores of a tile, minus ref, from what all waves have written.
     template <bool full>
@@ -112,12 +80,6 @@ struct turbo_mfma_wide_wave : turbo_mfma_wave<turbo_mfma_wide_shape<DK, DV, type
                 base::s[t][r] = bits == TURBO_MASK_HIDDEN ? TURBO_MASKED : x;
             }
         }
-    }
-
-    __device__ __forceinline__ bool softmax(const turbo_wide_unit &) { return base::softmax(); }
-
-    __device__ __forceinline__ void add_values(const typename values::tile & tile, const turbo_wide_unit &) {
-        base::add_values(tile);
     }
 };
 
@@ -149,7 +111,7 @@ static __device__ __forceinline__ void turbo_mfma_wide_attend(const turbo_attn_a
     const turbo_mfma_column   column = { a.mask ? col.mask : (const half *) unit.K, a.mask ? 0xffffffff : 0,
                                        col.slope * TURBO_LOG2E };
 
-    turbo_wide_all_tiles(wave, a, column, unit);
+    turbo_all_tiles<turbo_wide_steps>(wave, a, column, unit, blockIdx.y, gridDim.y);
     turbo_wide_finish<DV, shape::parts::n>(wave, unit.number, a, cols, (float *) shared, top, meta);
 }
 

@@ -4,7 +4,7 @@
 // scores, softmax, values.
 
 #include "decode.cuh"
-#include "wmma-rows.cuh"
+#include "wmma-stream.cuh"
 
 #ifdef TURBO_WMMA
 
@@ -17,7 +17,12 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     using keys   = turbo_wmma_keys<type_K, DK>;
     using values = turbo_wmma_values<type_V, DV>;
 
-    static constexpr int nc = n_cols / 2;  // columns of a lane
+    static constexpr int  nc      = n_cols / 2;  // columns of a lane
+    static constexpr int  tile    = TURBO_TILE;  // keys
+    static constexpr bool aligned = true;  // rows suit the vectors of turbo_wmma_stream, unless the arguments say no
+
+    template <bool full> using stream_K = turbo_wmma_stream<type_K, DK, full>;
+    template <bool full> using stream_V = turbo_wmma_stream<type_V, DV, full>;
 
     // probabilities: a row of 16 registers for each column, whose distance avoids bank conflicts
     static constexpr int p_stride = 20;
@@ -29,7 +34,9 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     static constexpr int work_words  = (max(K_words, values::tile_words) + 3) / 4 * 4;
     static constexpr int V_words     = (TURBO_TILE * values::tile::words + 3) / 4 * 4;
     static constexpr int p_words     = n_cols * p_stride;
-    static constexpr int warp_words  = work_words + V_words + p_words;
+    static constexpr int V_at        = work_words;  // of a warp: rows of V
+    static constexpr int prob_at     = V_at + V_words;
+    static constexpr int warp_words  = prob_at + p_words;
     static constexpr int total_words = n_cols * DV;
     static constexpr int words       = max(TURBO_DECODE_WARPS * warp_words, total_words);
     static constexpr int q_words     = n_cols * DK / (type_K == GGML_TYPE_F16 ? 2 : 4);
@@ -46,8 +53,6 @@ struct turbo_wmma_columns {
     const turbo_decode_column * cols;
     const half *                mask;   // row of their query, if all are of the same
     const float *               slope;  // of the mask, in units of log2: [half][nc]
-    const uint32_t *            Q;      // as turbo_columns_load_queries leaves them
-    const float *               Q_d;
 };
 
 // The state of one warp. All arrays are in registers. A lane has columns 2*i + half, i < nc, of keys line and line + 16, or of channels.
@@ -62,7 +67,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     // Nearly all registers are needed: fences keep the compiler from moving loads up too far.
     static constexpr bool tight = DV > 128;
 
-    using mask = turbo_wmma_mask;
+    using mask    = turbo_wmma_mask;
+    using columns = turbo_wmma_columns;
 
     float *  refs;         // in shared memory, [half][nc]: maximum plus TURBO_MAX_SLACK; 0: no key was seen
     float    sum[nc];      // of this lane's keys
@@ -71,6 +77,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     float    acc[values::n_chunks][values::n][8];
 
     float s[2][nc];  // of a tile: scores minus ref
+
+    static __device__ __forceinline__ void sync() { turbo_syncwarp(); }
 
     // Which column has the line of operand A that this lane holds. Lines beyond the last column repeat others.
     static __device__ __forceinline__ int line_column() { return turbo_wmma_row(turbo_wmma_line()) % n_cols; }
@@ -141,6 +149,23 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
                                                           const turbo_wmma_columns & cols,
                                                           const int                  i) {
         return (const half *) (a.mask + ((const char *) cols.cols[column(i)].mask - a.mask));
+    }
+
+    // Scores of a tile, minus ref.
+    template <bool full>
+    __device__ __forceinline__ void score(const typename keys::tile & tile,
+                                          const turbo_attn_args &     a,
+                                          const turbo_wmma_columns &  cols,
+                                          const uint32_t *            Q,
+                                          const float *               Q_d,
+                                          const mask &                m,
+                                          const int                   key0) {
+        clear_scores();
+        multiply_keys<0>(tile, Q, Q_d);
+        if (a.softcap != 0.0f) {
+            cap_scores(a.softcap);
+        }
+        add_base<full>(a, cols, m, key0);
     }
 
     // Adds mask minus ref to the scores of a tile. A score of a key that is not seen may be NaN before.

@@ -23,7 +23,8 @@ template <int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols> struct
     using keys      = turbo_wmma_keys<type_K, DK>;
     using rest_tile = turbo_wmma_tile<type_K, 64>;
 
-    static constexpr int tile = TURBO_TILE;  // keys
+    static constexpr int  tile    = TURBO_TILE;  // keys
+    static constexpr bool aligned = parts::aligned;
 
     template <bool full> using stream_K = turbo_wmma_stream<type_K, own_K, full>;
     template <bool full> using stream_V = turbo_wmma_stream<type_V, own_V, full>;
@@ -49,15 +50,12 @@ struct turbo_wmma_wide_warp : turbo_wmma_warp<turbo_wmma_wide_shape<DK, DV, type
                                               type_K,
                                               type_V,
                                               n_cols> {
-    using shape  = turbo_wmma_wide_shape<DK, DV, type_K, type_V, n_cols>;
-    using base   = turbo_wmma_warp<shape::own_K, shape::own_V, type_K, type_V, n_cols>;
-    using rest   = turbo_wmma_warp<64, shape::own_V, type_K, type_V, n_cols>;
-    using values = typename base::values;
-    using mask   = typename base::mask;
+    using shape = turbo_wmma_wide_shape<DK, DV, type_K, type_V, n_cols>;
+    using base  = turbo_wmma_warp<shape::own_K, shape::own_V, type_K, type_V, n_cols>;
+    using rest  = turbo_wmma_warp<64, shape::own_V, type_K, type_V, n_cols>;
+    using mask  = typename base::mask;
 
     static __device__ __forceinline__ int lane() { return threadIdx.x; }
-
-    static __device__ __forceinline__ void sync() { turbo_syncwarp(); }
 
     // The scores of a tile, minus ref, from what all warps have written. Other arguments as of turbo_wmma_warp::add_base.
     template <bool full>
@@ -71,14 +69,6 @@ struct turbo_wmma_wide_warp : turbo_wmma_warp<turbo_wmma_wide_shape<DK, DV, type
             base::cap_scores(a.softcap);
         }
         base::template add_base<full>(a, cols, m, key0);
-    }
-
-    __device__ __forceinline__ bool softmax(const turbo_wide_unit & unit) {
-        return base::softmax(unit.rows + shape::prob_at);
-    }
-
-    __device__ __forceinline__ void add_values(const typename values::tile & tile, const turbo_wide_unit & unit) {
-        base::add_values(tile, unit.rows + shape::prob_at, unit.rows);
     }
 };
 
@@ -119,12 +109,12 @@ __launch_bounds__(TURBO_DECODE_WARPS * TURBO_WARP, 1) static __global__ void tur
 
     const bool   one_query = block.col0 / a.gqa_ratio == min((block.col0 + n_cols - 1) / a.gqa_ratio, a.n_q - 1);
     const half * mask = one_query && a.mask ? turbo_column_of(a, block.col0, block.kv_head, block.seq).mask : nullptr;
-    const turbo_wmma_columns columns = { cols, mask, slope, unit.Q, unit.Q_d };
+    const turbo_wmma_columns columns = { cols, mask, slope };
 
     turbo_wmma_wide_warp<DK, DV, type_K, type_V, n_cols> warp;
     warp.init(refs[unit.number]);
 
-    turbo_wide_all_tiles(warp, a, columns, unit);
+    turbo_all_tiles<turbo_wide_steps>(warp, a, columns, unit, blockIdx.y, gridDim.y);
     turbo_wide_finish<DV, shape::parts::n>(warp, unit.number, a, cols, (float *) shared, top, meta);
 #    elif defined(TURBO_MFMA_DEVICE)
     if constexpr (!turbo_is_wide_on_rdna3(DK, DV)) {

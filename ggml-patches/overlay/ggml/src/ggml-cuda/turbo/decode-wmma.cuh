@@ -13,83 +13,10 @@
 
 #include "decode-columns.cuh"
 #include "decode-mfma.cuh"
+#include "decode-tiles.cuh"
 #include "decode-wmma-warp.cuh"
-#include "wmma-stream.cuh"
 
 #ifdef TURBO_WMMA
-
-// Of the tiles it, it + step, .. < n_tiles those with a key that is seen. rows: shared memory of the warp.
-template <bool full, int DK, int DV, ggml_type type_K, ggml_type type_V, int n_cols>
-static __device__ __forceinline__ void turbo_wmma_tiles(turbo_wmma_warp<DK, DV, type_K, type_V, n_cols> & warp,
-                                                        const turbo_attn_args &                           a,
-                                                        const turbo_wmma_columns &                        cols,
-                                                        const char *                                      K,
-                                                        const char *                                      V,
-                                                        uint32_t *                                        rows,
-                                                        int                                               it,
-                                                        const int                                         step,
-                                                        const int                                         n_tiles) {
-    using shape = turbo_wmma_shape<DK, DV, type_K, type_V, n_cols>;
-    using mask  = turbo_wmma_mask;
-
-    turbo_wmma_stream<type_K, DK, full> stream_K(a, K, a.nbk1, rows);
-    turbo_wmma_stream<type_V, DV, full> stream_V(a, V, a.nbv1, rows + shape::work_words);
-
-    uint32_t * prob = rows + shape::work_words + shape::V_words;
-
-    const auto load_mask = [&](const int i) {
-        return warp.template load_mask<full>(a, cols, min(i, n_tiles - 1) * TURBO_TILE);
-    };
-    // From tile i on, with its mask. Tiles of which no query sees a key are passed over before anything of them is loaded.
-    const auto to_visible = [&](int i, mask & m) {
-        while (i < n_tiles && !turbo_warp_any(m.visible)) {
-            i += step;
-            m = load_mask(i);
-        }
-        return i;
-    };
-
-    if (it >= n_tiles) {
-        return;
-    }
-    mask m = load_mask(it);
-    it     = to_visible(it, m);
-    if (it >= n_tiles) {
-        return;
-    }
-    turbo_syncwarp();
-    stream_K.start(it * TURBO_TILE);
-    stream_K.put(it * TURBO_TILE);
-    stream_V.start(it * TURBO_TILE);
-    while (it < n_tiles) {
-        const int key0 = it * TURBO_TILE;
-
-        const mask next = load_mask(it + step);
-        turbo_syncwarp();
-        warp.clear_scores();
-        warp.template multiply_keys<0>(stream_K.at(key0), cols.Q, cols.Q_d);
-        if (a.softcap != 0.0f) {
-            warp.cap_scores(a.softcap);
-        }
-        warp.template add_base<full>(a, cols, m, key0);
-        stream_V.put(key0);
-
-        m                   = next;
-        it                  = to_visible(it + step, m);
-        // behind the last tile it is loaded again in vain
-        const int next_key0 = it < n_tiles ? it * TURBO_TILE : key0;
-        stream_K.start(next_key0);
-
-        const bool any = warp.softmax(prob);
-        turbo_syncwarp();
-        if (any) {
-            warp.add_values(stream_V.at(key0), prob, rows);
-        }
-        turbo_syncwarp();
-        stream_K.put(next_key0);
-        stream_V.start(next_key0);
-    }
-}
 
 // Grid: columns / n_cols, splits of the keys, KV heads x sequences. CDNA3's waves have 64 lanes, and a way of their own. Empty where the GPU has
 // no such instructions, or too few registers.
@@ -129,27 +56,17 @@ turbo_attn_decode_wmma_kernel(const turbo_attn_args a) {
     const char * K = a.K + seq * a.nbk3 + (int64_t) kv_head * a.nbk2;
     const char * V = a.V + seq * a.nbv3 + (int64_t) kv_head * a.nbv2;
 
-    uint32_t * rows = shared + threadIdx.y * shape::warp_words;
+    const turbo_unit unit = { K, V, Q, Q_d, shared + threadIdx.y * shape::warp_words };
 
     const bool               one_query = col0 / a.gqa_ratio == min((col0 + n_cols - 1) / a.gqa_ratio, a.n_q - 1);
     const half *             mask      = one_query && a.mask ? turbo_column_of(a, col0, kv_head, seq).mask : nullptr;
-    const turbo_wmma_columns columns   = { cols, mask, slope, Q, Q_d };
+    const turbo_wmma_columns columns   = { cols, mask, slope };
 
     turbo_wmma_warp<DK, DV, type_K, type_V, n_cols> warp;
     warp.init(refs[threadIdx.y]);
 
-    // whole tiles first, then the last, if it is not whole
-    const int step    = gridDim.y * TURBO_DECODE_WARPS;
-    const int n_full  = a.aligned ? a.n_kv / TURBO_TILE : 0;
-    const int n_tiles = (a.n_kv + TURBO_TILE - 1) / TURBO_TILE;
-
     const int it = turbo_uniform(blockIdx.y * TURBO_DECODE_WARPS + threadIdx.y);
-    turbo_wmma_tiles<true>(warp, a, columns, K, V, rows, it, step, n_full);
-    if (n_full < n_tiles) {
-        const int it_rest = it >= n_full ? it : it + (n_full - it + step - 1) / step * step;
-        turbo_wmma_tiles<false>(warp, a, columns, K, V, rows, it_rest, step, n_tiles);
-    }
-
+    turbo_all_tiles<turbo_steps>(warp, a, columns, unit, it, gridDim.y * TURBO_DECODE_WARPS);
     turbo_columns_finish<DV>(warp, a, cols, (float *) shared, top, meta);
 #    elif defined(TURBO_MFMA_DEVICE)
     turbo_mfma_attend<DK, DV, type_K, type_V, n_cols>(a);

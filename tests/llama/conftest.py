@@ -9,6 +9,7 @@ Environment variables:
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,10 +70,13 @@ class Done:
 
 Tool = Callable[..., Done]
 
+NUMBERS = itertools.count()
+"""Of logs, also where tools run side by side."""
+
 
 def run_tool(folder: Path, logs: Path, name: str, *args: str | Path, env: dict[str, str] | None = None, timeout: float = 300) -> Done:
     """Run a program of a build folder to its end; each stream goes to a file of its own."""
-    log = logs / f"{name}-{len(list(logs.iterdir()))}.log"
+    log = logs / f"{name}-{next(NUMBERS)}.log"
     done = run([folder / name, *args], log=log, cwd=logs, env={**QUIET, **(env or {})}, timeout=timeout, check=False)
     return Done(done.rc, done.stdout.read_text("utf-8", errors="replace"), done.stderr.read_text("utf-8", errors="replace"))
 

@@ -22,11 +22,10 @@ from turbo_gguf.make.build import Build
 from turbo_gguf.make.toolkits import gpu_layers
 from turbo_gguf.measure import guard, log
 from turbo_gguf.measure.log import LogFacts
+from turbo_gguf.measure.server import LISTENING
 from turbo_gguf.tools import tail
 
 START_SECONDS, ANSWER_SECONDS = 300, 600
-
-LISTENS = "listening on http://"  # said behind what runs, by a thread that may be later than an answer
 
 
 class Server:
@@ -81,7 +80,7 @@ def serve(build: Build, model: ModelFile, types: CacheSpec, *options: str, ctx: 
         process = subprocess.Popen([str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         server, deadline = Server(port), time.monotonic() + START_SECONDS
-        while not (server.is_ready() and LISTENS in log_path.read_text("utf-8", errors="replace")):
+        while not (server.is_ready() and LISTENING.search(log_path.read_text("utf-8", errors="replace"))):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise ToolFailed(f"llama-server did not start with {types}; log: {log_path}\n{tail(log_path)}")
             time.sleep(0.2)

@@ -45,7 +45,8 @@ UBATCH = 512
 
 CRASHED = "the log says more; a crash is no verdict on speed"
 
-_LISTENING = re.compile(rf"listening on http://{re.escape(HOST)}:(\d+)")
+LISTENING = re.compile(rf"listening on http://{re.escape(HOST)}:(\d+)")
+"""In the log, behind what runs: a thread writes it, which may be later than an answer."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -120,7 +121,7 @@ def _port(service: tools.Service) -> int:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         service.require_alive(CRASHED)
-        if found := _LISTENING.search(_text(service.stderr)):
+        if found := LISTENING.search(_text(service.stderr)):
             return int(found[1])
         time.sleep(POLL_SECONDS)
     raise ToolFailed(f"llama-server does not listen after {START_SECONDS:g} s; log: {service.stderr}")

@@ -201,6 +201,7 @@ FAMILIES = {
     "decode, 16 query heads": r"hsk=128,hsv=128,nh=2,nr23=\[16,1\],kv=300,nb=1,.*type_K=turbo3,type_V=turbo3,.*",
     "decode, K without matrix instructions": r"hsk=128,hsv=128,nh=2,nr23=\[8,1\],kv=300,nb=1,.*type_K=q8_0,type_V=turbo4,.*",
     "decode, wide heads": r"hsk=512,hsv=512,nh=2,nr23=\[4,1\],kv=113,nb=3,.*type_K=turbo3,type_V=turbo3,.*",
+    "prefill with exact tokens": r"hsk=64,hsv=64,rows=256,kind=0,nh=2,.*nb=40,type_K=turbo3,type_V=turbo4,.*",
     "prefill in slices": r"hsk=64,hsv=64,nh=2,nr23=\[4,2\],kv=1536,nb=20,.*type_K=turbo3,type_V=turbo3,.*",
 }
 """One case of test-backend-ops for each family of our kernels."""

@@ -105,6 +105,7 @@ def test_two_segments_ran() -> None:
     assert {(case.parameters["nb"], case.parameters["kind"]) for case in outcome.cases} >= {*(("1", kind) for kind in "0123"), ("40", "0")}
     assert any(re.search(r"turbo_attn_decode_(wmma_)?kernelILi128ELi128EL9ggml_type1ELS0_1E", name) for name in outcome.kernels), "f16/f16"
     assert any("turbo_attn_merge_exact" in name for name in outcome.kernels), "a short segment without a launch of its own"
+    assert any("turbo_copy_rows" in name for name in outcome.kernels), "both segments in one slice"
     slices = outcomes()["attention, two segments in slices, head size 128"]
     for parts in ("turbo_tile_parts", "turbo_mma_parts"):
         assert any("turbo_attn_merge_slice" in name and parts in name for name in (*outcome.kernels, *slices.kernels)), parts

@@ -1,4 +1,5 @@
-// turbo-attn.cu for Python: which kernels it takes for an op, and how it launches them. See test_lanes_attn_host.py.
+// turbo-attn.cu, turbo-attn-decode.cu and turbo-attn-prefill.cu for Python: which kernels an op takes, and how they are launched. See
+// test_lanes_attn_host.py.
 
 #define LANES_OWN_LAUNCH
 #define FLASH_ATTN_AVAILABLE
@@ -20,6 +21,7 @@ struct Calls {
     int64_t upstream;      // slices through each way
     int64_t mma;
     int64_t tile;
+    int64_t copy;  // launches for masks and exact keys that are put behind those of a slice
 };
 
 static Calls calls;
@@ -53,7 +55,9 @@ static void turbo_launch(void (*kernel)(Params...), dim3 grid, dim3, size_t, cud
     }
 }
 
+#include "turbo-attn-decode.cu"
 #include "turbo-attn-merge-exact.cu"
+#include "turbo-attn-prefill.cu"
 #include "turbo-attn.cu"
 
 template <ggml_type type_K, ggml_type type_V>
@@ -88,8 +92,20 @@ const char * ggml_type_name(ggml_type) {
     return "";
 }
 
-void ggml_cuda_turbo_to_f16(ggml_type, const char *, half *, const int64_t[4], const size_t[4], cudaStream_t) {
+void ggml_cuda_turbo_to_f16(ggml_type,
+                            const char *,
+                            half *,
+                            const int64_t[4],
+                            const size_t[4],
+                            int64_t,
+                            cudaStream_t) {
     ++calls.unpack;
+}
+
+// Rows of 19 queries are not aligned here.
+bool ggml_cuda_turbo_copy_rows(const turbo_copied (&copies)[2], cudaStream_t) {
+    ++calls.copy;
+    return copies[0].src->ne[1] != 19;
 }
 
 to_fp16_nc_cuda_t ggml_get_to_fp16_nc_cuda(ggml_type) {

@@ -49,7 +49,7 @@ LANES_EXPORT const char * lanes_to_floats(int64_t type, const ggml_tensor * x, v
     return lanes::guarded([&] {
         const char * data = static_cast<const char *>(x->data);
         if (type == GGML_TYPE_F16) {
-            ggml_cuda_turbo_to_f16(x->type, data, static_cast<half *>(y), x->ne, x->nb, nullptr);
+            ggml_cuda_turbo_to_f16(x->type, data, static_cast<half *>(y), x->ne, x->nb, x->ne[1], nullptr);
         } else {
             ggml_cuda_turbo_to_f32(x->type, data, static_cast<float *>(y), x->ne, x->nb, nullptr);
         }
@@ -60,8 +60,25 @@ LANES_EXPORT const char * lanes_to_floats(int64_t type, const ggml_tensor * x, v
 LANES_EXPORT const char * lanes_unpack_slice(const ggml_tensor * x, void * y, int64_t * is_slice) {
     return lanes::guarded([&] {
         const char * data = static_cast<const char *>(x->data);
-        *is_slice         = ggml_cuda_turbo_unpack(x->type, data, static_cast<half *>(y), x->ne, x->nb, nullptr);
+        *is_slice = ggml_cuda_turbo_unpack(x->type, data, static_cast<half *>(y), x->ne, x->nb, x->ne[1], nullptr);
     });
+}
+
+// y: n_rows rows for each head, of which those of x are written.
+LANES_EXPORT const char * lanes_to_f16_rows(const ggml_tensor * x, void * y, int64_t n_rows) {
+    return lanes::guarded([&] {
+        const char * data = static_cast<const char *>(x->data);
+        ggml_cuda_turbo_to_f16(x->type, data, static_cast<half *>(y), x->ne, x->nb, n_rows, nullptr);
+    });
+}
+
+// is_aligned: only then rows are copied.
+LANES_EXPORT const char * lanes_copy_rows(const ggml_tensor * src,
+                                          const ggml_tensor * dst,
+                                          const ggml_tensor * src2,
+                                          const ggml_tensor * dst2,
+                                          int64_t *           is_aligned) {
+    return lanes::guarded([&] { *is_aligned = ggml_cuda_turbo_copy_rows({ { src, dst }, { src2, dst2 } }, nullptr); });
 }
 
 // As upstream's loop over the nodes of a graph does it. A copy of floats stands for any op that isn't ours.

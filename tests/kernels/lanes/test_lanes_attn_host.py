@@ -21,7 +21,10 @@ class Calls(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in ("decode", "decode_mma", "decode_wide", "grid", "split", "merge", "merge_exact", "unpack", "upstream", "mma", "tile")
+        for name in (
+            *("decode", "decode_mma", "decode_wide", "grid", "split", "merge", "merge_exact"),
+            *("unpack", "upstream", "mma", "tile", "copy"),
+        )
     ]
 
 
@@ -254,7 +257,7 @@ MIB = 1024 * 1024
     [
         *((n_q, mib, 32) for n_q in (32, 511) for mib in (0, 6, 20)),  # not known, or too small for a slice
         *((511, mib, slice_mib) for mib, slice_mib in ((40, 28), (50, 35), (72, 48), (126, 48))),
-        *((n_q, mib, 128) for n_q in (512, 2048) for mib in (0, 50)),
+        *((n_q, mib, 144) for n_q in (512, 2048) for mib in (0, 50)),
     ],
 )
 def test_slices_fit_the_cache_unless_merges_weigh_more(n_q: int, cache_mib: int, slice_mib: int) -> None:
@@ -265,5 +268,28 @@ def test_slices_fit_the_cache_unless_merges_weigh_more(n_q: int, cache_mib: int,
 
 
 def test_a_second_segment_is_the_last_slice() -> None:
-    calls = attend(Op(n_q=512, n_kv=8192, n_exact=512))
-    assert (calls.unpack, calls.mma) == (2, 2)
+    """Where the first one has several, and where it would have to be copied."""
+    calls = attend(Op(n_q=512, n_kv=65536, n_exact=768))
+    assert (calls.unpack, calls.copy, calls.upstream, calls.mma) == (4, 0, 0, 3)
+    for type_k, type_v in (("q8_0", "q8_0"), ("f16", "turbo3"), ("turbo3", "f16")):
+        calls = attend(Op(type_k=type_k, type_v=type_v, n_q=512, n_kv=8192, n_exact=768))
+        assert (calls.copy, calls.upstream, calls.mma) == (0, 0, 2)
+
+
+@pytest.mark.parametrize(("n_kv", "n_q"), [(256, 17), (8192, 256), (33280, 512), (36864, 2048)])
+def test_both_segments_are_one_slice(n_kv: int, n_q: int) -> None:
+    """By a launch of upstream's own: K and V are unpacked, masks are put side by side, and exact keys behind the others."""
+    calls = attend(Op(n_q=n_q, n_kv=n_kv, n_exact=768))
+    assert (calls.unpack, calls.copy, calls.upstream, calls.mma, calls.tile) == (2, 2, 1, 0, 0)
+
+
+def test_what_is_not_aligned_is_the_last_slice() -> None:
+    calls = attend(Op(n_q=19, n_kv=8192, n_exact=768))
+    assert (calls.unpack, calls.copy, calls.upstream, calls.mma) == (2, 1, 0, 2)
+
+
+@pytest.mark.parametrize(("n_kv", "joined"), [(9472, True), (9728, False)])
+def test_few_heads_are_merged_rather_than_a_long_mask_copied(n_kv: int, joined: bool) -> None:
+    """Here the result has 4 heads of 256."""
+    calls = attend(Op(n_q=512, n_kv=n_kv, n_exact=768, n_head_kv=1, gqa_ratio=4, head_size=(256, 256)))
+    assert (calls.copy > 0, calls.upstream, calls.mma) == (joined, joined, 0 if joined else 2)

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 from lanes_tools import CUDA, Device, each_device, load
-from test_lanes_ops import gaussian, quantized, turbo_tensor
+from test_lanes_ops import FLOATS, Tensor, gaussian, quantized, turbo_tensor
 
 from turbo_gguf.codec import oracle
 from turbo_gguf.codec.tables import ALL, SCALAR, TRELLIS, TurboType
@@ -58,6 +58,70 @@ def test_what_is_no_slice_is_left_to_the_general_kernel(t: TurboType) -> None:
     assert unpack(CUDA, t, slice_of_a_cache(t, 4, 128, n_keys=21)) is None, "keys that are not a whole number of steps"
     assert unpack(CUDA, t, slice_of_a_cache(t, 8, 128)[::2]) is None, "heads that are not neighbours"
     assert unpack(CUDA, t, slice_of_a_cache(t, 4, 128).transpose(1, 0, 2)[:4]) is None, "keys as heads"
+
+
+@each_device
+@pytest.mark.parametrize("n_keys", [32, 21], ids=["by the kernel for slices", "by the general one"])
+@pytest.mark.parametrize("t", [SCALAR[1], TRELLIS[1]], ids=lambda t: t.name)
+def test_rows_behind_those_of_a_slice_are_left_as_they_are(device: Device, t: TurboType, n_keys: int) -> None:
+    keys = slice_of_a_cache(t, 8, 128, n_keys=n_keys)
+    out = np.full((8, n_keys + 24, 128), np.nan, np.float16)
+    load("ops.cpp", device).call("lanes_to_f16_rows", ctypes.byref(turbo_tensor(t, keys).c()), out, n_keys + 24)
+    assert np.array_equal(out[:, :n_keys], oracle.load().dequantize(t, keys).astype(np.float16))
+    assert np.isnan(out[:, n_keys:]).all()
+
+
+#
+# what is copied beside a slice
+#
+
+
+def copy_rows(device: Device, *pairs: tuple[Array, Array]) -> bool:
+    """Copy the first of each pair to the second. False: rows are not aligned."""
+    tensors = [ctypes.byref(Tensor(FLOATS["f16"], x).c()) for pair in pairs for x in pair]
+    is_aligned = np.full(1, -1, np.int64)
+    load("ops.cpp", device).call("lanes_copy_rows", *tensors, is_aligned)
+    return bool(is_aligned[0])
+
+
+def random_f16(*shape: int) -> Array:
+    return gaussian(*shape, seed=sum(shape)).astype(np.float16)
+
+
+def unwritten(*shape: int) -> Array:
+    return np.full(shape, np.nan, np.float16)
+
+
+@each_device
+def test_exact_keys_are_put_behind_those_of_a_slice(device: Device) -> None:
+    """Before, all heads of a key are side by side; behind a slice keys of a head are."""
+    pairs = [(random_f16(2, 40, 3, size).transpose(0, 2, 1, 3), unwritten(2, 3, 72, size)) for size in (128, 64)]
+    assert copy_rows(device, *((exact, out[:, :, 32:]) for exact, out in pairs))
+    for exact, out in pairs:
+        assert np.array_equal(out[:, :, 32:], exact)
+        assert np.isnan(out[:, :, :32]).all()
+
+
+@each_device
+def test_masks_are_put_side_by_side(device: Device) -> None:
+    """That of the exact keys is one for all sequences here, and is repeated."""
+    first, second, out = random_f16(3, 1, 5, 256), random_f16(1, 1, 5, 24), unwritten(3, 1, 5, 280)
+    assert copy_rows(device, (first, out[..., :256]), (second, out[..., 256:]))
+    assert np.array_equal(out, np.concatenate([first, np.repeat(second, 3, 0)], -1))
+
+
+@pytest.mark.parametrize(("length", "begin"), [(100, 0), (64, 4)])
+def test_rows_that_are_not_aligned_are_not_copied(length: int, begin: int) -> None:
+    good = random_f16(1, 1, 5, 64), unwritten(1, 1, 5, 64)
+    bad = random_f16(1, 1, 5, length), unwritten(1, 1, 5, 128)[..., begin : begin + length]
+    for pairs in ((good, bad), (bad, good)):
+        assert not copy_rows(CUDA, *pairs)
+    assert np.isnan(good[1]).all()
+
+
+def test_two_sequences_are_not_repeated_for_three() -> None:
+    good = random_f16(1, 1, 5, 64), unwritten(1, 1, 5, 64)
+    assert not copy_rows(CUDA, good, (random_f16(2, 1, 5, 64), unwritten(3, 1, 5, 64)))
 
 
 #

@@ -300,10 +300,11 @@ static void turbo_to_contiguous(ggml_type     type,
                                 dst_t *       y,
                                 const int64_t ne[4],
                                 const size_t  nb[4],
+                                const int64_t n_rows,
                                 cudaStream_t  stream) {
     size_t nb_y[4] = { sizeof(dst_t) };
     for (int i = 1; i < 4; ++i) {
-        nb_y[i] = nb_y[i - 1] * (size_t) ne[i - 1];
+        nb_y[i] = nb_y[i - 1] * (size_t) (i == 2 ? n_rows : ne[i - 1]);
     }
     const int64_t  values   = turbo_block_values(type);
     const uint32_t n_blocks = turbo_count_blocks(ne, values);
@@ -327,9 +328,10 @@ void ggml_cuda_turbo_to_f16(ggml_type     type,
                             half *        y,
                             const int64_t ne[4],
                             const size_t  nb[4],
+                            const int64_t n_rows,
                             cudaStream_t  stream) {
-    if (!ggml_cuda_turbo_unpack(type, x, y, ne, nb, stream)) {
-        turbo_to_contiguous(type, x, y, ne, nb, stream);
+    if (!ggml_cuda_turbo_unpack(type, x, y, ne, nb, n_rows, stream)) {
+        turbo_to_contiguous(type, x, y, ne, nb, n_rows, stream);
     }
 }
 
@@ -339,7 +341,7 @@ void ggml_cuda_turbo_to_f32(ggml_type     type,
                             const int64_t ne[4],
                             const size_t  nb[4],
                             cudaStream_t  stream) {
-    turbo_to_contiguous(type, x, y, ne, nb, stream);
+    turbo_to_contiguous(type, x, y, ne, nb, ne[1], stream);
 }
 
 void ggml_cuda_turbo_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

@@ -7,12 +7,13 @@
 
 // f16 scratch of a slice: 32 MiB are 8,192 keys of 8 KV heads of 128. A slice shall stay in the cache of the device until it is read, if
 // that is large enough for one at all. With many queries reading hides behind products, and a merge weighs more: it moves all of the result.
+// Then 32,768 of those keys are one slice, with the tokens of the prompt that follow them.
 static constexpr int64_t TURBO_SLICE_MIB      = 1024 * 1024;
 static constexpr int64_t TURBO_SLICE_MIN_KEYS = 1024;
 
 static int64_t turbo_slice_bytes(const int64_t n_q, const int64_t cache_bytes) {
     if (n_q >= 512) {
-        return 128 * TURBO_SLICE_MIB;
+        return 144 * TURBO_SLICE_MIB;
     }
     const int64_t fit = cache_bytes / 10 * 7;
     return fit < 16 * TURBO_SLICE_MIB ? 32 * TURBO_SLICE_MIB : std::min(fit, 48 * TURBO_SLICE_MIB);

@@ -1,9 +1,8 @@
 #pragma once
 
-// Attention of many queries: a slice of K and V at a time is unpacked to f16 and given to upstream's own kernels; a second segment of keys
-// is in f16 already, and the last slice. Where there are several slices, the kernels are launched such that they leave partial results,
-// which are merged into the result by online softmax.
-// So the scratch does not depend on the length of the context.
+// Attention of many queries: a slice of K and V at a time is unpacked to f16 and given to upstream's own kernels. A second segment of keys
+// is in f16 already: it stands behind the only slice, or is the last one. Where there are several slices, the kernels are launched such that
+// they leave partial results, which are merged into the result by online softmax. So the scratch does not depend on the length of the context.
 
 #include "attn-host.cuh"
 #include "ggml-cuda/fattn-common.cuh"

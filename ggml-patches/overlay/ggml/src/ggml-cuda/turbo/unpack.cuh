@@ -14,11 +14,11 @@ static constexpr int TURBO_UNPACK_WARPS = 4;  // of a block of threads, which ha
 // Where the rows are. Strides of keys and sequences in bytes; heads of a key are neighbours.
 struct turbo_unpack_args {
     const char * x;
-    half *       y;           // [D, n_keys, n_heads, n_seq]
+    half *       y;           // [D, n_rows, n_heads, n_seq], of which keys are written
     int64_t      nb1, nb3;
     uint3        row_blocks;  // of a head, for fast_div_modulo
     int          n_blocks;    // of all heads
-    int          n_heads, n_keys, D;
+    int          n_heads, n_rows, D;
 };
 
 // Word i of a block, after the 2 bytes at its beginning. b: the first block of a pair, or the second.
@@ -121,7 +121,7 @@ static __global__ void __launch_bounds__(32 * TURBO_UNPACK_WARPS) turbo_unpack_k
     for (int b = 0; b < 2; ++b) {
         const uint2 place = fast_div_modulo((uint32_t) (2 * pair + b), a.row_blocks);  // head, and block in its row
         const int   at    = (int) place.y * values + part / 2 * 32 + part % 2 * 8;
-        y[b]              = a.y + ((int64_t) (seq * a.n_heads + (int) place.x) * a.n_keys + key0) * a.D + at;
+        y[b]              = a.y + ((int64_t) (seq * a.n_heads + (int) place.x) * a.n_rows + key0) * a.D + at;
     }
 
 #pragma unroll

@@ -4,6 +4,9 @@ PYTHON_VENV := .venv/bin/python
 TURBO := .venv/bin/turbo-gguf
 OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
+# Tests of one thread, which run on all cores. Others have the machine to themselves, since llama.cpp's threads wait for each other in loops.
+SIDE_BY_SIDE := tests/unit tests/codec tests/kernels/lanes
+
 SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)') $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
@@ -18,7 +21,12 @@ ppl-gate: setup ## the main job: build, measure and judge the turbo cache types,
 	$(PYTHON_VENV) -m turbo_gguf.ppl-gate $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 test: setup-dev check ## all checks and tests (set-up included)
+ifdef ARGS
 	$(PYTHON_VENV) -m pytest $(ARGS)
+else
+	$(PYTHON_VENV) -m pytest -n auto $(SIDE_BY_SIDE)
+	$(PYTHON_VENV) -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
+endif
 
 check: setup-dev ## lint, types, patch set, generated code, documents; old results are named
 	$(PYTHON_VENV) -m ruff check .

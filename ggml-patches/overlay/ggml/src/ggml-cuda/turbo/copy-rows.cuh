@@ -19,8 +19,8 @@ struct turbo_rows {
 // Grid: pieces of the longer copy; a or b.
 static __global__ void __launch_bounds__(TURBO_ROWS_THREADS) turbo_copy_rows(const turbo_rows a, const turbo_rows b) {
     ggml_cuda_pdl_sync();
-    const turbo_rows & r = blockIdx.y == 0 ? a : b;
-    const uint32_t     i = blockIdx.x * TURBO_ROWS_THREADS + threadIdx.x;
+    const turbo_rows r = blockIdx.y == 0 ? a : b;  // a reference would put both into local memory
+    const uint32_t   i = blockIdx.x * TURBO_ROWS_THREADS + threadIdx.x;
     if (i >= r.n) {
         return;
     }

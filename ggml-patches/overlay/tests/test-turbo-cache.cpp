@@ -139,7 +139,7 @@ static void test_rotation(const setup & turbo) {
 
     const session identity = session::make(rotated(f32));
     check("log says that f32 is rotated", is_rotated('k') && is_rotated('v'));
-    check_at_most("K and V rotated, no quantization", nmse(expected, prompt_and_generate(identity)), nmse_float());
+    check_float("K and V rotated, no quantization", expected, prompt_and_generate(identity));
 
     setup flash      = f32_setup();
     flash.flash_attn = LLAMA_FLASH_ATTN_TYPE_ENABLED;
@@ -198,9 +198,9 @@ static void test_shift(const setup & turbo) {
     for (int n_shifts : { 1, 2 }) {
         const logits_t expected = shift_and_continue(session::make(f32), n_shifts);
 
-        check_at_most(n_shifts == 1 ? "one shift, K and V rotated, no quantization" :
-                                      "two shifts, K and V rotated, no quantization",
-                      nmse(expected, shift_and_continue(session::make(rotated(f32)), n_shifts)), nmse_float());
+        check_float(n_shifts == 1 ? "one shift, K and V rotated, no quantization" :
+                                    "two shifts, K and V rotated, no quantization",
+                    expected, shift_and_continue(session::make(rotated(f32)), n_shifts));
         check_quantized(n_shifts == 1 ? "one shift, quantized" : "two shifts, quantized", turbo,
                         nmse(expected, shift_and_continue(session::make(turbo), n_shifts)));
 
@@ -419,7 +419,7 @@ static void test_swa(const setup & turbo) {
     };
 
     const logits_t expected = run(f32_setup());
-    check_at_most("K and V rotated, no quantization", nmse(expected, run(rotated(f32_setup()))), nmse_float());
+    check_float("K and V rotated, no quantization", expected, run(rotated(f32_setup())));
     check_quantized("quantized", turbo, nmse(expected, run(turbo)));
 
     // the whole window is kept: as without windows

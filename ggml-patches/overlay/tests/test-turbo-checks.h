@@ -76,6 +76,22 @@ inline double nmse(const logits_t & expected, const logits_t & got) {
     return std::isfinite(err) && sum > 0.0 ? err / sum : std::numeric_limits<double>::infinity();
 }
 
+// That of the median token, if logits are rows of `n_vocab`.
+inline double nmse_of_median(const logits_t & expected, const logits_t & got, size_t n_vocab) {
+    if (expected.size() != got.size() || expected.empty()) {
+        return std::numeric_limits<double>::infinity();
+    }
+    std::vector<double> errors;
+    for (size_t i = 0; i < expected.size(); i += n_vocab) {
+        const auto row = [&](const logits_t & from) {
+            return logits_t(from.begin() + i, from.begin() + i + n_vocab);
+        };
+        errors.push_back(nmse(row(expected), row(got)));
+    }
+    std::sort(errors.begin(), errors.end());
+    return errors[errors.size() / 2];
+}
+
 inline void check_same(const std::string & what, const logits_t & expected, const logits_t & got) {
     const bool same = !expected.empty() && expected.size() == got.size() &&
                       memcmp(expected.data(), got.data(), expected.size() * sizeof(float)) == 0;

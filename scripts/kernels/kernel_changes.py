@@ -1,4 +1,4 @@
-"""What changed in our GPU kernels against an earlier report: registers, spills, scratch, shared memory and instructions.
+"""What changed in our GPU kernels against an earlier report: sources, registers, spills, scratch, shared memory and instructions.
 
 Cells of two reports are compared as they are written, so a report of any compiler and llama.cpp can be the earlier one.
 """
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 TITLE = "## All kernels"
+SOURCES = "## Sources"
 _EXCESS = re.compile(r"\*\*(?P<what>spill|scalar spill|scratch) (?P<number>\d+)\*\*")
 
 Cells = Mapping[tuple[str, str], str]  # (kernel, target) -> cell
@@ -54,16 +55,25 @@ def numbers(cell: str) -> dict[str, float]:
 
 def cells(report: str) -> dict[tuple[str, str], str]:
     """The table of all kernels of a report."""
+    return _table(report, TITLE)
+
+
+def digests(report: str) -> dict[tuple[str, str], str]:
+    """(source, target) -> the digest of what was compiled for a report; nothing for reports that have none."""
+    return _table(report, SOURCES)
+
+
+def _table(report: str, title: str) -> dict[tuple[str, str], str]:
     targets: list[str] = []
     found: dict[tuple[str, str], str] = {}
-    for line in report.partition(TITLE)[2].splitlines():
+    for line in report.partition(title)[2].splitlines():
         if line.startswith("## "):
             break
-        if line.startswith("| kernel |"):
+        if line.startswith(("| kernel |", "| file |")):
             targets = [part.strip() for part in line.strip("|").split("|")][1:]
-        elif match := re.match(r"\| `(?P<kernel>[^`]+)` \|(?P<cells>.*)\|$", line):
+        elif match := re.match(r"\| `(?P<name>[^`]+)` \|(?P<cells>.*)\|$", line):
             parts = (part.strip() for part in match["cells"].split("|"))
-            found |= {(match["kernel"], target): part for target, part in zip(targets, parts, strict=False) if part}
+            found |= {(match["name"], target): part for target, part in zip(targets, parts, strict=False) if part}
     return found
 
 

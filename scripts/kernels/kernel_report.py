@@ -3,12 +3,13 @@
     python scripts/kernels/kernel_report.py                                  # everything, to eval/results/kernels.md
     python scripts/kernels/kernel_report.py --targets gfx1100,sm_90 --out -  # a part, to standard output
     python scripts/kernels/kernel_report.py --changes                        # what changed against that file, which stays as it is
+    python scripts/kernels/kernel_report.py --new --out -                    # only files that it does not speak for
 
 All targets take two hours of one core. Each file is remembered when it is done (kernel_toolchains.py), so what was interrupted goes on
 where it was. --remembered compiles nothing: the report has what there is, and names what is missing.
 
-Exit codes: 0 all well; 1 a warning in a file of ours, or a decode kernel that breaks the rule of kernel_resources.py; 3 a compiler is
-missing (it is named, with what brings it); 4 a file does not compile.
+Exit codes: 0 all well; 1 a warning in a file of ours, or a kernel of ours that spills or uses scratch; 3 a compiler is missing (it is
+named, with what brings it); 4 a file does not compile.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import kernel_changes
 import kernel_toolchains as toolchains
 from kernel_instructions import per_value
-from kernel_resources import DECODE_KERNEL, MAX_HEAD, WIDE_KERNEL, Kernel, breaks_rule
+from kernel_resources import DECODE_KERNEL, WIDE_KERNEL, Kernel, leaves_registers
 from kernel_toolchains import CUDA_SOURCES, NVIDIA_TARGETS, Compiled, Job, Toolchain
 
 from turbo_gguf import patchset
@@ -65,6 +66,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all-pairs", action="store_true", help="compile kernels for all K/V pairs, not only those of the default build")
     parser.add_argument("--skip-missing", action="store_true", help="leave out targets whose compiler is missing")
     parser.add_argument("--remembered", action="store_true", help="compile nothing: report what is remembered")
+    parser.add_argument(
+        "--new", action="store_true", help=f"compile only what {RESULT.name} does not speak for: other sources, compilers or command lines"
+    )
     parser.add_argument("--changes", action="store_true", help=f"print what changed against {RESULT.name}, and write nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", default=str(RESULT), help="Markdown file, - for standard output")
@@ -84,6 +88,11 @@ def _report(options: argparse.Namespace) -> int:
         jobs = [
             toolchains.Job(tree.path, source, target, tools[target], own_files, Path(scratch)) for target in by_first for source in sources
         ]
+        if options.new:
+            jobs = _new(jobs, options.jobs)
+            if not jobs:
+                print(f"{len(sources)} files, {len(tools)} targets: {RESULT.name} speaks for all of them", file=sys.stderr)
+                return 0
         results = _remembered(jobs) if options.remembered else _compile(jobs, options.jobs)
     missing = {target: [source for source in sources if (source, target) not in results] for target in tools}
     tools = {target: tool for target, tool in tools.items() if len(missing[target]) < len(sources)}
@@ -124,6 +133,14 @@ def _toolchains(options: argparse.Namespace) -> dict[str, Toolchain]:
     return found
 
 
+def _new(jobs: Sequence[Job], at_once: int) -> list[Job]:
+    """Those that the committed report does not speak for."""
+    known = kernel_changes.digests(RESULT.read_text("utf-8"))
+    with ThreadPoolExecutor(max(at_once, 1)) as pool:
+        digests = list(pool.map(Job.digest, jobs))
+    return [job for job, digest in zip(jobs, digests, strict=True) if not digest or digest != known.get((job.source, job.target))]
+
+
 def _remembered(jobs: Sequence[Job]) -> Results:
     found = {(job.source, job.target): toolchains.remembered(job) for job in jobs}
     return {pair: compiled for pair, compiled in found.items() if compiled is not None}
@@ -150,8 +167,8 @@ def _problems(results: Results, names: Mapping[str, str]) -> list[str]:
     found = [f"{target}: {text}" for (_, target), compiled in results.items() for text in compiled.warnings]
     for (source, target), compiled in results.items():
         for kernel in compiled.kernels:
-            name = names.get(kernel.symbol, "")
-            if breaks_rule(name, kernel):
+            if kernel.symbol in names and leaves_registers(kernel):
+                name = names[kernel.symbol]
                 found.append(f"{target}: {name} in {source}: {_cell(name, kernel, target)}")
     return found
 
@@ -173,8 +190,7 @@ def _markdown(
         f"`make kernel-report`: device-only compiles of our .cu files in llama.cpp `{commit}`, {'all' if all_pairs else 'default'} K/V "
         f"pairs; {'; '.join(versions)}.",
         "",
-        f"Warnings in our files, and decode kernels of head sizes up to {MAX_HEAD}, or for wide heads, that spill or use scratch: "
-        f"**{len(problems) or 'none'}**.",
+        f"Warnings in our files, and kernels of ours that spill or use scratch: **{len(problems) or 'none'}**.",
         *(f"- {problem}" for problem in problems),
         *_missing(missing, tools),
         "",
@@ -203,6 +219,12 @@ def _markdown(
         "value of K and V that a lane unpacks. Both sides of a branch count, and an inner loop, as at head size 256, counts once.",
         "",
         *_kernel_table(results, names, tools),
+        "",
+        kernel_changes.SOURCES,
+        "",
+        "Digests of the compiler's version, its command line, and the preprocessed source without comments and line numbers.",
+        "",
+        *_source_table(results, tools),
     ]
     return "\n".join(lines) + "\n"
 
@@ -222,6 +244,14 @@ def _file_table(results: Results, tools: Mapping[str, Toolchain]) -> list[str]:
     totals = [[found for (_, name), found in results.items() if name == target] for target in tools]
     cells = [f"{sum(f.size for f in found) / 1000:.0f} kB, {sum(f.seconds for f in found):.0f} s" for found in totals]
     return [*rows, f"| all | {' | '.join(cells)} |"]
+
+
+def _source_table(results: Results, tools: Mapping[str, Toolchain]) -> list[str]:
+    rows = [f"| file | {' | '.join(tools)} |", "|---" * (len(tools) + 1) + "|"]
+    for source in sorted({source for source, _ in results}):
+        here = (results.get((source, target)) for target in tools)
+        rows.append(f"| `{source}` | {' | '.join(found.digest if found else '' for found in here)} |")
+    return rows
 
 
 def _by_name(results: Results, names: Mapping[str, str]) -> dict[str, dict[str, Kernel]]:

@@ -1,6 +1,6 @@
 """What a GPU kernel takes: registers, spills, scratch and shared memory, read from code objects (AMD) and from ptxas -v (NVIDIA).
 
-Pure functions of bytes and text, and the rule that says which kernels must neither spill nor use scratch.
+Pure functions of bytes and text.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import msgspec
 DECODE_KERNEL = re.compile(r"turbo_attn_(decode|merge)\w*")
 WIDE_KERNEL = re.compile(r"turbo_attn_decode_\w*wide_kernel")
 MAX_HEAD = 256
-"""The rule: a kernel whose name begins like DECODE_KERNEL runs for every generated token, so it must neither spill nor use scratch. Larger
-head sizes than MAX_HEAD are free of it, unless the kernel is one for them. Head sizes are the leading integer template arguments, those
-before the first type."""
+"""Larger head sizes than this are wide."""
 
 _NT_AMDGPU_METADATA = 32
 _PT_NOTE = 4
@@ -167,8 +165,6 @@ def head_sizes(name: str) -> list[int]:
     return sizes
 
 
-def breaks_rule(name: str, kernel: Kernel) -> bool:
-    """Whether a kernel (by its short name) is one of decode's, at a head size of the rule, and spills or uses scratch."""
-    if not DECODE_KERNEL.match(name) or (max(head_sizes(name), default=0) > MAX_HEAD and not WIDE_KERNEL.match(name)):
-        return False
+def leaves_registers(kernel: Kernel) -> bool:
+    """Whether a kernel spills or uses scratch, which no kernel of ours may."""
     return kernel.spill + kernel.sgpr_spill + kernel.scratch > 0

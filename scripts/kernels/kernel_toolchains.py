@@ -77,6 +77,11 @@ class Compiled(msgspec.Struct, frozen=True):
     kernels: list[resources.Kernel]
     text: str = ""  # sha256 of the preprocessed source
 
+    @property
+    def digest(self) -> str:
+        """That of its job (:meth:`Job.digest`)."""
+        return _digest(self.key, self.text)
+
 
 def hip_toolchain(extra: Sequence[str] = ()) -> Toolchain:
     """The GPU root's clang, else that of a ROCm installation.
@@ -181,6 +186,10 @@ class Job(msgspec.Struct, frozen=True):
         words = b" ".join(word for line in lines for word in line.split())
         return hashlib.sha256(_ASSERTED.sub(rb"\1", words)).hexdigest() if done.returncode == 0 else ""
 
+    def digest(self) -> str:
+        """Eight digits for the compiler, its command line and what it sees of the source; "" where that can't be preprocessed."""
+        return _digest(self.key, self.text())
+
 
 def remembered(job: Job) -> Compiled | None:
     """What an earlier compile of the same source gave."""
@@ -235,6 +244,10 @@ def compile_source(job: Job) -> Compiled:
     new.write_bytes(msgspec.json.encode(found))
     new.replace(record)
     return found
+
+
+def _digest(key: str, text: str) -> str:
+    return hashlib.sha256(f"{key} {text}".encode()).hexdigest()[:8] if text else ""
 
 
 def _inputs(dependencies: str, tree: Path) -> dict[str, str]:

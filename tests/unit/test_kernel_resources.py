@@ -9,7 +9,7 @@ import kernel_resources as resources
 import kernel_toolchains as toolchains
 import msgspec
 import pytest
-from kernel_resources import Kernel, breaks_rule, short_name
+from kernel_resources import Kernel, leaves_registers, short_name
 
 from turbo_gguf.errors import EnvironmentMissing
 
@@ -105,22 +105,16 @@ def test_types_come_from_both_enums() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel", "expected"),
+    ("kernel", "expected"),
     [
-        (DECODE, Kernel("", 255), False),
-        (DECODE, Kernel("", 255, spill=1), True),
-        (DECODE, Kernel("", 255, sgpr_spill=1), True),
-        (DECODE, Kernel("", 255, scratch=4), True),
-        (DECODE.replace("64, 64", "256, 256"), Kernel("", 1, spill=1), True),
-        (DECODE.replace("64, 64", "512, 512"), Kernel("", 1, spill=1), False),
-        (DECODE.replace("64, 64", "576, 512"), Kernel("", 1, spill=1), False),
-        (WIDE, Kernel("", 1, spill=1), True),
-        ("turbo_attn_merge_parts<128>", Kernel("", 1, scratch=4), True),
-        ("turbo_set_rows<turbo3>", Kernel("", 1, scratch=4), False),
+        (Kernel("", 255), False),
+        (Kernel("", 255, spill=1), True),
+        (Kernel("", 255, sgpr_spill=1), True),
+        (Kernel("", 255, scratch=4), True),
     ],
 )
-def test_the_rule_is_for_decode_at_head_sizes_to_256_and_for_wide_heads(name: str, kernel: Kernel, expected: bool) -> None:
-    assert breaks_rule(name, kernel) is expected
+def test_a_kernel_must_stay_in_its_registers(kernel: Kernel, expected: bool) -> None:
+    assert leaves_registers(kernel) is expected
 
 
 # The report
@@ -231,6 +225,29 @@ def test_a_report_of_what_is_remembered_names_what_is_missing(tree: Path, hip: t
     assert "| turbo_set_rows | 1 | 2 / 0; 8 |  |" in text
     size = f"{found['turbo-b.cu', 'gfx942'].size / 1000:.0f} kB, 0 s"
     assert f"| turbo-b.cu |  | {size} |" in text
+
+
+def test_what_the_committed_report_speaks_for_is_not_new(
+    tree: Path, hip: toolchains.Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {("turbo-sample.cu", "gfx1100"): compiled(tree, hip, tmp_path)}
+    report = tmp_path / "kernels.md"
+    names = kernel_report._names(found, TYPES)
+    report.write_text(kernel_report._markdown(found, names, {"gfx1100": hip}, [], all_pairs=False, commit="abc", missing={"gfx1100": []}))
+    monkeypatch.setattr(kernel_report, "RESULT", report)
+    same, other = job(tree, hip, tmp_path), job(tree, hip, tmp_path, "gfx942")
+    newer = job(tree, toolchains.Toolchain(hip.command, "clang 22", True, hip.disassembler), tmp_path)
+    assert kernel_report._new([same, other, newer], 2) == [other, newer]
+    header = tree / toolchains.CUDA_SOURCES / "turbo.cuh"
+    header.write_text("first // a comment")
+    assert kernel_report._new([same], 1) == []
+    header.write_text("second")
+    assert kernel_report._new([same], 1) == [same]
+    header.write_text("first")
+    script = Path(hip.command[0])
+    script.write_text(script.read_text().replace("exit ;;", "exit 1 ;;"))
+    assert kernel_report._new([same], 1) == [same], "what can't be preprocessed"
+    assert runs(tmp_path) == 1
 
 
 def test_a_compile_error_is_shown(tree: Path, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ OVERLAY_SOURCES = $(shell find ggml-patches/overlay -type f \( -name '*.c' -o -n
 
 # Tests of one thread, which run on all cores. Others have the machine to themselves, since llama.cpp's threads wait for each other in loops.
 SIDE_BY_SIDE := tests/unit tests/codec tests/kernels/lanes
+# Those of llama.cpp come first, since what others need can be compiled meanwhile (gpu-libraries).
+ALONE := tests/llama $(filter-out tests/llama tests/data $(SIDE_BY_SIDE),$(patsubst %/,%,$(wildcard tests/*/)))
 
 SOAK = $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(TYPES),--types '$(TYPES)') $(if $(MODEL),--model '$(MODEL)')
 
 .DEFAULT_GOAL := help
 .PHONY: help ppl-gate test check release-check build-cpu build-cpu-debug build-rocm build-cuda build-vulkan build-rocm-all-pairs build-cuda-all-pairs
-.PHONY: container-cpu container-rocm container-cuda try-container gpu-root test-hip-emulated test-vulkan test-server kernel-report gpu-proof
+.PHONY: container-cpu container-rocm container-cuda try-container gpu-root gpu-libraries test-hip-emulated test-vulkan test-server kernel-report gpu-proof
 .PHONY: soak soak-asan bench-cpu check-upstreams quality-matrix setup setup-dev clean distclean
 
 help: ## show this list
@@ -25,7 +27,7 @@ ifdef ARGS
 	$(PYTHON_VENV) -m pytest $(ARGS)
 else
 	$(PYTHON_VENV) -m pytest -n auto $(SIDE_BY_SIDE)
-	$(PYTHON_VENV) -m pytest $(SIDE_BY_SIDE:%=--ignore=%)
+	$(PYTHON_VENV) -m pytest $(ALONE) $(SIDE_BY_SIDE:%=--ignore=%)
 endif
 
 check: setup-dev ## lint, types, patch set, generated code, documents; old results are named
@@ -61,6 +63,9 @@ try-container: ## run the steps of the CPU's container in bare Debian roots, and
 
 gpu-root: ## make a Debian root with HIP, Vulkan and a Vulkan driver for CPUs, for work without a GPU (root rights, 1.6 GB)
 	@scripts/gpu_root.sh make
+
+gpu-libraries: setup-dev ## compile what the tests in this root load, as they would at first use (half an hour)
+	PYTHONPATH=tests/kernels:tests/kernels/emulated:tests/kernels/vulkan $(PYTHON_VENV) tests/kernels/gpu_libraries.py
 
 test-hip-emulated: setup-dev ## all GPU operations on the emulator, result in eval/results (ten minutes; a part of it is in the tests)
 	PYTHONPATH=tests/kernels $(PYTHON_VENV) tests/kernels/emulated/emulated_report.py $(ARGS)

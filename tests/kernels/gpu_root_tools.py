@@ -140,7 +140,7 @@ def build_in_root(
         log = home() / "logs" / f"{folder.name}.log"
         script = ["bash", "-euc", _BUILD_SCRIPT, "bash", tree.path, folder, str(jobs), sources, *targets]
         lines = "\n".join(f"-D{option}={value}" for option, value in {**OPTIONS, **options}.items())
-        done = in_root(script, cwd=folder, log=log, environment={**(environment or {}), "BUILD_OPTIONS": lines})
+        done = in_root(script, cwd=folder, log=log, timeout=7200, environment={**(environment or {}), "BUILD_OPTIONS": lines})
         checked(done, f"the build ({log})")
     return folder / "bin"
 

@@ -17,7 +17,7 @@ from turbo_gguf.assets import home, patches_dir
 
 LANES = Path(__file__).resolve().parent
 OVERLAY = patches_dir() / "overlay" / "ggml"
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 
 
 @dataclass(frozen=True)

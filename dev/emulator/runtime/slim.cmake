@@ -1,6 +1,6 @@
 # Given to CMake as CMAKE_PROJECT_ggml_INCLUDE: compiles of ggml-hip only what emulated tests call. Upstream's template instances are nine
 # tenths of the compile time; a call of one that is left out ends with "undefined symbol", since functions are bound when they are first called.
-# Code of the host waits for the emulator, so it is not optimized, but for the program that compares.
+# Programs wait for the emulator, so they are compiled with -O1.
 #
 #   EMULATED_TILE   head sizes of K and V of the tile kernel of flash attention: 64-64;192-128
 #   EMULATED_MMA    instances of its kernel for matrix cores, as head size, ncols1, ncols2: 64-4-4;128-8-8
@@ -36,15 +36,11 @@ DECL_FATTN_MMA_F16_CASE(@size@, @size@, @ncols1@, @ncols2@);
     list(FILTER sources INCLUDE REGEX "\\.cu$")
     set_source_files_properties(${sources} TARGET_DIRECTORY ggml-hip PROPERTIES LANGUAGE HIP)
 
-    target_compile_options(ggml-hip PRIVATE "$<$<COMPILE_LANGUAGE:HIP>:SHELL:-Xarch_host -O0>")
-    foreach(target IN ITEMS llama llama-common cpp-httplib)
+    foreach(target IN ITEMS llama llama-common common cpp-httplib test-backend-ops)
         if (TARGET ${target})
-            target_compile_options(${target} PRIVATE -O0)
+            target_compile_options(${target} PRIVATE -O1)
         endif()
     endforeach()
-    if (TARGET test-backend-ops)
-        target_compile_options(test-backend-ops PRIVATE -O1)
-    endif()
 endfunction()
 
 # Deferred: the target does not exist yet.

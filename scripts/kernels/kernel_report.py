@@ -3,7 +3,7 @@
     python scripts/kernels/kernel_report.py                                  # everything, to eval/results/kernels.md
     python scripts/kernels/kernel_report.py --targets gfx1100,sm_90 --out -  # a part, to standard output
     python scripts/kernels/kernel_report.py --changes                        # what changed against that file, which stays as it is
-    python scripts/kernels/kernel_report.py --new --out -                    # only files that it does not speak for
+    python scripts/kernels/kernel_report.py --new                            # only files that it does not speak for, to standard output
 
 All targets take two hours of one core. Each file is remembered when it is done (kernel_toolchains.py), so what was interrupted goes on
 where it was. --remembered compiles nothing: the report has what there is, and names what is missing.
@@ -71,8 +71,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--changes", action="store_true", help=f"print what changed against {RESULT.name}, and write nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", default=str(RESULT), help="Markdown file, - for standard output")
-    return parser.parse_args(argv)
+    parser.add_argument("--out", help=f"Markdown file, - for standard output  [default: {RESULT.name}; with --new, a part of it, -]")
+    options = parser.parse_args(argv)
+    options.out = options.out or ("-" if options.new else str(RESULT))
+    return options
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import msgspec
 DECODE_KERNEL = re.compile(r"turbo_attn_(decode|merge)\w*")
 WIDE_KERNEL = re.compile(r"turbo_attn_decode_\w*wide_kernel")
 MAX_HEAD = 256
-"""Larger head sizes than this are wide."""
+"""Larger head sizes than this are wide. Head sizes are the leading integer template arguments, those before the first type."""
 
 _NT_AMDGPU_METADATA = 32
 _PT_NOTE = 4

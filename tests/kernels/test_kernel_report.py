@@ -27,11 +27,10 @@ def test_all_kernels_compile_without_warnings_and_spills(target: str, tmp_path: 
         assert "turbo" in table.read_text(), "no kernel of ours was found"
 
 
-@pytest.mark.parametrize("target", ["gfx1100", "sm_90"])
-def test_the_committed_report_has_no_problem(target: str) -> None:
+def test_the_committed_report_has_no_problem() -> None:
     """It stands for what the test above did not compile."""
     report = kernel_report.RESULT.read_text("utf-8")
     assert "spill or use scratch: **none**." in report
-    found = {name: cell for (name, on), cell in kernel_changes.cells(report).items() if on == target}
-    assert found, "no kernel of ours was found"
-    assert not [name for name, cell in found.items() if "**" in cell]
+    cells = kernel_changes.cells(report)
+    assert {target for _, target in cells} >= {"gfx1100", "sm_90"}
+    assert not [place for place, cell in cells.items() if "**" in cell]

@@ -250,6 +250,12 @@ def test_what_the_committed_report_speaks_for_is_not_new(
     assert runs(tmp_path) == 1
 
 
+def test_a_part_does_not_take_the_place_of_the_committed_report() -> None:
+    assert kernel_report._parse(["--new"]).out == "-"
+    assert kernel_report._parse(["--new", "--out", "part.md"]).out == "part.md"
+    assert kernel_report._parse([]).out == str(kernel_report.RESULT)
+
+
 def test_a_compile_error_is_shown(tree: Path, tmp_path: Path) -> None:
     broken = fake(tmp_path, "nvcc", "echo 'turbo-sample.cu(3): error: expected a \";\"' >&2; exit 1")
     with pytest.raises(toolchains.ToolFailed, match=r'does not compile for sm_90\n  turbo-sample.cu\(3\): error: expected a ";"'):
